@@ -1,0 +1,116 @@
+//! Strict reading: a key that means nothing is an error that names the nearest key that does.
+
+use toml::{Table, Value};
+
+use super::{Config, FaultConfig, FaultKind, GroupConfig};
+use crate::error::{Error, Result};
+
+/// Reads a configuration; ranges are not checked yet.
+pub(super) fn parse(text: &str) -> Result<Config> {
+    let wrong = |error: toml::de::Error| {
+        Error::usage("the configuration is wrong").because(error.to_string().trim_end())
+    };
+    let table: Table = toml::from_str(text).map_err(wrong)?;
+    check_keys("", &table, &known_keys()?)?;
+    toml::from_str(text).map_err(wrong)
+}
+
+/// A configuration in which every key appears.
+fn known_keys() -> Result<Table> {
+    let mut all = Config::default();
+    all.optimizer.groups.push(GroupConfig {
+        names: vec![String::new()],
+        lr: Some(0.0),
+        betas: Some([0.0; 2]),
+        eps: Some(0.0),
+        weight_decay: Some(0.0),
+    });
+    all.faults.push(FaultConfig { rank: 0, op: 0, kind: FaultKind::Eio });
+    Table::try_from(&all).map_err(|error| Error::internal("no key is known").because(error))
+}
+
+fn check_keys(section: &str, given: &Table, known: &Table) -> Result<()> {
+    for (key, value) in given {
+        let path = join(section, key);
+        match (value, known.get(key)) {
+            (_, None) => return Err(unknown(section, key, known)),
+            (Value::Table(given), Some(Value::Table(known))) => check_keys(&path, given, known)?,
+            (Value::Array(entries), Some(Value::Array(samples))) => {
+                let sample = samples.first().and_then(Value::as_table);
+                for entry in entries.iter().filter_map(Value::as_table) {
+                    check_keys(&path, entry, sample.unwrap_or(&Table::new()))?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn join(section: &str, key: &str) -> String {
+    if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
+}
+
+fn unknown(section: &str, key: &str, known: &Table) -> Error {
+    let error = Error::usage(format!("unknown key `{}`", join(section, key)));
+    let similarity = |name: &str| match key.contains(name) {
+        true => 1.0,
+        false => strsim::jaro_winkler(key, name),
+    };
+    let best = |names: &mut dyn Iterator<Item = String>| {
+        let close = names.filter(|path| similarity(last(path)) > 0.75);
+        close.max_by(|a, b| similarity(last(a)).total_cmp(&similarity(last(b))))
+    };
+    let nearest = best(&mut known.keys().map(|name| join(section, name)))
+        .or_else(|| best(&mut all_paths("", &known_keys().unwrap_or_default()).into_iter()));
+    match nearest {
+        Some(path) => error.hint(format!("did you mean `{path}`?")),
+        None => error.hint(format!(
+            "known here: {}",
+            known.keys().cloned().collect::<Vec<_>>().join(", ")
+        )),
+    }
+}
+
+fn last(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+fn all_paths(section: &str, table: &Table) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (key, value) in table {
+        let path = join(section, key);
+        if let Value::Table(inner) = value {
+            paths.extend(all_paths(&path, inner));
+        }
+        paths.push(path);
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_name_the_nearest_known_one() {
+        for (text, words) in [
+            ("[swap]\nmemory_bugdet = 1", "did you mean `swap.memory_budget`?"),
+            ("memory_budget = 1", "did you mean `swap.memory_budget`?"),
+            ("[io]\nqueue_depth = 8", "did you mean `io.depth`?"),
+            ("[drivers]\npaths = []", "did you mean `drives`?"),
+            ("[[optimizer.groups]]\nname = []", "did you mean `optimizer.groups.names`?"),
+            ("[timeouts]\nxyzzy = 1", "known here: io_timeout, peer_timeout"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.to_string().contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn wrong_types_and_syntax_say_where() {
+        for text in ["[io]\ndepth = \"many\"", "[io", "[swap]\nmemory_budget = true"] {
+            assert!(parse(text).unwrap_err().to_string().contains("line"), "{text}");
+        }
+    }
+}

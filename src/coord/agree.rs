@@ -1,0 +1,39 @@
+//! Agreement: an error of one rank is an error of all, before anybody goes on.
+
+use super::{Communicator, gather_all};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Collective: every rank gets its own value if all succeeded, otherwise every rank gets the same
+/// error: the worst one (highest exit code), of the lowest rank that has it.
+///
+/// # Errors
+/// The agreed error. Or an error of the collective itself, which is not agreed.
+pub fn agree<T>(comm: &dyn Communicator, result: Result<T>) -> Result<T> {
+    let mut failed = [u64::from(result.is_err())];
+    comm.all_reduce_sum(&mut failed)?;
+    if failed[0] == 0 {
+        return result;
+    }
+    let mine = result.err().map(|error| (error.kind().wire(), error.to_string()));
+    let all: Vec<Option<(u64, String)>> = gather_all(comm, &mine)?;
+    let hosts: Vec<String> = gather_all(comm, &comm.host().to_owned())?;
+    let failures = all.into_iter().enumerate().filter_map(|(rank, failure)| {
+        failure.map(|(kind, message)| (rank, ErrorKind::from_wire(kind), message))
+    });
+    // `max_by_key` keeps the last of equals, so the ranks are walked from the end.
+    let failures: Vec<_> = failures.collect();
+    let worst = failures.iter().rev().max_by_key(|(_, kind, _)| kind.exit_code());
+    let Some((rank, kind, message)) = worst else {
+        return Err(Error::internal("ranks disagree about whether one has failed"));
+    };
+    let others = match failures.len() - 1 {
+        0 => String::new(),
+        more => format!("\n  {more} other ranks failed as well"),
+    };
+    let message = if comm.size() == 1 {
+        message.clone()
+    } else {
+        format!("rank {rank} of {} on {}: {message}{others}", comm.size(), hosts[*rank])
+    };
+    Err(Error::new(*kind, message).agreed())
+}

@@ -1,0 +1,209 @@
+//! Communicators without MPI: one rank alone, and ranks that are threads of one process.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Communicator;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::Rank;
+
+/// The host's name as the kernel tells it.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// One rank, the whole world.
+#[derive(Debug)]
+pub struct Solo {
+    host: String,
+}
+
+impl Default for Solo {
+    fn default() -> Self {
+        Self { host: host_name() }
+    }
+}
+
+impl Communicator for Solo {
+    fn rank(&self) -> Rank {
+        Rank(0)
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn all_reduce_sum(&self, _values: &mut [u64]) -> Result<()> {
+        Ok(())
+    }
+
+    fn all_gather_bytes(&self, mine: &[u8], _counts: &[usize], all: &mut [u8]) -> Result<()> {
+        all.copy_from_slice(mine);
+        Ok(())
+    }
+
+    fn all_to_all_bytes(
+        &self,
+        send: &[u8],
+        _send_counts: &[usize],
+        recv: &mut [u8],
+        _recv_counts: &[usize],
+    ) -> Result<()> {
+        recv.copy_from_slice(send);
+        Ok(())
+    }
+}
+
+type Deposits = Vec<Arc<Vec<u8>>>;
+
+#[derive(Default)]
+struct Round {
+    /// Counts finished rounds.
+    number: u64,
+    deposits: Vec<Option<Arc<Vec<u8>>>>,
+    /// What all deposited in the last finished round. It is not replaced before every rank has
+    /// come back with its next deposit, and so has read it.
+    result: Arc<Deposits>,
+    /// A rank is gone; no round will be complete again.
+    broken: Option<Rank>,
+}
+
+struct Table {
+    round: Mutex<Round>,
+    changed: Condvar,
+}
+
+/// A rank that is a thread. Dropping one before the others have finished makes their collectives
+/// fail instead of hang.
+pub struct ThreadCommunicator {
+    rank: Rank,
+    size: usize,
+    host: String,
+    timeout: Duration,
+    table: Arc<Table>,
+}
+
+impl ThreadCommunicator {
+    /// All ranks of a world of `size` threads; collectives give up after `timeout`.
+    pub fn world(size: usize, timeout: Duration) -> Vec<Self> {
+        let round = Round { deposits: vec![None; size], ..Round::default() };
+        let table = Arc::new(Table { round: Mutex::new(round), changed: Condvar::new() });
+        let rank = |rank| Self {
+            rank: Rank::from_index(rank),
+            size,
+            host: host_name(),
+            timeout,
+            table: Arc::clone(&table),
+        };
+        (0..size).map(rank).collect()
+    }
+
+    /// The one primitive: everybody gives bytes, everybody gets those of all.
+    fn exchange(&self, mine: Vec<u8>) -> Result<Arc<Deposits>> {
+        let deadline = Instant::now() + self.timeout;
+        let mut round = self.table.round.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = round.number;
+        round.deposits[self.rank.index()] = Some(Arc::new(mine));
+        if round.deposits.iter().all(Option::is_some) {
+            round.result = Arc::new(round.deposits.iter_mut().filter_map(Option::take).collect());
+            round.number += 1;
+            self.table.changed.notify_all();
+        }
+        while round.number == number {
+            if let Some(gone) = round.broken {
+                return Err(Error::new(ErrorKind::Peer, format!("{gone} has left the job")));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let missing = round.deposits.iter().position(Option::is_none).unwrap_or(0);
+                let missing = Rank::from_index(missing);
+                return Err(Error::new(ErrorKind::Peer, format!("{missing} did not come in time"))
+                    .with("peer_timeout", format!("{} s", self.timeout.as_secs_f64())));
+            }
+            let waited = self.table.changed.wait_timeout(round, left);
+            round = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(Arc::clone(&round.result))
+    }
+}
+
+impl Drop for ThreadCommunicator {
+    fn drop(&mut self) {
+        let mut round = self.table.round.lock().unwrap_or_else(PoisonError::into_inner);
+        round.broken.get_or_insert(self.rank);
+        self.table.changed.notify_all();
+    }
+}
+
+impl Communicator for ThreadCommunicator {
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.exchange(Vec::new()).map(drop)
+    }
+
+    fn all_reduce_sum(&self, values: &mut [u64]) -> Result<()> {
+        let all = self.exchange(bytemuck::cast_slice(values).to_vec())?;
+        values.fill(0);
+        for theirs in all.iter() {
+            for (sum, bytes) in values.iter_mut().zip(theirs.as_chunks::<8>().0) {
+                *sum = sum.wrapping_add(u64::from_ne_bytes(*bytes));
+            }
+        }
+        Ok(())
+    }
+
+    fn all_gather_bytes(&self, mine: &[u8], _counts: &[usize], all: &mut [u8]) -> Result<()> {
+        all.copy_from_slice(&self.exchange(mine.to_vec())?.iter().fold(
+            Vec::new(),
+            |mut joined, theirs| {
+                joined.extend_from_slice(theirs);
+                joined
+            },
+        ));
+        Ok(())
+    }
+
+    fn all_to_all_bytes(
+        &self,
+        send: &[u8],
+        send_counts: &[usize],
+        recv: &mut [u8],
+        recv_counts: &[usize],
+    ) -> Result<()> {
+        // Each rank's deposit begins with its counts, so that the others find their part.
+        let mut deposit: Vec<u8> = Vec::with_capacity(send.len() + 8 * self.size);
+        for count in send_counts {
+            deposit.extend_from_slice(&count.to_ne_bytes());
+        }
+        deposit.extend_from_slice(send);
+        let all = self.exchange(deposit)?;
+        let mut at = 0;
+        for (theirs, len) in all.iter().zip(recv_counts) {
+            let (counts, data) = theirs.split_at(8 * self.size);
+            let counts = counts.as_chunks::<8>().0.iter().map(|bytes| usize::from_ne_bytes(*bytes));
+            let start: usize = counts.take(self.rank.index()).sum();
+            recv[at..at + len].copy_from_slice(&data[start..start + len]);
+            at += len;
+        }
+        Ok(())
+    }
+}

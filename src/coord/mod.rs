@@ -1,0 +1,69 @@
+//! Ranks as one job: the [`Communicator`], small and bulk collectives over it, and agreement on
+//! errors.
+//!
+//! Three communicators exist: MPI, solo, and threads in one process (for tests and for a look at
+//! many ranks without a launcher). A caller may bring its own: the trait moves bytes only.
+
+mod agree;
+mod bulk;
+mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+mod topology;
+mod wire;
+
+use crate::error::Result;
+use crate::units::Rank;
+
+pub use agree::agree;
+pub use bulk::{all_gather, reduce_scatter};
+pub use local::{Solo, ThreadCommunicator};
+pub use topology::Topology;
+pub use wire::gather_all;
+
+/// The ranks of a job and what they can do together. Every method but the first three is collective:
+/// all ranks call it, in the same order, and it ends on all of them or gives an error within the
+/// communicator's deadline.
+///
+/// Sums are taken in rank order wherever order matters, so every communicator gives the same bits.
+pub trait Communicator {
+    /// This process.
+    fn rank(&self) -> Rank;
+
+    /// Number of ranks.
+    fn size(&self) -> usize;
+
+    /// The host's name.
+    fn host(&self) -> &str;
+
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Peer`] if a rank does not come in time.
+    fn barrier(&self) -> Result<()>;
+
+    /// Replaces every value by its sum over all ranks; wraps around beyond 2^64.
+    ///
+    /// # Errors
+    /// As [`Self::barrier`].
+    fn all_reduce_sum(&self, values: &mut [u64]) -> Result<()>;
+
+    /// Gives every rank the bytes of all: `counts[r]` bytes of rank r, end to end in rank order.
+    ///
+    /// # Errors
+    /// As [`Self::barrier`].
+    fn all_gather_bytes(&self, mine: &[u8], counts: &[usize], all: &mut [u8]) -> Result<()>;
+
+    /// Sends `send_counts[r]` bytes to rank r and receives `recv_counts[r]` bytes from it; both
+    /// buffers hold them end to end in rank order.
+    ///
+    /// # Errors
+    /// As [`Self::barrier`].
+    fn all_to_all_bytes(
+        &self,
+        send: &[u8],
+        send_counts: &[usize],
+        recv: &mut [u8],
+        recv_counts: &[usize],
+    ) -> Result<()>;
+}

@@ -1,0 +1,253 @@
+//! The MPI communicator, over rsmpi. This file alone knows MPI.
+//!
+//! Collectives are the non-blocking ones of MPI-3 (chapter 5.12), tested until a deadline: a dead
+//! link is never detected by MPI itself, and a rank must not wait for ever. rsmpi ties a request to
+//! a scope that cannot be left before the request is complete; a deadline has to leave, so the
+//! requests here are raw, and abandoned with their buffers when the deadline passes.
+
+use std::time::{Duration, Instant};
+
+use mpi::Threading;
+use mpi::environment::Universe;
+use mpi::ffi;
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{AsRaw, Communicator as _};
+
+use super::Communicator;
+use super::local::host_name;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::Rank;
+
+/// MPI, started by this process. Dropping it finalises MPI, so it outlives every communicator.
+pub struct World {
+    universe: Universe,
+}
+
+impl World {
+    /// Initialises MPI for use by one thread.
+    ///
+    /// # Errors
+    /// Usage if MPI is already initialised: then whoever did it hands in a communicator.
+    pub fn start() -> Result<Self> {
+        let started = mpi::initialize_with_threading(Threading::Funneled);
+        let (universe, _provided) =
+            started.ok_or_else(|| Error::usage("MPI is already initialised in this process"))?;
+        Ok(Self { universe })
+    }
+
+    /// A communicator of all ranks, apart from MPI_COMM_WORLD so that messages cannot meet.
+    /// Collectives give up after `timeout`.
+    pub fn communicator(&self, timeout: Duration) -> MpiCommunicator {
+        let comm = self.universe.world().duplicate();
+        MpiCommunicator { comm, host: host_name(), timeout }
+    }
+}
+
+/// The MPI library's name and version, such as `Open MPI v4.1.4, ...`; known before MPI starts.
+pub fn library_version() -> String {
+    mpi::environment::library_version().unwrap_or_default()
+}
+
+/// Ends all ranks at once with this exit code, from whichever thread. Does nothing if MPI is not
+/// running. If MPI does not manage within ten seconds, this process at least ends.
+pub fn abort_world(exit_code: u8) {
+    let (mut initialised, mut finalised) = (0, 0);
+    // SAFETY: both may be called at any time (MPI 3.1, 8.7) and write one int each.
+    unsafe {
+        ffi::MPI_Initialized(&raw mut initialised);
+        ffi::MPI_Finalized(&raw mut finalised);
+    }
+    if initialised == 0 || finalised != 0 {
+        return;
+    }
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(10));
+        // SAFETY: ends the process without running anything that might wait for MPI.
+        unsafe { libc::_exit(i32::from(exit_code)) }
+    });
+    // SAFETY: MPI is running; the world communicator is valid as long as it is.
+    unsafe {
+        ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, i32::from(exit_code));
+    }
+}
+
+/// All ranks of an MPI job. Used from the thread that started MPI.
+pub struct MpiCommunicator {
+    comm: SimpleCommunicator,
+    host: String,
+    timeout: Duration,
+}
+
+/// The buffers of a collective, owned by it until it is complete.
+struct Pending<B> {
+    request: ffi::MPI_Request,
+    buffers: B,
+}
+
+impl MpiCommunicator {
+    /// Starts a collective with `start` and waits for it. The buffers are boxed, and so stay where
+    /// they are; they come back when MPI no longer uses them, and never if the deadline passes.
+    fn collective<B>(
+        &self,
+        name: &str,
+        buffers: B,
+        start: impl FnOnce(&mut B, ffi::MPI_Comm, *mut ffi::MPI_Request) -> i32,
+    ) -> Result<B> {
+        // SAFETY: a constant of the MPI library, set before main.
+        let null = unsafe { ffi::RSMPI_REQUEST_NULL };
+        let mut pending = Box::new(Pending { request: null, buffers });
+        let request = &raw mut pending.request;
+        let code = start(&mut pending.buffers, self.comm.as_raw(), request);
+        if code != ffi::MPI_SUCCESS as i32 {
+            return Err(Error::new(ErrorKind::Peer, format!("MPI_{name} failed"))
+                .with("MPI error", code));
+        }
+        let begin = Instant::now();
+        let mut polls = 0u32;
+        loop {
+            let mut done = 0;
+            // SAFETY: `request` is valid until `done`; MPI_STATUS_IGNORE asks for no status.
+            unsafe { ffi::MPI_Test(request, &raw mut done, ffi::RSMPI_STATUS_IGNORE) };
+            if done != 0 {
+                return Ok(pending.buffers);
+            }
+            if begin.elapsed() > self.timeout {
+                // MPI may still write into the buffers: they are never freed.
+                Box::leak(pending);
+                return Err(self.timed_out(name));
+            }
+            polls = polls.saturating_add(1);
+            back_off(polls);
+        }
+    }
+
+    fn timed_out(&self, name: &str) -> Error {
+        let waited = format!("waited {} s in MPI_{name} for other ranks", self.timeout.as_secs());
+        Error::new(ErrorKind::Peer, waited)
+            .hint("a rank or the network between hosts hangs; see peer_timeout")
+    }
+}
+
+/// Yields at first, for latency; then sleeps, so that ranks that share cores get on.
+fn back_off(polls: u32) {
+    if polls < 2000 {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Counts and displacements as MPI wants them; bulk collectives keep them below 2^31.
+fn counts_and_offsets(counts: &[usize]) -> Result<(Vec<i32>, Vec<i32>)> {
+    let too_large = |_| Error::internal("a collective moves more than 2^31 bytes at once");
+    let mut end = 0usize;
+    let mut offsets = Vec::with_capacity(counts.len());
+    for count in counts {
+        offsets.push(i32::try_from(end).map_err(too_large)?);
+        end += count;
+    }
+    let counts = counts.iter().map(|count| i32::try_from(*count).map_err(too_large));
+    Ok((counts.collect::<Result<_>>()?, offsets))
+}
+
+impl Communicator for MpiCommunicator {
+    fn rank(&self) -> Rank {
+        Rank(self.comm.rank() as u32)
+    }
+
+    fn size(&self) -> usize {
+        self.comm.size() as usize
+    }
+
+    fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// MPI_Ibarrier, MPI 3.1 section 5.12.1.
+    fn barrier(&self) -> Result<()> {
+        self.collective("Ibarrier", (), |(), comm, request| {
+            // SAFETY: no buffers; `request` lives until the collective is complete.
+            unsafe { ffi::MPI_Ibarrier(comm, request) }
+        })
+    }
+
+    /// MPI_Iallreduce, MPI 3.1 section 5.12.8. Integers: the order of addition does not matter.
+    fn all_reduce_sum(&self, values: &mut [u64]) -> Result<()> {
+        let buffers = (values.to_vec(), vec![0u64; values.len()]);
+        let (_, sums) = self.collective("Iallreduce", buffers, |(send, recv), comm, request| {
+            // SAFETY: both buffers hold `len` u64 and are kept by `collective` until complete.
+            unsafe {
+                ffi::MPI_Iallreduce(
+                    send.as_ptr().cast(),
+                    recv.as_mut_ptr().cast(),
+                    send.len() as i32,
+                    ffi::RSMPI_UINT64_T,
+                    ffi::RSMPI_SUM,
+                    comm,
+                    request,
+                )
+            }
+        })?;
+        values.copy_from_slice(&sums);
+        Ok(())
+    }
+
+    /// MPI_Iallgatherv, MPI 3.1 section 5.12.5.
+    fn all_gather_bytes(&self, mine: &[u8], counts: &[usize], all: &mut [u8]) -> Result<()> {
+        let (counts, offsets) = counts_and_offsets(counts)?;
+        let buffers = (mine.to_vec(), vec![0u8; all.len()], counts, offsets);
+        let (_, recv, ..) = self.collective("Iallgatherv", buffers, |buffers, comm, request| {
+            let (send, recv, counts, offsets) = buffers;
+            // SAFETY: `recv` holds the sum of `counts` bytes; all four are kept by `collective`.
+            unsafe {
+                ffi::MPI_Iallgatherv(
+                    send.as_ptr().cast(),
+                    send.len() as i32,
+                    ffi::RSMPI_UINT8_T,
+                    recv.as_mut_ptr().cast(),
+                    counts.as_ptr(),
+                    offsets.as_ptr(),
+                    ffi::RSMPI_UINT8_T,
+                    comm,
+                    request,
+                )
+            }
+        })?;
+        all.copy_from_slice(&recv);
+        Ok(())
+    }
+
+    /// MPI_Ialltoallv, MPI 3.1 section 5.12.6.
+    fn all_to_all_bytes(
+        &self,
+        send: &[u8],
+        send_counts: &[usize],
+        recv: &mut [u8],
+        recv_counts: &[usize],
+    ) -> Result<()> {
+        let (send_layout, recv_layout) =
+            (counts_and_offsets(send_counts)?, counts_and_offsets(recv_counts)?);
+        let buffers = (send.to_vec(), send_layout, vec![0u8; recv.len()], recv_layout);
+        let (.., received, _) =
+            self.collective("Ialltoallv", buffers, |buffers, comm, request| {
+                let (send, send_layout, recv, recv_layout) = buffers;
+                // SAFETY: both buffers hold the sum of their counts; all are kept by `collective`.
+                unsafe {
+                    ffi::MPI_Ialltoallv(
+                        send.as_ptr().cast(),
+                        send_layout.0.as_ptr(),
+                        send_layout.1.as_ptr(),
+                        ffi::RSMPI_UINT8_T,
+                        recv.as_mut_ptr().cast(),
+                        recv_layout.0.as_ptr(),
+                        recv_layout.1.as_ptr(),
+                        ffi::RSMPI_UINT8_T,
+                        comm,
+                        request,
+                    )
+                }
+            })?;
+        recv.copy_from_slice(&received);
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! One error type for the whole crate: what kind it is (and so which exit code), what happened,
+//! where (context), why (source) and what to do about it (hint).
+
+use std::fmt;
+
+/// What kind of failure it is. The kind decides the exit code, after sysexits(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The command line, the configuration or the way the ranks were started is wrong.
+    Usage,
+    /// Something that was asked for does not exist on this machine: a drive, io_uring, memory.
+    Unavailable,
+    /// A bug, a panic, or values that differ although they must not.
+    Internal,
+    /// A file or directory cannot be created, or the drive is too small for it.
+    CannotCreate,
+    /// A read or write failed or gave other bytes than asked for.
+    Io,
+    /// Another rank did not answer in time.
+    Peer,
+}
+
+impl ErrorKind {
+    const ALL: [Self; 6] = [
+        Self::Usage,
+        Self::Unavailable,
+        Self::Internal,
+        Self::CannotCreate,
+        Self::Io,
+        Self::Peer,
+    ];
+
+    /// The process's exit code: 64 usage, 69 unavailable, 70 internal or mismatch, 73 cannot
+    /// create, 74 I/O. A silent peer counts as unavailable.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 64,
+            Self::Unavailable | Self::Peer => 69,
+            Self::Internal => 70,
+            Self::CannotCreate => 73,
+            Self::Io => 74,
+        }
+    }
+
+    /// A small number for the wire; 0 is left for "no error".
+    pub(crate) fn wire(self) -> u64 {
+        Self::ALL.iter().position(|kind| *kind == self).map_or(0, |index| index as u64 + 1)
+    }
+
+    /// The kind behind a number of [`Self::wire`]; unknown numbers are internal errors.
+    pub(crate) fn from_wire(number: u64) -> Self {
+        let index = usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX);
+        Self::ALL.get(index).copied().unwrap_or(Self::Internal)
+    }
+}
+
+/// An error of optswap, written for the person who reads it at 3 a.m.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    context: Vec<(&'static str, String)>,
+    hint: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    agreed: bool,
+}
+
+/// The result type of the crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of this kind; `message` says what happened, in one sentence without full stop.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            context: Vec::new(),
+            hint: None,
+            source: None,
+            agreed: false,
+        }
+    }
+
+    /// A usage error (exit code 64).
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, message)
+    }
+
+    /// An internal error or mismatch (exit code 70).
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message)
+    }
+
+    /// Adds where it happened: a drive, a path, an offset.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
+        self.context.push((key, value.to_string()));
+        self
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the error beneath.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Marks that every rank has this error, so that all may leave in order.
+    #[must_use]
+    pub(crate) fn agreed(mut self) -> Self {
+        self.agreed = true;
+        self
+    }
+
+    /// Whether every rank of the job has this error. One that is not agreed must abort the job:
+    /// the other ranks may be waiting for this one.
+    pub fn is_agreed(&self) -> bool {
+        self.agreed
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The exit code of a process that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        self.kind.exit_code()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message)?;
+        if !self.context.is_empty() {
+            let pairs: Vec<String> =
+                self.context.iter().map(|(key, value)| format!("{key} {value}")).collect();
+            write!(f, " ({})", pairs.join(", "))?;
+        }
+        if let Some(source) = &self.source {
+            write!(f, ": {source}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  help: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as &(dyn std::error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_reads_as_what_where_why_and_what_to_do() {
+        let error = Error::new(ErrorKind::Io, "swap-in failed")
+            .with("drive", "/nvme0")
+            .with("offset", 4096)
+            .because(std::io::Error::from_raw_os_error(5))
+            .hint("replace the drive");
+        assert_eq!(
+            error.to_string(),
+            "swap-in failed (drive /nvme0, offset 4096): Input/output error (os error 5)\
+             \n  help: replace the drive"
+        );
+        assert_eq!(error.exit_code(), 74);
+    }
+
+    #[test]
+    fn every_kind_survives_the_wire() {
+        for kind in ErrorKind::ALL {
+            assert_eq!(ErrorKind::from_wire(kind.wire()), kind);
+        }
+        assert_eq!(ErrorKind::from_wire(999), ErrorKind::Internal);
+    }
+}

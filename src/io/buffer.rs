@@ -1,0 +1,140 @@
+//! Aligned memory for direct I/O: one mapping, cut into buffers that are handed around by value.
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::Bytes;
+
+/// A private anonymous mapping, page aligned and zeroed.
+#[derive(Debug)]
+struct Arena {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the arena is plain memory without thread affinity; it gives no access by itself, only
+// through `Buffer`s, whose ranges are disjoint (established in `allocate_buffers`).
+unsafe impl Send for Arena {}
+// SAFETY: as above; a shared reference to an arena allows nothing but knowing its base and length.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    fn map(len: usize) -> std::io::Result<Self> {
+        // SAFETY: a new private anonymous mapping at an address of the kernel's choice aliases
+        // nothing.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )?
+        };
+        for advice in [Advice::LinuxHugepage, Advice::LinuxDontFork] {
+            // Only advice: huge pages make registration cheap, and a forked child must not hold
+            // memory that the kernel writes into. A kernel without either still works.
+            // SAFETY: the range was mapped above and neither advice changes its contents.
+            let _ = unsafe { rustix::mm::madvise(base, len, advice) };
+        }
+        let base = NonNull::new(base.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len })
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `map` with this base and length; every `Buffer` holds an `Arc` of the
+        // arena, so none is left.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// One buffer: exclusive access to its own range of the arena. It is moved, never copied, so that
+/// whoever holds it is the only one who can touch the memory.
+#[derive(Debug)]
+pub struct Buffer {
+    arena: Arc<Arena>,
+    index: u32,
+    offset: usize,
+    len: usize,
+}
+
+/// Maps memory for `count` buffers of `bytes` each; `bytes` is a multiple of 4,096.
+///
+/// # Errors
+/// Unavailable if the system refuses the memory.
+pub fn allocate_buffers(count: usize, bytes: usize) -> Result<Vec<Buffer>> {
+    if count == 0 || bytes == 0 {
+        return Ok(Vec::new());
+    }
+    assert!(bytes.is_multiple_of(4096), "buffers are whole sectors");
+    let total = count * bytes;
+    let arena = Arena::map(total).map_err(|error| {
+        Error::new(ErrorKind::Unavailable, "the system refuses memory for I/O buffers")
+            .with("asked for", Bytes(total as u64).human())
+            .because(error)
+            .hint("lower memory_budget, or give the job more memory")
+    })?;
+    let arena = Arc::new(arena);
+    // Disjoint ranges, one buffer each: the invariant that every access below relies on.
+    let buffer = |index: usize| Buffer {
+        arena: Arc::clone(&arena),
+        index: index as u32,
+        offset: index * bytes,
+        len: bytes,
+    };
+    Ok((0..count).map(buffer).collect())
+}
+
+impl Buffer {
+    /// The buffer's number among those allocated together, for registration with the kernel.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Where the buffer begins. Pointers from here outlive borrows: whoever keeps one must also
+    /// keep the buffer, unused, as [`super::Transfers`] does.
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        // SAFETY: `offset + len` is within the arena (established in `allocate_buffers`).
+        unsafe { self.arena.base.as_ptr().add(self.offset) }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is mapped, initialised (zeroed by the kernel) and only reachable
+        // through this buffer; while the kernel uses it, `Transfers` holds the buffer and does not
+        // dereference it.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_zeroed_and_disjoint() {
+        let mut buffers = allocate_buffers(3, 8192).unwrap();
+        for (value, buffer) in buffers.iter_mut().enumerate() {
+            assert_eq!(buffer.as_ptr().align_offset(4096), 0);
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            buffer.fill(value as u8 + 1);
+        }
+        assert!(buffers.iter().enumerate().all(|(value, b)| b.iter().all(|x| *x == value as u8 + 1)));
+        assert!(allocate_buffers(0, 4096).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,18 @@
+//! Moving bytes between aligned buffers and files, and telling the truth about it.
+//!
+//! [`Transfers`] owns a buffer from the moment a transfer starts until its last byte has moved or
+//! failed; it splits, resumes short I/O and keeps within the depth. Beneath it an [`Engine`] knows
+//! single operations only: io_uring, a pool of threads, or either one with faults injected.
+//!
+//! Nothing here knows chunks, ranks or tensors.
+
+mod buffer;
+mod engine;
+mod fault;
+mod threads;
+mod transfer;
+mod uring;
+
+pub use buffer::{Buffer, allocate_buffers};
+pub use engine::{Direction, Engine, EngineOp, EngineSpec, OpDone, Wait, Waker};
+pub use transfer::{DriveTotals, Finished, IoCause, IoFault, Part, Transfer, Transfers};

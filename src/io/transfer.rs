@@ -1,0 +1,317 @@
+//! Transfers: whole buffers to and from several files at once.
+
+use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::buffer::Buffer;
+use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Some bytes of a transfer: where they are in the buffer and in which file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Index of the file.
+    pub file: u32,
+    /// Byte offset in the file.
+    pub file_offset: u64,
+    /// Byte offset in the buffer.
+    pub buffer_offset: usize,
+    /// Length in bytes, at least 1.
+    pub len: usize,
+}
+
+/// A buffer to be filled from, or written to, its parts. Parts do not overlap.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Comes back with the result.
+    pub token: u64,
+    /// Read or write.
+    pub direction: Direction,
+    /// The memory; it belongs to the transfer until it is finished.
+    pub buffer: Buffer,
+    /// What goes where.
+    pub parts: Vec<Part>,
+}
+
+/// Why a part did not move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoCause {
+    /// The system's answer.
+    Errno(i32),
+    /// A read came back with nothing: the file is shorter than it should be.
+    EndOfFile,
+    /// A write came back with nothing.
+    WroteNothing,
+}
+
+/// The first thing that went wrong in a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoFault {
+    /// Index of the file.
+    pub file: u32,
+    /// Read or write.
+    pub direction: Direction,
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// Bytes asked for at that offset.
+    pub len: usize,
+    /// Why.
+    pub cause: IoCause,
+}
+
+/// A transfer's end: the buffer comes back in any case.
+#[derive(Debug)]
+pub struct Finished {
+    /// The transfer's token.
+    pub token: u64,
+    /// Read or write.
+    pub direction: Direction,
+    /// The memory, free for the next use.
+    pub buffer: Buffer,
+    /// Every byte has moved, or what went wrong first.
+    pub result: Result<(), IoFault>,
+}
+
+/// What has moved on one drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DriveTotals {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Read operations completed.
+    pub reads: u64,
+    /// Write operations completed.
+    pub writes: u64,
+}
+
+struct Active {
+    token: u64,
+    direction: Direction,
+    buffer: Buffer,
+    parts_left: usize,
+    fault: Option<IoFault>,
+}
+
+/// A part on its way: what is left of it.
+struct Moving {
+    active: usize,
+    part: Part,
+}
+
+/// The keeper of all transfers in flight.
+pub struct Transfers {
+    /// Not dropped, and so leaked, if the engine breaks with operations in flight.
+    engine: ManuallyDrop<Box<dyn Engine>>,
+    depth: usize,
+    /// Holds every buffer that the engine may be using; leaked together with it.
+    active: ManuallyDrop<Slab<Active>>,
+    moving: Slab<Moving>,
+    /// Parts that wait for a place in the engine.
+    backlog: VecDeque<usize>,
+    in_flight: usize,
+    totals: Vec<DriveTotals>,
+    done: Vec<OpDone>,
+}
+
+impl Transfers {
+    /// Takes an engine of this depth that works on `files` files.
+    pub fn new(engine: Box<dyn Engine>, depth: usize, files: usize) -> Self {
+        Self {
+            engine: ManuallyDrop::new(engine),
+            depth: depth.max(1),
+            active: ManuallyDrop::new(Slab::new()),
+            moving: Slab::new(),
+            backlog: VecDeque::new(),
+            in_flight: 0,
+            totals: vec![DriveTotals::default(); files],
+            done: Vec::new(),
+        }
+    }
+
+    /// Transfers that have not finished.
+    pub fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    /// What has moved since the last call, per file.
+    pub fn take_totals(&mut self) -> Vec<DriveTotals> {
+        let files = self.totals.len();
+        std::mem::replace(&mut self.totals, vec![DriveTotals::default(); files])
+    }
+
+    /// Takes a transfer in; it moves when [`Self::poll`] is called.
+    pub fn start(&mut self, transfer: Transfer) {
+        let Transfer { token, direction, buffer, parts } = transfer;
+        assert!(!parts.is_empty(), "a transfer moves something");
+        for part in &parts {
+            let end = part.buffer_offset + part.len;
+            assert!(part.len > 0 && end <= buffer.len(), "a part lies within its buffer");
+        }
+        let parts_left = parts.len();
+        let active =
+            self.active.insert(Active { token, direction, buffer, parts_left, fault: None });
+        for part in parts {
+            let moving = self.moving.insert(Moving { active, part });
+            self.backlog.push_back(moving);
+        }
+    }
+
+    /// Moves things on: submits what fits, waits as told, and collects finished transfers.
+    ///
+    /// # Errors
+    /// If the engine itself is broken. Failed transfers are in `finished`.
+    pub fn poll(&mut self, wait: Wait, finished: &mut Vec<Finished>) -> Result<()> {
+        let broken = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, "the I/O engine is broken").because(error)
+        };
+        self.submit_backlog().map_err(broken)?;
+        let mut done = std::mem::take(&mut self.done);
+        self.engine.reap(wait, &mut done).map_err(broken)?;
+        for op in done.drain(..) {
+            self.complete(op, finished);
+        }
+        self.done = done;
+        // Rests of short operations and parts that waited for a place go at once.
+        self.submit_backlog().map_err(broken)
+    }
+
+    fn submit_backlog(&mut self) -> std::io::Result<()> {
+        let room = self.depth - self.in_flight;
+        let count = room.min(self.backlog.len());
+        if count == 0 {
+            return Ok(());
+        }
+        let ops: Vec<EngineOp> =
+            self.backlog.drain(..count).map(|key| op_for(key, &self.moving, &self.active)).collect();
+        self.in_flight += count;
+        // SAFETY: each operation's memory lies in a buffer that `active` holds (checked in
+        // `start`), parts do not overlap, and the buffer is not touched before its last part has
+        // been reaped. Never more than `depth` are in flight.
+        unsafe { self.engine.submit(&ops) }
+    }
+
+    fn complete(&mut self, done: OpDone, finished: &mut Vec<Finished>) {
+        self.in_flight -= 1;
+        let key = done.id as usize;
+        let moving = &mut self.moving[key];
+        let direction = self.active[moving.active].direction;
+        let cause = match done.result {
+            // A signal or a moment's shortage: the same again.
+            Err(libc::EINTR | libc::EAGAIN) => return self.backlog.push_front(key),
+            Err(errno) => IoCause::Errno(errno),
+            Ok(0) if direction == Direction::SwapIn => IoCause::EndOfFile,
+            Ok(0) => IoCause::WroteNothing,
+            Ok(moved) => {
+                let moved = moved as usize;
+                count(&mut self.totals[moving.part.file as usize], direction, moved as u64);
+                moving.part.file_offset += moved as u64;
+                moving.part.buffer_offset += moved;
+                moving.part.len -= moved;
+                if moving.part.len > 0 {
+                    // Short I/O is normal; the rest goes first.
+                    return self.backlog.push_front(key);
+                }
+                return self.finish_part(key, None, finished);
+            }
+        };
+        let part = moving.part;
+        let fault =
+            IoFault { file: part.file, direction, offset: part.file_offset, len: part.len, cause };
+        self.finish_part(key, Some(fault), finished);
+    }
+
+    fn finish_part(&mut self, key: usize, fault: Option<IoFault>, finished: &mut Vec<Finished>) {
+        let Moving { active: active_key, .. } = self.moving.remove(key);
+        let active = &mut self.active[active_key];
+        active.fault = active.fault.or(fault);
+        active.parts_left -= 1;
+        if active.parts_left == 0 {
+            let Active { token, direction, buffer, fault, .. } = self.active.remove(active_key);
+            let result = fault.map_or(Ok(()), Err);
+            finished.push(Finished { token, direction, buffer, result });
+        }
+    }
+
+    /// Where the oldest unfinished part is going, for the message of a time-out.
+    pub fn oldest(&self) -> Option<IoFault> {
+        let (_, moving) = self.moving.iter().next()?;
+        let part = moving.part;
+        Some(IoFault {
+            file: part.file,
+            direction: self.active[moving.active].direction,
+            offset: part.file_offset,
+            len: part.len,
+            cause: IoCause::Errno(libc::ETIMEDOUT),
+        })
+    }
+
+    /// Waits until nothing is in flight or `deadline` has passed. Gives whether all is quiet.
+    ///
+    /// # Errors
+    /// As [`Self::poll`].
+    pub fn drain(&mut self, deadline: Instant, finished: &mut Vec<Finished>) -> Result<bool> {
+        while self.active() > 0 && Instant::now() < deadline {
+            self.poll(Wait::Until(deadline), finished)?;
+        }
+        Ok(self.active() == 0)
+    }
+
+    /// Gives up: the kernel may still use the buffers in flight, so they are never freed.
+    pub fn abandon(self) {
+        std::mem::forget(self);
+    }
+}
+
+fn op_for(key: usize, moving: &Slab<Moving>, active: &Slab<Active>) -> EngineOp {
+    let Moving { active: active_key, part } = &moving[key];
+    let Active { direction, buffer, .. } = &active[*active_key];
+    // SAFETY: within the buffer, checked in `start`; resuming only moves the start towards the end.
+    let memory = unsafe { buffer.as_ptr().add(part.buffer_offset) };
+    // Engines count lengths in 32 bits; what is beyond is resumed like any short operation.
+    let len = part.len.min(1 << 30) as u32;
+    EngineOp {
+        id: key as u64,
+        direction: *direction,
+        file: part.file,
+        offset: part.file_offset,
+        memory,
+        len,
+        buffer_index: buffer.index(),
+    }
+}
+
+fn count(totals: &mut DriveTotals, direction: Direction, bytes: u64) {
+    match direction {
+        Direction::SwapIn => {
+            totals.read_bytes += bytes;
+            totals.reads += 1;
+        }
+        Direction::SwapOut => {
+            totals.written_bytes += bytes;
+            totals.writes += 1;
+        }
+    }
+}
+
+impl Drop for Transfers {
+    fn drop(&mut self) {
+        // Buffers in flight belong to the kernel until it says otherwise. Whoever cannot wait for
+        // that calls `abandon` instead.
+        let mut finished = Vec::new();
+        while self.active() > 0 {
+            let soon = Instant::now() + Duration::from_secs(1);
+            if self.poll(Wait::Until(soon), &mut finished).is_err() {
+                return;
+            }
+        }
+        // SAFETY: dropped once, here; neither is used afterwards.
+        unsafe {
+            ManuallyDrop::drop(&mut self.engine);
+            ManuallyDrop::drop(&mut self.active);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The squared gradient norm, one block of 4,096 elements of the flat space at a time. A block's sum
+//! has a fixed order; blocks are added exactly. So the norm is the same for any cut of the flat
+//! space into ranks, chunks, pieces or threads.
+
+use super::exact_sum::ExactSum;
+use crate::units::BLOCK_ELEMS;
+
+/// Partial sums of a block: element i goes to sum i modulo this.
+const LANES: usize = 16;
+
+/// Norm and overflow of some blocks.
+#[derive(Clone, Debug, Default)]
+pub struct BlockNorm {
+    /// Sum of squares of the finite blocks.
+    pub squares: ExactSum,
+    /// Blocks with an infinity or NaN in them.
+    pub overflows: u64,
+}
+
+impl BlockNorm {
+    /// Adds one block; a short last block counts as filled up with zeros.
+    pub fn add_block(&mut self, block: &[f32]) {
+        debug_assert!(block.len() as u64 <= BLOCK_ELEMS);
+        let sum = sum_of_squares(block);
+        if sum.is_finite() {
+            self.squares.add(sum);
+        } else {
+            self.overflows += 1;
+        }
+    }
+
+    /// Adds those of other blocks.
+    pub fn merge(&mut self, other: Self) {
+        self.squares.merge(other.squares);
+        self.overflows += other.overflows;
+    }
+}
+
+/// The sum of squares in f64, in sixteen lanes that are added pairwise at the end. A square of f32
+/// values cannot overflow f64, so the sum is finite exactly if every element is.
+pub fn sum_of_squares(block: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (whole, rest) = block.as_chunks::<LANES>();
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            let value = f64::from(*value);
+            *lane += value * value;
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        let value = f64::from(*value);
+        *lane += value * value;
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_is_that_of_the_squares() {
+        let block: Vec<f32> = (0..4096).map(|i| i as f32).collect();
+        assert_eq!(sum_of_squares(&block), 4095.0 * 4096.0 * 8191.0 / 6.0);
+        assert_eq!(sum_of_squares(&[3.0, 4.0]), 25.0);
+        let large = 2f32.powi(127);
+        assert_eq!(sum_of_squares(&[large; 4096]), 4096.0 * f64::from(large).powi(2));
+    }
+
+    #[test]
+    fn infinities_and_nans_are_counted_not_added() {
+        let mut norm = BlockNorm::default();
+        norm.add_block(&[1.0, 2.0]);
+        norm.add_block(&[1.0, f32::NAN]);
+        norm.add_block(&[f32::NEG_INFINITY]);
+        assert_eq!(norm.overflows, 2);
+        assert_eq!(norm.squares.value(), 5.0);
+    }
+}

@@ -1,0 +1,210 @@
+//! Gradients in the caller's memory: pieces in any order, borrowed until the step returns.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::optim::GradElem;
+use crate::partition::Partition;
+use crate::state::Inventory;
+use crate::units::ParamIndex;
+
+/// The gradients of one step, all of one number format.
+///
+/// A parameter of which no piece is handed over is skipped, as torch skips a gradient of `None`:
+/// its master, moments and step count stay. One of which only a part of this rank's share is handed
+/// over is an error.
+#[derive(Debug)]
+pub struct Gradients<'a, G> {
+    pieces: Vec<(ParamIndex, u64, &'a [G])>,
+}
+
+impl<G> Default for Gradients<'_, G> {
+    fn default() -> Self {
+        Self { pieces: Vec::new() }
+    }
+}
+
+impl<'a, G: GradElem> Gradients<'a, G> {
+    /// No gradients yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Hands over the gradients of elements `offset..` of a parameter. (DeepSpeed's
+    /// `swap_out_gradients`; here they stay where they are.)
+    pub fn swap_out(&mut self, param: ParamIndex, offset: u64, piece: &'a [G]) {
+        self.pieces.push((param, offset, piece));
+    }
+
+    /// Hands over the gradients of a whole shard that lies in one slice, in shard order.
+    ///
+    /// # Errors
+    /// Usage if the slice has not exactly the shard's length.
+    pub fn of_shard(partition: &Partition, shard: &'a [G]) -> Result<Self> {
+        if shard.len() as u64 != partition.elems() {
+            return Err(Error::usage("a shard's gradients have another length than the shard")
+                .with("gradients", shard.len())
+                .with("shard", partition.elems()));
+        }
+        let pieces = partition.pieces();
+        let pieces = pieces.iter().map(|p| (p.param, p.param_offset, &shard[p.in_shard()]));
+        Ok(Self { pieces: pieces.collect() })
+    }
+
+    /// Sorts the pieces into the shard.
+    ///
+    /// # Errors
+    /// Usage, naming the parameter: unknown, beyond its end, outside of this rank's share, handed
+    /// over twice, or partly covered.
+    pub(super) fn lay_out(
+        &self,
+        inventory: &Inventory,
+        partition: &Partition,
+    ) -> Result<ShardGradients<'a, G>> {
+        let mut fragments = Vec::with_capacity(self.pieces.len());
+        for (param, offset, grad) in &self.pieces {
+            if param.index() >= inventory.parameters().len() {
+                return Err(Error::usage("a gradient for an unknown parameter").with("index", param));
+            }
+            let len = grad.len() as u64;
+            let wrong = |message: &str| {
+                Error::usage(message)
+                    .with("parameter", &inventory.parameter(*param).name)
+                    .with("offset", offset)
+                    .with("length", len)
+            };
+            let end = offset.checked_add(len).filter(|end| *end <= inventory.elems(*param));
+            let end = end.ok_or_else(|| {
+                wrong("a gradient beyond its parameter's end")
+                    .with("elements of the parameter", inventory.elems(*param))
+            })?;
+            let start = inventory.flat_start(*param);
+            let flat = partition.flat();
+            if start + offset < flat.start || start + end > flat.end {
+                return Err(wrong("a gradient outside of this rank's shard"));
+            }
+            if len > 0 {
+                let shard_offset = (start + offset - flat.start) as usize;
+                fragments.push(Fragment { param: *param, shard_offset, grad });
+            }
+        }
+        fragments.sort_by_key(|fragment| fragment.shard_offset);
+        let laid_out = ShardGradients { fragments };
+        laid_out.check_coverage(inventory, partition)?;
+        Ok(laid_out)
+    }
+}
+
+/// A piece of gradient and where in the shard it belongs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fragment<'a, G> {
+    pub param: ParamIndex,
+    pub shard_offset: usize,
+    pub grad: &'a [G],
+}
+
+impl<G> Fragment<'_, G> {
+    fn end(&self) -> usize {
+        self.shard_offset + self.grad.len()
+    }
+}
+
+/// The gradients of a shard, in shard order, without overlap; each parameter's share is covered
+/// whole or not at all.
+#[derive(Debug)]
+pub(super) struct ShardGradients<'a, G> {
+    fragments: Vec<Fragment<'a, G>>,
+}
+
+impl<'a, G: GradElem> ShardGradients<'a, G> {
+    fn check_coverage(&self, inventory: &Inventory, partition: &Partition) -> Result<()> {
+        let wrong = |message: &str, param: ParamIndex| {
+            Error::usage(message).with("parameter", &inventory.parameter(param).name)
+        };
+        for pair in self.fragments.windows(2) {
+            if pair[1].shard_offset < pair[0].end() {
+                return Err(wrong("a gradient was handed over twice", pair[1].param)
+                    .with("shard element", pair[1].shard_offset));
+            }
+        }
+        for piece in partition.pieces() {
+            let given: usize = self.within(piece.in_shard()).map(|(_, grad)| grad.grad.len()).sum();
+            if given != 0 && given as u64 != piece.elems {
+                return Err(wrong("a parameter's gradient is only partly there", piece.param)
+                    .with("given", given)
+                    .with("this rank's share", piece.elems));
+            }
+        }
+        Ok(())
+    }
+
+    /// The fragments' parts within a range of the shard, each with its own range.
+    pub fn within(
+        &self,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, Fragment<'a, G>)> {
+        let first = self.fragments.partition_point(|fragment| fragment.end() <= range.start);
+        let overlapping = self.fragments[first..].iter();
+        let Range { start, end } = range;
+        overlapping.take_while(move |fragment| fragment.shard_offset < end).map(move |fragment| {
+            let from = fragment.shard_offset.max(start);
+            let to = fragment.end().min(end);
+            let grad = &fragment.grad[from - fragment.shard_offset..to - fragment.shard_offset];
+            (from..to, Fragment { param: fragment.param, shard_offset: from, grad })
+        })
+    }
+
+    /// The parameters that have a gradient, each once, in order.
+    pub fn params(&self) -> Vec<ParamIndex> {
+        let mut params: Vec<_> = self.fragments.iter().map(|fragment| fragment.param).collect();
+        params.dedup();
+        params
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Parameter;
+
+    fn shard() -> (Inventory, Partition) {
+        let parameters = vec![Parameter::new("a", [10]), Parameter::new("b", [8190])];
+        let inventory = Inventory::new(parameters).unwrap();
+        let partition = Partition::new(&inventory, 4096..8200, 4096, 4096);
+        (inventory, partition)
+    }
+
+    fn refusal(pieces: &[(u32, u64, &[f32])]) -> String {
+        let (inventory, partition) = shard();
+        let mut gradients = Gradients::new();
+        for (param, offset, grad) in pieces {
+            gradients.swap_out(ParamIndex(*param), *offset, grad);
+        }
+        gradients.lay_out(&inventory, &partition).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_pieces_are_named() {
+        assert!(refusal(&[(7, 0, &[0.0])]).contains("unknown parameter"));
+        assert!(refusal(&[(1, 8189, &[0.0, 0.0])]).contains("beyond its parameter's end"));
+        assert!(refusal(&[(1, u64::MAX, &[0.0])]).contains("beyond its parameter's end"));
+        assert!(refusal(&[(0, 0, &[0.0])]).contains("outside of this rank's shard"));
+        assert!(refusal(&[(1, 4086, &[0.0; 8])]).contains("only partly there"));
+        assert!(refusal(&[(1, 4086, &[0.0; 8]), (1, 4090, &[0.0; 2])]).contains("twice"));
+    }
+
+    #[test]
+    fn pieces_in_any_order_cover_the_shard() {
+        let (inventory, partition) = shard();
+        let values: Vec<f32> = (0..4104).map(|i| i as f32).collect();
+        let mut gradients = Gradients::new();
+        gradients.swap_out(ParamIndex(1), 4086 + 1000, &values[1000..]);
+        gradients.swap_out(ParamIndex(1), 4086, &values[..1000]);
+        let laid_out = gradients.lay_out(&inventory, &partition).unwrap();
+        let seen = laid_out.within(999..1002).map(|(range, part)| (range, part.grad.to_vec()));
+        assert_eq!(seen.collect::<Vec<_>>(), [(999..1000, vec![999.0]), (1000..1002, vec![1000.0, 1001.0])]);
+        assert_eq!(laid_out.params(), [ParamIndex(1)]);
+        let none = Gradients::<f32>::new().lay_out(&inventory, &partition).unwrap();
+        assert!(none.params().is_empty());
+    }
+}

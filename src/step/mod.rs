@@ -1,0 +1,24 @@
+//! The composition root and the public API of training: resolve a [`Plan`], create a
+//! [`SwappedOptimizer`], initialise it, step.
+
+mod digest;
+mod gradients;
+mod initialize;
+mod norm;
+mod optimizer;
+mod plan;
+mod preflight;
+mod process_io;
+mod records;
+mod run;
+mod update;
+mod verify;
+mod view;
+
+pub use gradients::Gradients;
+pub use optimizer::SwappedOptimizer;
+pub use plan::Plan;
+pub use records::{DriveRecord, RankRecord, TimerRecord};
+pub use run::{StepOptions, StepOutcome};
+pub use verify::Verifier;
+pub use view::StateView;

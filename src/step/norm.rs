@@ -1,0 +1,87 @@
+//! The one all-reduce of a step: squared norm, overflow and status together.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::gradients::ShardGradients;
+use crate::coord::Communicator;
+use crate::error::Result;
+use crate::optim::{BlockNorm, ExactSum, GradElem};
+use crate::units::BLOCK_ELEMS;
+
+const BLOCK: usize = BLOCK_ELEMS as usize;
+/// Blocks of one task: 256 Ki elements.
+const BLOCKS_PER_TASK: usize = 64;
+
+/// What every rank knows after the all-reduce.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct WorldNorm {
+    /// Norm of the gradients of all ranks, as handed over (loss scale included).
+    pub norm: f64,
+    /// Blocks with an infinity or NaN.
+    pub overflows: u64,
+    /// Ranks that cannot take the step.
+    pub failed: u64,
+}
+
+/// This rank's part: the blocks of its shard, in parallel; the sum is exact, so the order is free.
+pub(super) fn shard_norm<G: GradElem>(
+    pool: &rayon::ThreadPool,
+    gradients: &ShardGradients<'_, G>,
+    shard_elems: usize,
+) -> BlockNorm {
+    let tasks = shard_elems.div_ceil(BLOCK * BLOCKS_PER_TASK);
+    let norm_of_task = |task: usize| {
+        let start = task * BLOCK * BLOCKS_PER_TASK;
+        let end = shard_elems.min(start + BLOCK * BLOCKS_PER_TASK);
+        norm_of_blocks(gradients, start..end)
+    };
+    let merge = |mut sum: BlockNorm, other| {
+        sum.merge(other);
+        sum
+    };
+    pool.install(|| {
+        (0..tasks).into_par_iter().map(norm_of_task).reduce(BlockNorm::default, merge)
+    })
+}
+
+fn norm_of_blocks<G: GradElem>(
+    gradients: &ShardGradients<'_, G>,
+    range: Range<usize>,
+) -> BlockNorm {
+    let mut norm = BlockNorm::default();
+    let mut block = [0.0f32; BLOCK];
+    for start in range.clone().step_by(BLOCK) {
+        let end = range.end.min(start + BLOCK);
+        let mut is_covered = false;
+        block.fill(0.0);
+        for (at, part) in gradients.within(start..end) {
+            is_covered = true;
+            let values = &mut block[at.start - start..at.end - start];
+            values.iter_mut().zip(part.grad).for_each(|(value, grad)| *value = grad.load());
+        }
+        if is_covered {
+            norm.add_block(&block);
+        }
+    }
+    norm
+}
+
+/// Collective: adds up what the ranks found.
+///
+/// # Errors
+/// As every collective.
+pub(super) fn reduce(
+    comm: &dyn Communicator,
+    norm: BlockNorm,
+    has_failed: bool,
+) -> Result<WorldNorm> {
+    let mut values = norm.squares.limbs().to_vec();
+    values.push(norm.overflows);
+    values.push(u64::from(has_failed));
+    comm.all_reduce_sum(&mut values)?;
+    let (limbs, counts) = values.split_at(values.len() - 2);
+    let norm = ExactSum::from_limbs(limbs).value().sqrt();
+    Ok(WorldNorm { norm, overflows: counts[0], failed: counts[1] })
+}

@@ -1,0 +1,132 @@
+//! A drive as the user names it: a directory on it. Looking at it changes nothing.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What is known of a drive before anything is created on it.
+#[derive(Clone, Debug)]
+pub struct Drive {
+    /// The directory that the user named.
+    pub root: PathBuf,
+    /// The device that the directory lies on (`st_dev`): equal numbers are the same device.
+    pub device: u64,
+    /// The file system's name, such as `ext4`.
+    pub filesystem: String,
+    /// Bytes that this process may still allocate.
+    pub free_bytes: u64,
+}
+
+const MEMORY_FILESYSTEMS: [&str; 2] = ["tmpfs", "ramfs"];
+
+impl Drive {
+    /// Looks at one drive.
+    ///
+    /// # Errors
+    /// Unavailable if it is missing, no directory, not writable, or if it is a memory file system
+    /// that `allow_filesystems` does not name.
+    pub fn inspect(root: &Path, allow_filesystems: &[String]) -> Result<Self> {
+        let refused = |message: &str| {
+            Error::new(ErrorKind::Unavailable, message).with("drive", root.display())
+        };
+        let metadata = std::fs::metadata(root).map_err(|error| {
+            refused("the drive cannot be found").because(error).hint(
+                "name a directory on each drive with --drives DIR,DIR or in [drives] paths",
+            )
+        })?;
+        if !metadata.is_dir() {
+            return Err(refused("the drive is no directory"));
+        }
+        rustix::fs::accessat(CWD, root, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+            .map_err(|errno| {
+                refused("the drive is not writable")
+                    .because(std::io::Error::from(errno))
+                    .hint("give this user a directory of its own on the drive")
+            })?;
+        let io_error = |errno: rustix::io::Errno| {
+            refused("the drive does not answer").because(std::io::Error::from(errno))
+        };
+        let space = rustix::fs::statvfs(root).map_err(io_error)?;
+        let filesystem = filesystem_name(rustix::fs::statfs(root).map_err(io_error)?.f_type as u64);
+        let in_memory = MEMORY_FILESYSTEMS.contains(&filesystem.as_str());
+        if in_memory && !allow_filesystems.contains(&filesystem) {
+            return Err(refused("the drive is a memory file system")
+                .with("file system", &filesystem)
+                .hint(format!(
+                    "swapping to memory saves none; for a test, force it by name with \
+                     --allow-fs {filesystem}"
+                )));
+        }
+        let device = rustix::fs::stat(root).map_err(io_error)?.st_dev;
+        Ok(Self {
+            root: root.to_owned(),
+            device,
+            filesystem,
+            free_bytes: space.f_bavail * space.f_frsize,
+        })
+    }
+}
+
+/// Looks at all drives; the same device twice is no error, but it is said.
+///
+/// # Errors
+/// As [`Drive::inspect`]; usage if there is no drive.
+pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result<Vec<Drive>> {
+    if roots.is_empty() {
+        return Err(Error::usage("no drive is named")
+            .hint("name a directory on each drive with --drives DIR,DIR or in [drives] paths"));
+    }
+    let inspect = |root: &PathBuf| Drive::inspect(root, allow_filesystems);
+    let drives: Vec<Drive> = roots.iter().map(inspect).collect::<Result<_>>()?;
+    for (index, drive) in drives.iter().enumerate() {
+        let Some(twin) = drives[..index].iter().find(|twin| twin.device == drive.device) else {
+            continue;
+        };
+        if same_directory(&twin.root, &drive.root) {
+            return Err(Error::usage("the same directory is named twice as a drive")
+                .with("drive", drive.root.display()));
+        }
+        tracing::warn!(
+            "{} and {} lie on the same device: striping over both gains nothing",
+            twin.root.display(),
+            drive.root.display()
+        );
+    }
+    Ok(drives)
+}
+
+fn same_directory(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// What direct I/O on an open file demands of offsets and lengths, where the kernel tells
+/// (statx `STATX_DIOALIGN`, Linux 6.1).
+pub(super) fn direct_io_alignment(path: &Path) -> Option<u64> {
+    let asked = StatxFlags::from_bits_retain(0x2000);
+    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), asked).ok()?;
+    let told = found.stx_mask & asked.bits() != 0;
+    let align = u64::from(found.stx_dio_offset_align.max(found.stx_dio_mem_align));
+    (told && align > 0).then_some(align)
+}
+
+/// Magic numbers of statfs(2) for the file systems that swap files meet.
+fn filesystem_name(magic: u64) -> String {
+    let name = match magic & 0xffff_ffff {
+        0xef53 => "ext4",
+        0x5846_5342 => "xfs",
+        0x9123_683e => "btrfs",
+        0x0102_1994 => "tmpfs",
+        0x8584_58f6 => "ramfs",
+        0x794c_7630 => "overlay",
+        0x6969 => "nfs",
+        0x0bd0_0bd0 => "lustre",
+        0x4750_4653 => "gpfs",
+        0x2fc1_2fc1 => "zfs",
+        0xf2f5_2010 => "f2fs",
+        0x6573_5546 => "fuse",
+        other => return format!("0x{other:x}"),
+    };
+    name.to_owned()
+}

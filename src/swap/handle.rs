@@ -1,0 +1,255 @@
+//! The caller's end of the swapper.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::pipeline::SweepKind;
+use super::thread;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buffer, DriveTotals, EngineSpec, Waker};
+use crate::storage::Placement;
+use crate::units::ChunkIndex;
+
+/// Everything the I/O thread needs.
+pub struct SwapperSpec {
+    /// How to open the engine; its files are the shard's files in drive order.
+    pub engine: EngineSpec,
+    /// Paths of those files, for messages.
+    pub paths: Vec<PathBuf>,
+    /// Where the chunks lie.
+    pub placement: Placement,
+    /// Number of chunks.
+    pub chunks: usize,
+    /// Buffers of the largest extent's size; at least one if there are chunks.
+    pub buffers: Vec<Buffer>,
+    /// No completion for this long, with operations in flight, is an error.
+    pub io_timeout: Duration,
+    /// What a chunk holds, for messages.
+    pub describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
+}
+
+/// What one sweep moved, as the I/O thread saw it.
+#[derive(Clone, Debug, Default)]
+pub struct SweepTotals {
+    /// Per drive.
+    pub drives: Vec<DriveTotals>,
+    /// Time with at least one swap-in in flight.
+    pub swap_in_busy: Duration,
+    /// Time with at least one swap-out in flight.
+    pub swap_out_busy: Duration,
+}
+
+/// From the caller to the I/O thread.
+pub(super) enum Command {
+    Begin(SweepKind),
+    SwapOut(ChunkIndex, Buffer),
+    Release(ChunkIndex, Buffer),
+    Stop,
+    Close,
+}
+
+/// From the I/O thread to the caller.
+pub(super) enum Event {
+    Lent(ChunkIndex, Buffer),
+    Ended(Result<SweepTotals>),
+}
+
+/// Commands and the means to have them noticed.
+pub(super) struct Inbox {
+    pub commands: Arc<Mutex<VecDeque<Command>>>,
+    pub waker: Arc<dyn Waker>,
+}
+
+impl Inbox {
+    fn send(&self, command: Command) {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        self.waker.wake();
+    }
+}
+
+/// The swapper of one rank: one I/O thread that owns the engine, the free buffers and the chunk
+/// states.
+pub struct Swapper {
+    inbox: Arc<Inbox>,
+    events: Receiver<Event>,
+    thread: Option<JoinHandle<()>>,
+    failed: bool,
+}
+
+impl Swapper {
+    /// Starts the I/O thread and opens the engine on it.
+    ///
+    /// # Errors
+    /// As [`EngineSpec::open`].
+    pub fn open(spec: SwapperSpec) -> Result<Self> {
+        let (events_in, events) = channel();
+        let (ready_in, ready) = channel();
+        let commands: Arc<Mutex<VecDeque<Command>>> = Arc::default();
+        let thread_commands = Arc::clone(&commands);
+        let spawned = std::thread::Builder::new()
+            .name("optswap-io".to_owned())
+            .spawn(move || thread::run(spec, thread_commands, &ready_in, events_in));
+        let handle = spawned.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "the I/O thread cannot be started").because(error)
+        })?;
+        let waker = ready.recv().map_err(|_| thread_is_gone())??;
+        let inbox = Arc::new(Inbox { commands, waker });
+        Ok(Self { inbox, events, thread: Some(handle), failed: false })
+    }
+
+    /// Begins a sweep over all chunks. Swap-ins start at once, before the first is asked for.
+    ///
+    /// # Errors
+    /// If an earlier sweep failed: what lies on the drives is then of no step.
+    pub fn sweep(&mut self, kind: SweepKind) -> Result<Sweep<'_>> {
+        if self.failed {
+            return Err(Error::new(ErrorKind::Io, "the swapper stopped after an earlier failure"));
+        }
+        self.inbox.send(Command::Begin(kind));
+        Ok(Sweep { swapper: self, ended: None })
+    }
+}
+
+impl Drop for Swapper {
+    fn drop(&mut self) {
+        self.inbox.send(Command::Close);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the I/O thread has been reported through its events.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn thread_is_gone() -> Error {
+    Error::internal("the I/O thread is gone")
+}
+
+/// A sweep under way. Dropped early, it stops and waits for what is in flight.
+pub struct Sweep<'a> {
+    swapper: &'a mut Swapper,
+    ended: Option<Result<SweepTotals>>,
+}
+
+impl Sweep<'_> {
+    /// Waits for the next chunk, in order of arrival; `None` when there is no more.
+    ///
+    /// # Errors
+    /// The first failure of the sweep; it is over then.
+    pub fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
+        if self.ended.is_none() {
+            match self.swapper.events.recv() {
+                Ok(Event::Lent(index, buffer)) => {
+                    let inbox = Arc::clone(&self.swapper.inbox);
+                    return Ok(Some(ResidentChunk { index, buffer: Some(buffer), inbox }));
+                }
+                Ok(Event::Ended(result)) => self.ended = Some(result),
+                Err(_) => self.ended = Some(Err(thread_is_gone())),
+            }
+            self.swapper.failed |= matches!(self.ended, Some(Err(_)));
+        }
+        match self.ended.take_if(|ended| ended.is_err()) {
+            Some(Err(error)) => {
+                self.ended = Some(Ok(SweepTotals::default()));
+                Err(error)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits until everything is on the drives.
+    ///
+    /// # Errors
+    /// The first failure of the sweep.
+    pub fn finish(mut self) -> Result<SweepTotals> {
+        while let Some(chunk) = self.next_chunk()? {
+            chunk.release();
+        }
+        self.ended.take().unwrap_or_else(|| Err(thread_is_gone()))
+    }
+
+    /// Ends the sweep early: no chunk starts any more, those swapped in are dropped unchanged.
+    ///
+    /// # Errors
+    /// The first failure of the sweep.
+    pub fn abandon(self) -> Result<SweepTotals> {
+        self.swapper.inbox.send(Command::Stop);
+        self.finish()
+    }
+}
+
+impl Drop for Sweep<'_> {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            self.swapper.inbox.send(Command::Stop);
+            while let Ok(Some(chunk)) = self.next_chunk() {
+                chunk.release();
+            }
+        }
+    }
+}
+
+/// A chunk in memory, the caller's until it is given back. Giving it back takes it away, so nothing
+/// can be read or changed behind the swapper's back.
+///
+/// ```compile_fail
+/// fn keep(chunk: optswap::swap::ResidentChunk) {
+///     let bytes = &chunk[..8];
+///     chunk.swap_out();
+///     println!("{bytes:?}"); // does not compile: the bytes went with the chunk
+/// }
+/// ```
+pub struct ResidentChunk {
+    index: ChunkIndex,
+    /// `None` only while being given back.
+    buffer: Option<Buffer>,
+    inbox: Arc<Inbox>,
+}
+
+impl ResidentChunk {
+    /// Which chunk it is.
+    pub fn index(&self) -> ChunkIndex {
+        self.index
+    }
+
+    /// Gives the chunk back to be written to the drives.
+    pub fn swap_out(mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.inbox.send(Command::SwapOut(self.index, buffer));
+        }
+    }
+
+    /// Gives the chunk back unwritten; what lies on the drives stays. Dropping it does the same.
+    pub fn release(self) {
+        drop(self);
+    }
+}
+
+impl Deref for ResidentChunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.buffer.as_deref().unwrap_or_default()
+    }
+}
+
+impl DerefMut for ResidentChunk {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.buffer.as_deref_mut().unwrap_or_default()
+    }
+}
+
+impl Drop for ResidentChunk {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.inbox.send(Command::Release(self.index, buffer));
+        }
+    }
+}
+
+pub(super) type ReadySender = Sender<Result<Arc<dyn Waker>>>;
+pub(super) type EventSender = Sender<Event>;
