@@ -28,3 +28,9 @@ pub mod swap;
 pub mod coord;
 
 pub mod step;
+
+pub mod job;
+
+pub mod report;
+
+pub mod cli;

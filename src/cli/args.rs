@@ -1,0 +1,97 @@
+//! Flags that every command with a swapper has; each overrides a key of the configuration file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser};
+
+use crate::config::{Config, EngineName};
+use crate::error::{Error, Result};
+use crate::job::{Launch, LogRanks, Launcher};
+use crate::units::Bytes;
+
+/// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.
+///
+/// # Errors
+/// The exit code to end with: 64, or 0 after `--help` and `--version`.
+pub fn parse<T: Parser>() -> Result<T, ExitCode> {
+    T::try_parse().map_err(|error| {
+        let launcher = Launcher::detect(&|name| std::env::var(name).ok());
+        if launcher.rank.unwrap_or(0) == 0 {
+            // A closed terminal is no reason for another exit code.
+            let _ = error.print();
+        }
+        if error.use_stderr() {
+            ExitCode::from(Error::usage("").exit_code())
+        } else {
+            ExitCode::SUCCESS
+        }
+    })
+}
+
+/// Where and how to swap.
+#[derive(Clone, Debug, Args)]
+pub struct SwapArgs {
+    /// Configuration file (TOML); the flags below override it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// One directory on each drive, separated by commas.
+    #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
+    pub drives: Vec<PathBuf>,
+
+    /// The job's name; it names the directories on the drives.
+    #[arg(long, value_name = "NAME")]
+    pub job: Option<String>,
+
+    /// How operations reach the kernel [default: auto].
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineName>,
+
+    /// Memory for I/O buffers, per rank, such as 256MiB [default: 256MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<Bytes>,
+
+    /// Force a file system that would be refused, such as tmpfs; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub allow_fs: Vec<String>,
+
+    /// Leave the files on the drives at the end.
+    #[arg(long)]
+    pub keep_files: bool,
+
+    /// Which ranks log to the terminal: all, or such as 0,3-5.
+    #[arg(long, value_name = "RANKS", default_value = "0")]
+    pub log_ranks: LogRanks,
+}
+
+impl SwapArgs {
+    /// The configuration: the file's, or the default one, with the flags on top. Checked.
+    ///
+    /// # Errors
+    /// Usage errors of the file or of the result.
+    pub fn resolve(&self) -> Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        if !self.drives.is_empty() {
+            config.drives.paths.clone_from(&self.drives);
+        }
+        if let Some(job) = &self.job {
+            config.job.clone_from(job);
+        }
+        config.io.engine = self.engine.unwrap_or(config.io.engine);
+        config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
+        config.drives.allow_filesystems.extend_from_slice(&self.allow_fs);
+        config.drives.keep_files |= self.keep_files;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// How to start the ranks. A configuration that cannot be read is reported later, by all.
+    pub fn launch(&self) -> Launch {
+        let config = self.resolve().unwrap_or_default();
+        Launch { peer_timeout: config.peer_timeout(), log_ranks: self.log_ranks.clone() }
+    }
+}

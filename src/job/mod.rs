@@ -1,0 +1,106 @@
+//! A process as a rank of a job: how it was started, MPI, logs, panics, and the exit code. Programs
+//! call [`run_main`]; a library that embeds optswap does not, and keeps its own hooks and handlers.
+
+mod launcher;
+mod logging;
+
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::coord::Communicator;
+use crate::error::{Error, Result};
+
+pub use launcher::Launcher;
+pub use logging::LogRanks;
+
+/// How to start.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Waiting this long for other ranks in one collective is an error.
+    pub peer_timeout: Duration,
+    /// Which ranks log to the terminal.
+    pub log_ranks: LogRanks,
+}
+
+/// Runs a rank: starts MPI where it is built in, sets up logs and the panic hook, runs `body`, and
+/// ends the way the job ends.
+///
+/// An agreed error is printed once, by rank 0, and all ranks leave in order with its exit code. Any
+/// other error, and any panic, is printed by its rank, which then ends the whole job: the others may
+/// be waiting for it.
+pub fn run_main(
+    launch: &Launch,
+    body: impl FnOnce(Rc<dyn Communicator>) -> Result<()>,
+) -> ExitCode {
+    let launcher = Launcher::detect(&|name| std::env::var(name).ok());
+    let world = match World::start(&launcher, launch.peer_timeout) {
+        Ok(world) => world,
+        Err(error) => return fail_before_start(&error),
+    };
+    let comm = Rc::clone(&world.comm);
+    let tag = format!("[{} {}/{}]", comm.host(), comm.rank().0, comm.size());
+    logging::start(&tag, launch.log_ranks.includes(comm.rank()));
+    install_panic_hook(tag.clone());
+    let result = body(Rc::clone(&comm));
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if !error.is_agreed() {
+        eprintln!("{tag} error: {error}");
+        if comm.size() > 1 {
+            abort(error.exit_code());
+        }
+    } else if comm.rank().0 == 0 {
+        eprintln!("error: {error}");
+    }
+    ExitCode::from(error.exit_code())
+}
+
+/// Prints an error of a rank that has not joined the others, on one of them as far as the launcher
+/// tells which, and gives its exit code.
+pub fn fail_before_start(error: &Error) -> ExitCode {
+    let launcher = Launcher::detect(&|name| std::env::var(name).ok());
+    if launcher.rank.unwrap_or(0) == 0 {
+        eprintln!("error: {error}");
+    }
+    ExitCode::from(error.exit_code())
+}
+
+fn install_panic_hook(tag: String) {
+    std::panic::set_hook(Box::new(move |info| {
+        eprintln!("{tag} error: {info}");
+        eprintln!("{tag} this is a bug in the program; the job ends");
+        abort(crate::error::ErrorKind::Internal.exit_code());
+    }));
+}
+
+/// Ends all ranks.
+fn abort(exit_code: u8) -> ! {
+    #[cfg(feature = "mpi")]
+    crate::coord::mpi::abort_world(exit_code);
+    std::process::exit(i32::from(exit_code))
+}
+
+/// The ranks of this job. Field order is drop order: the communicator goes before MPI does.
+struct World {
+    comm: Rc<dyn Communicator>,
+    #[cfg(feature = "mpi")]
+    _mpi: crate::coord::mpi::World,
+}
+
+impl World {
+    #[cfg(feature = "mpi")]
+    fn start(launcher: &Launcher, peer_timeout: Duration) -> Result<Self> {
+        let library = crate::coord::mpi::library_version();
+        launcher.check_before_start(Some(&library))?;
+        let mpi = crate::coord::mpi::World::start()?;
+        let comm: Rc<dyn Communicator> = Rc::new(mpi.communicator(peer_timeout));
+        launcher.check_world_size(comm.size())?;
+        Ok(Self { comm, _mpi: mpi })
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn start(launcher: &Launcher, _peer_timeout: Duration) -> Result<Self> {
+        launcher.check_before_start(None)?;
+        Ok(Self { comm: Rc::new(crate::coord::Solo::default()) })
+    }
+}

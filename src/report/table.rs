@@ -1,0 +1,83 @@
+//! Tables for people.
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use super::stats::OverRanks;
+use crate::step::RankRecord;
+use crate::timers::Timer;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// Where the steps' time went: one line per timer, milliseconds per step over the ranks.
+pub fn timer_table(records: &[RankRecord]) -> String {
+    let mut table =
+        table(&["timer (ms per step)", "min", "mean", "max", "slowest", "imbalance", "% of step"]);
+    let per_step = |timer: Timer| -> Vec<f64> {
+        let ms = |record: &RankRecord| record.seconds(timer) * 1e3 / record.steps.max(1) as f64;
+        records.iter().map(ms).collect()
+    };
+    let step = OverRanks::of(&per_step(Timer::Step)).map_or(0.0, |over| over.mean);
+    for timer in Timer::ALL {
+        let Some(over) = OverRanks::of(&per_step(*timer)) else { continue };
+        let share = if step > 0.0 { over.mean / step * 100.0 } else { 0.0 };
+        let slowest = &records[over.max_rank];
+        table.add_row([
+            timer.name().to_owned(),
+            format!("{:.2}", over.min),
+            format!("{:.2}", over.mean),
+            format!("{:.2}", over.max),
+            format!("rank {} ({})", slowest.rank, slowest.host),
+            format!("{:.1} %", over.imbalance * 100.0),
+            format!("{share:.1}"),
+        ]);
+    }
+    table.to_string()
+}
+
+/// How fast each rank, and the world, moved its state during the steps.
+pub fn rank_table(records: &[RankRecord], step_seconds: &[f64]) -> String {
+    let mut table = table(&["rank", "elements", "GB in", "GB out", "GB/s in", "GB/s out", "overlap"]);
+    let world_seconds: f64 = step_seconds.iter().sum();
+    for record in records {
+        let label = format!("{} ({})", record.rank, record.host);
+        table.add_row(row(label, std::slice::from_ref(record), record.seconds(Timer::Step)));
+    }
+    table.add_row(row("all".to_owned(), records, world_seconds));
+    table.to_string()
+}
+
+fn row(label: String, records: &[RankRecord], seconds: f64) -> [String; 7] {
+    let gigabytes = |bytes: fn(&RankRecord) -> u64| {
+        records.iter().map(bytes).sum::<u64>() as f64 / 1e9
+    };
+    let rate = |gigabytes: f64| if seconds > 0.0 { gigabytes / seconds } else { 0.0 };
+    let (read, written) = (gigabytes(RankRecord::read_bytes), gigabytes(RankRecord::written_bytes));
+    [
+        label,
+        records.iter().map(|record| record.elems).sum::<u64>().to_string(),
+        format!("{read:.3}"),
+        format!("{written:.3}"),
+        format!("{:.3}", rate(read)),
+        format!("{:.3}", rate(written)),
+        format!("{:.2}", overlap(records)),
+    ]
+}
+
+/// How many of swap-in, swap-out and update were under way at a time, on average over the step:
+/// 1.0 is one after the other, 3.0 is all three all the time.
+pub(super) fn overlap(records: &[RankRecord]) -> f64 {
+    let seconds = |timers: &[Timer]| -> f64 {
+        records.iter().flat_map(|r| timers.iter().map(|timer| r.seconds(*timer))).sum()
+    };
+    let step = seconds(&[Timer::Step]);
+    let busy = [Timer::AsyncSwapInState, Timer::AsyncSwapOutState, Timer::OptimizerStep];
+    if step > 0.0 { seconds(&busy) / step } else { 0.0 }
+}
