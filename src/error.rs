@@ -21,14 +21,8 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    const ALL: [Self; 6] = [
-        Self::Usage,
-        Self::Unavailable,
-        Self::Internal,
-        Self::CannotCreate,
-        Self::Io,
-        Self::Peer,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Usage, Self::Unavailable, Self::Internal, Self::CannotCreate, Self::Io, Self::Peer];
 
     /// The process's exit code: 64 usage, 69 unavailable, 70 internal or mismatch, 73 cannot
     /// create, 74 I/O. A silent peer counts as unavailable.

@@ -7,7 +7,7 @@ use clap::{Args, Parser};
 
 use crate::config::{Config, EngineName};
 use crate::error::{Error, Result};
-use crate::job::{Launch, LogRanks, Launcher};
+use crate::job::{Launch, Launcher, LogRanks};
 use crate::units::Bytes;
 
 /// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.

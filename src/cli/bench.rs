@@ -121,7 +121,14 @@ fn run_with<G: GradElem>(
     let command = std::env::args().collect();
     let verified = args.verify;
     let result = BenchResult::new(
-        command, machine, config, args.warmup, step_seconds, digest, verified, records,
+        command,
+        machine,
+        config,
+        args.warmup,
+        step_seconds,
+        digest,
+        verified,
+        records,
     );
     let written = if comm.rank().0 == 0 { publish(args, &result) } else { Ok(()) };
     agree(&**comm, written)
@@ -164,7 +171,11 @@ fn publish(args: &BenchArgs, result: &BenchResult) -> Result<()> {
         result.bytes_read_per_param,
         result.bytes_written_per_param,
     );
-    println!("state digest {}{}", result.state_digest, if result.verified { ", verified" } else { "" });
+    println!(
+        "state digest {}{}",
+        result.state_digest,
+        if result.verified { ", verified" } else { "" }
+    );
     let Some(path) = &args.json else { return Ok(()) };
     let refused = |error: std::io::Error| {
         Error::new(ErrorKind::CannotCreate, "the result cannot be written")

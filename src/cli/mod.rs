@@ -36,8 +36,6 @@ pub fn run() -> ExitCode {
         Err(code) => return code,
     };
     match cli.command {
-        Command::Bench(args) => {
-            job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm))
-        }
+        Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
     }
 }

@@ -353,12 +353,7 @@ impl Config {
     }
 }
 
-fn demand(
-    holds: bool,
-    key: &str,
-    value: impl std::fmt::Display,
-    allowed: &str,
-) -> Result<()> {
+fn demand(holds: bool, key: &str, value: impl std::fmt::Display, allowed: &str) -> Result<()> {
     if holds {
         return Ok(());
     }

@@ -65,10 +65,8 @@ fn unknown(section: &str, key: &str, known: &Table) -> Error {
         .or_else(|| best(&mut all_paths("", &known_keys().unwrap_or_default()).into_iter()));
     match nearest {
         Some(path) => error.hint(format!("did you mean `{path}`?")),
-        None => error.hint(format!(
-            "known here: {}",
-            known.keys().cloned().collect::<Vec<_>>().join(", ")
-        )),
+        None => error
+            .hint(format!("known here: {}", known.keys().cloned().collect::<Vec<_>>().join(", "))),
     }
 }
 

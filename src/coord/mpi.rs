@@ -99,8 +99,9 @@ impl MpiCommunicator {
         let request = &raw mut pending.request;
         let code = start(&mut pending.buffers, self.comm.as_raw(), request);
         if code != ffi::MPI_SUCCESS as i32 {
-            return Err(Error::new(ErrorKind::Peer, format!("MPI_{name} failed"))
-                .with("MPI error", code));
+            return Err(
+                Error::new(ErrorKind::Peer, format!("MPI_{name} failed")).with("MPI error", code)
+            );
         }
         let begin = Instant::now();
         let mut polls = 0u32;

@@ -134,7 +134,9 @@ mod tests {
             assert!(buffer.iter().all(|byte| *byte == 0));
             buffer.fill(value as u8 + 1);
         }
-        assert!(buffers.iter().enumerate().all(|(value, b)| b.iter().all(|x| *x == value as u8 + 1)));
+        assert!(
+            buffers.iter().enumerate().all(|(value, b)| b.iter().all(|x| *x == value as u8 + 1))
+        );
         assert!(allocate_buffers(0, 4096).unwrap().is_empty());
     }
 }

@@ -185,8 +185,11 @@ impl Transfers {
         if count == 0 {
             return Ok(());
         }
-        let ops: Vec<EngineOp> =
-            self.backlog.drain(..count).map(|key| op_for(key, &self.moving, &self.active)).collect();
+        let ops: Vec<EngineOp> = self
+            .backlog
+            .drain(..count)
+            .map(|key| op_for(key, &self.moving, &self.active))
+            .collect();
         self.in_flight += count;
         // SAFETY: each operation's memory lies in a buffer that `active` holds (checked in
         // `start`), parts do not overlap, and the buffer is not touched before its last part has

@@ -95,16 +95,14 @@ impl Launcher {
     /// Usage (exit code 64), with the line that fixes it.
     pub fn check_world_size(&self, world_size: usize) -> Result<()> {
         match self.size {
-            Some(size) if size > 1 && world_size == 1 => {
-                Err(Error::usage(format!(
-                    "{size} processes were started together, but MPI says that each is alone"
-                ))
-                .hint(
-                    "the launcher and the MPI library do not fit: start them with the mpirun of \
+            Some(size) if size > 1 && world_size == 1 => Err(Error::usage(format!(
+                "{size} processes were started together, but MPI says that each is alone"
+            ))
+            .hint(
+                "the launcher and the MPI library do not fit: start them with the mpirun of \
                      the MPI that this program was built with, or with srun --mpi=pmix (Open MPI) \
                      or --mpi=pmi2 (MPICH)",
-                ))
-            }
+            )),
             _ => Ok(()),
         }
     }

@@ -79,8 +79,8 @@ pub struct BenchResult {
     pub rank_records: Vec<RankRecord>,
 }
 
-/// Bytes per parameter and step of a world.
-pub(crate) fn bytes_per_param(records: &[RankRecord], bytes: fn(&RankRecord) -> u64) -> f64 {
+/// Bytes moved per parameter and step, over all ranks.
+pub fn bytes_per_param(records: &[RankRecord], bytes: fn(&RankRecord) -> u64) -> f64 {
     let moved: u64 = records.iter().map(bytes).sum();
     let params: u64 = records.iter().map(|record| record.elems).sum();
     let steps = records.first().map_or(0, |record| record.steps);

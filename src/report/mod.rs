@@ -5,6 +5,6 @@ mod bench;
 mod stats;
 mod table;
 
-pub use bench::{BenchResult, DriveInfo, Machine};
+pub use bench::{BenchResult, DriveInfo, Machine, bytes_per_param};
 pub use stats::{OverRanks, median};
 pub use table::{rank_table, timer_table};

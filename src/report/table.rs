@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
 use super::stats::OverRanks;
@@ -9,7 +9,7 @@ use crate::timers::Timer;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.load_style(ASCII_MARKDOWN).set_header(header);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -44,7 +44,8 @@ pub fn timer_table(records: &[RankRecord]) -> String {
 
 /// How fast each rank, and the world, moved its state during the steps.
 pub fn rank_table(records: &[RankRecord], step_seconds: &[f64]) -> String {
-    let mut table = table(&["rank", "elements", "GB in", "GB out", "GB/s in", "GB/s out", "overlap"]);
+    let mut table =
+        table(&["rank", "elements", "GB in", "GB out", "GB/s in", "GB/s out", "overlap"]);
     let world_seconds: f64 = step_seconds.iter().sum();
     for record in records {
         let label = format!("{} ({})", record.rank, record.host);
@@ -55,9 +56,8 @@ pub fn rank_table(records: &[RankRecord], step_seconds: &[f64]) -> String {
 }
 
 fn row(label: String, records: &[RankRecord], seconds: f64) -> [String; 7] {
-    let gigabytes = |bytes: fn(&RankRecord) -> u64| {
-        records.iter().map(bytes).sum::<u64>() as f64 / 1e9
-    };
+    let gigabytes =
+        |bytes: fn(&RankRecord) -> u64| records.iter().map(bytes).sum::<u64>() as f64 / 1e9;
     let rate = |gigabytes: f64| if seconds > 0.0 { gigabytes / seconds } else { 0.0 };
     let (read, written) = (gigabytes(RankRecord::read_bytes), gigabytes(RankRecord::written_bytes));
     [

@@ -64,7 +64,9 @@ impl<'a, G: GradElem> Gradients<'a, G> {
         let mut fragments = Vec::with_capacity(self.pieces.len());
         for (param, offset, grad) in &self.pieces {
             if param.index() >= inventory.parameters().len() {
-                return Err(Error::usage("a gradient for an unknown parameter").with("index", param));
+                return Err(
+                    Error::usage("a gradient for an unknown parameter").with("index", param)
+                );
             }
             let len = grad.len() as u64;
             let wrong = |message: &str| {
@@ -202,7 +204,10 @@ mod tests {
         gradients.swap_out(ParamIndex(1), 4086, &values[..1000]);
         let laid_out = gradients.lay_out(&inventory, &partition).unwrap();
         let seen = laid_out.within(999..1002).map(|(range, part)| (range, part.grad.to_vec()));
-        assert_eq!(seen.collect::<Vec<_>>(), [(999..1000, vec![999.0]), (1000..1002, vec![1000.0, 1001.0])]);
+        assert_eq!(
+            seen.collect::<Vec<_>>(),
+            [(999..1000, vec![999.0]), (1000..1002, vec![1000.0, 1001.0])]
+        );
         assert_eq!(laid_out.params(), [ParamIndex(1)]);
         let none = Gradients::<f32>::new().lay_out(&inventory, &partition).unwrap();
         assert!(none.params().is_empty());

@@ -48,10 +48,7 @@ impl SwappedOptimizer {
     ///
     /// # Errors
     /// Agreed errors of `look` or of the drives.
-    pub fn inspect(
-        &mut self,
-        mut look: impl FnMut(StateView<'_>) -> Result<()>,
-    ) -> Result<()> {
+    pub fn inspect(&mut self, mut look: impl FnMut(StateView<'_>) -> Result<()>) -> Result<()> {
         let result = self.check_usable().and_then(|()| {
             let plan = &self.plan;
             let mut sweep = self.swapper.sweep(SweepKind::Inspect)?;

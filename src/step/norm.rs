@@ -41,9 +41,7 @@ pub(super) fn shard_norm<G: GradElem>(
         sum.merge(other);
         sum
     };
-    pool.install(|| {
-        (0..tasks).into_par_iter().map(norm_of_task).reduce(BlockNorm::default, merge)
-    })
+    pool.install(|| (0..tasks).into_par_iter().map(norm_of_task).reduce(BlockNorm::default, merge))
 }
 
 fn norm_of_blocks<G: GradElem>(

@@ -158,8 +158,7 @@ fn open(
     directories: Vec<ShardDirectory>,
 ) -> Result<(ShardFiles, Swapper, rayon::ThreadPool)> {
     let config = plan.config();
-    let owner =
-        Owner::this_process(&config.job, comm.rank().0, comm.size() as u32, comm.host());
+    let owner = Owner::this_process(&config.job, comm.rank().0, comm.size() as u32, comm.host());
     let files = ShardFiles::create(directories, plan.placement().drive_bytes(), &owner)?;
     match open_swapper(plan, comm.rank().0, &files).and_then(|it| Ok((it, update_pool()?))) {
         Ok((swapper, pool)) => Ok((files, swapper, pool)),

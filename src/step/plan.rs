@@ -34,11 +34,7 @@ impl Plan {
     /// # Errors
     /// Usage if the configuration is out of range; unavailable if the memory budget is below the
     /// minimum, which is in the message.
-    pub fn resolve(
-        config: &Config,
-        inventory: Inventory,
-        comm: &dyn Communicator,
-    ) -> Result<Self> {
+    pub fn resolve(config: &Config, inventory: Inventory, comm: &dyn Communicator) -> Result<Self> {
         config.validate()?;
         let ranges = contiguous_ranges(inventory.total_elems(), comm.size());
         let rank = comm.rank().index();

@@ -54,10 +54,7 @@ fn drives_and_bytes(drives: &[Drive], bytes: &[u64]) -> DriveBytes {
     drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
 }
 
-fn look_at_drives(
-    plan: &Plan,
-    comm: &dyn Communicator,
-) -> Result<Vec<(Drive, ShardDirectory)>> {
+fn look_at_drives(plan: &Plan, comm: &dyn Communicator) -> Result<Vec<(Drive, ShardDirectory)>> {
     let config = &plan.config().drives;
     let drives = inspect_drives(&config.paths, &config.allow_filesystems)?;
     let shard = comm.rank().0;

@@ -30,10 +30,7 @@ impl ProcessIo {
             let line = text.lines().find_map(|line| line.strip_prefix(key));
             line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
         };
-        ProcessIoBytes {
-            read_bytes: value("read_bytes:"),
-            written_bytes: value("write_bytes:"),
-        }
+        ProcessIoBytes { read_bytes: value("read_bytes:"), written_bytes: value("write_bytes:") }
     }
 }
 

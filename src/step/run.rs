@@ -65,9 +65,8 @@ impl SwappedOptimizer {
             gradients.lay_out(self.plan.inventory(), self.plan.partition())
         });
         // Swap-ins start here, before the norm is known; a skipped step drops them.
-        let ready = accepted.and_then(|laid_out| {
-            Ok((laid_out, self.swapper.sweep(SweepKind::Update)?))
-        });
+        let ready =
+            accepted.and_then(|laid_out| Ok((laid_out, self.swapper.sweep(SweepKind::Update)?)));
 
         let timers = &mut self.recorder.timers;
         let norm = timers.time(Timer::SwapOutGradient, || match &ready {
@@ -83,7 +82,8 @@ impl SwappedOptimizer {
         let (laid_out, sweep) = ready?;
 
         self.attempts += 1;
-        let mut outcome = decide(world, self.attempts, self.plan.config().optimizer.clip_norm, options);
+        let mut outcome =
+            decide(world, self.attempts, self.plan.config().optimizer.clip_norm, options);
         let result = if outcome.skipped {
             sweep.abandon()
         } else {
@@ -168,8 +168,8 @@ impl<G: GradElem> Work<'_, '_, G> {
                 elems,
                 params: &mut params[start..start + elems],
             };
-            let has_changed = timers
-                .time(Timer::OptimizerStep, || update.run(&layout, &mut resident, &adamw));
+            let has_changed =
+                timers.time(Timer::OptimizerStep, || update.run(&layout, &mut resident, &adamw));
             if has_changed {
                 resident.swap_out();
             } else {

@@ -32,9 +32,9 @@ impl Drive {
             Error::new(ErrorKind::Unavailable, message).with("drive", root.display())
         };
         let metadata = std::fs::metadata(root).map_err(|error| {
-            refused("the drive cannot be found").because(error).hint(
-                "name a directory on each drive with --drives DIR,DIR or in [drives] paths",
-            )
+            refused("the drive cannot be found")
+                .because(error)
+                .hint("name a directory on each drive with --drives DIR,DIR or in [drives] paths")
         })?;
         if !metadata.is_dir() {
             return Err(refused("the drive is no directory"));

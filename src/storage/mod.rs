@@ -16,6 +16,6 @@ mod shard;
 
 pub use drive::{Drive, inspect_drives};
 pub use extent::ExtentLayout;
-pub use placement::{Placement, Segment};
 pub use owner::Owner;
+pub use placement::{Placement, Segment};
 pub use shard::{ShardDirectory, ShardFiles};

@@ -111,7 +111,7 @@ impl Swapper {
             return Err(Error::new(ErrorKind::Io, "the swapper stopped after an earlier failure"));
         }
         self.inbox.send(Command::Begin(kind));
-        Ok(Sweep { swapper: self, ended: None })
+        Ok(Sweep { swapper: self, state: SweepState::UnderWay })
     }
 }
 
@@ -132,7 +132,14 @@ fn thread_is_gone() -> Error {
 /// A sweep under way. Dropped early, it stops and waits for what is in flight.
 pub struct Sweep<'a> {
     swapper: &'a mut Swapper,
-    ended: Option<Result<SweepTotals>>,
+    state: SweepState,
+}
+
+enum SweepState {
+    UnderWay,
+    Ended(SweepTotals),
+    /// The error has been handed out.
+    Failed,
 }
 
 impl Sweep<'_> {
@@ -141,23 +148,24 @@ impl Sweep<'_> {
     /// # Errors
     /// The first failure of the sweep; it is over then.
     pub fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
-        if self.ended.is_none() {
-            match self.swapper.events.recv() {
-                Ok(Event::Lent(index, buffer)) => {
-                    let inbox = Arc::clone(&self.swapper.inbox);
-                    return Ok(Some(ResidentChunk { index, buffer: Some(buffer), inbox }));
-                }
-                Ok(Event::Ended(result)) => self.ended = Some(result),
-                Err(_) => self.ended = Some(Err(thread_is_gone())),
-            }
-            self.swapper.failed |= matches!(self.ended, Some(Err(_)));
+        if !matches!(self.state, SweepState::UnderWay) {
+            return Ok(None);
         }
-        match self.ended.take_if(|ended| ended.is_err()) {
-            Some(Err(error)) => {
-                self.ended = Some(Ok(SweepTotals::default()));
+        let event = self.swapper.events.recv();
+        match event.unwrap_or_else(|_| Event::Ended(Err(thread_is_gone()))) {
+            Event::Lent(index, buffer) => {
+                let inbox = Arc::clone(&self.swapper.inbox);
+                Ok(Some(ResidentChunk { index, buffer: Some(buffer), inbox }))
+            }
+            Event::Ended(Ok(totals)) => {
+                self.state = SweepState::Ended(totals);
+                Ok(None)
+            }
+            Event::Ended(Err(error)) => {
+                self.state = SweepState::Failed;
+                self.swapper.failed = true;
                 Err(error)
             }
-            _ => Ok(None),
         }
     }
 
@@ -169,7 +177,10 @@ impl Sweep<'_> {
         while let Some(chunk) = self.next_chunk()? {
             chunk.release();
         }
-        self.ended.take().unwrap_or_else(|| Err(thread_is_gone()))
+        match &mut self.state {
+            SweepState::Ended(totals) => Ok(std::mem::take(totals)),
+            _ => Err(Error::new(ErrorKind::Io, "the sweep has failed before")),
+        }
     }
 
     /// Ends the sweep early: no chunk starts any more, those swapped in are dropped unchanged.
@@ -184,7 +195,7 @@ impl Sweep<'_> {
 
 impl Drop for Sweep<'_> {
     fn drop(&mut self) {
-        if self.ended.is_none() {
+        if matches!(self.state, SweepState::UnderWay) {
             self.swapper.inbox.send(Command::Stop);
             while let Ok(Some(chunk)) = self.next_chunk() {
                 chunk.release();

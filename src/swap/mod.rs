@@ -14,5 +14,5 @@ mod handle;
 mod pipeline;
 mod thread;
 
-pub use handle::{ResidentChunk, Sweep, SweepTotals, Swapper, SwapperSpec};
+pub use handle::{ResidentChunk, Swapper, SwapperSpec, Sweep, SweepTotals};
 pub use pipeline::SweepKind;

@@ -255,4 +255,3 @@ impl Worker {
         let _ = self.events.send(Event::Ended(Err(error)));
     }
 }
-

@@ -1,0 +1,313 @@
+//! Trains a byte-level language model, data-parallel under MPI, with its whole Adam state on drives.
+//!
+//! ```text
+//! mpirun -n 2 target/release/examples/train_lm --drives /nvme0/me,/nvme1/me --steps 100 --verify
+//! ```
+//!
+//! One step: every rank computes gradients for its part of the batch; they are added in rank order
+//! at the rank that owns each shard; its swapped optimizer steps; the updated bf16 parameters come
+//! back to all. The model and the text are in `train_lm/`; what concerns optswap is here.
+
+#[path = "train_lm/data.rs"]
+mod data;
+#[path = "train_lm/model.rs"]
+mod model;
+#[path = "train_lm/progress.rs"]
+mod progress;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use clap::Parser;
+use half::bf16;
+use optswap::cli::{self, SwapArgs};
+use optswap::config::Config;
+use optswap::coord::{Communicator, Topology, agree, all_gather, gather_all, reduce_scatter};
+use optswap::error::{Error, Result};
+use optswap::job;
+use optswap::partition::Run;
+use optswap::report::{bytes_per_param, rank_table, timer_table};
+use optswap::state::{Inventory, Parameter};
+use optswap::step::{Gradients, RankRecord, StepOptions, SwappedOptimizer, Verifier};
+
+use data::Corpus;
+use model::{Model, ModelConfig};
+use progress::Progress;
+
+/// Train a byte-level language model with its optimizer state on drives.
+#[derive(Debug, Parser)]
+#[command(name = "train_lm", version, help_expected = true)]
+struct Args {
+    #[command(flatten)]
+    swap: SwapArgs,
+
+    /// Text to train on [default: the licence texts of the system].
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
+
+    /// Training steps.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    steps: u64,
+
+    /// Seed of initial weights and data order.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Sequences of a step, over all ranks.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: usize,
+
+    /// Steps between two validations.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    validate_every: u64,
+
+    /// Learning rate; overrides the configuration file.
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+
+    /// Keep a second AdamW in memory and compare master, moments and step count, bit for bit, after
+    /// every step; a difference ends the job with exit code 70.
+    #[arg(long)]
+    verify: bool,
+
+    /// Transformer blocks.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    layers: usize,
+
+    /// Width of the residual stream.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    dim: usize,
+
+    /// Attention heads.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    heads: usize,
+
+    /// Bytes that the model looks back on.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    context: usize,
+}
+
+/// Windows of the validation text that are looked at.
+const VALIDATION_WINDOWS: usize = 32;
+
+fn main() -> ExitCode {
+    let args: Args = match cli::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    job::run_main(&args.swap.launch(), |comm| train(&args, &comm))
+}
+
+/// What does not change during training.
+struct Task {
+    config: Config,
+    model: ModelConfig,
+    corpus: Corpus,
+}
+
+impl Task {
+    fn read(args: &Args) -> Result<Self> {
+        let mut config = args.swap.resolve()?;
+        config.optimizer.lr = args.lr.unwrap_or(config.optimizer.lr);
+        config.validate()?;
+        let model = ModelConfig {
+            layers: args.layers,
+            dim: args.dim,
+            heads: args.heads,
+            context: args.context,
+        };
+        model.validate().map_err(Error::usage)?;
+        if args.batch == 0 || args.validate_every == 0 {
+            return Err(Error::usage("--batch and --validate-every must be at least 1"));
+        }
+        let default = if args.text.is_empty() { Corpus::default_paths() } else { Vec::new() };
+        let paths = if args.text.is_empty() { &default } else { &args.text };
+        let corpus = Corpus::read(paths, args.context)
+            .map_err(|message| Error::usage(message).hint("choose a text with --text FILE"))?;
+        Ok(Self { config, model, corpus })
+    }
+}
+
+fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
+    let Task { config, model: model_config, corpus } = agree(&**comm, Task::read(args))?;
+    share_processors(&**comm)?;
+
+    let parameters = model_config.parameters().into_iter();
+    let parameters = parameters.map(|(name, shape)| Parameter::new(name, shape));
+    let inventory = agree(&**comm, Inventory::new(parameters.collect()))?;
+    let mut optimizer = SwappedOptimizer::create(&config, inventory, Rc::clone(comm))?;
+    let fill = |run: &Run, masters: &mut [f32]| {
+        let (param, offset) = (run.param.index(), run.param_offset as usize);
+        model_config.fill_initial(args.seed, param, offset, masters);
+        Ok(())
+    };
+    optimizer.initialize_parameters(fill)?;
+    let mut verifier = args.verify.then(|| Verifier::new(&optimizer, fill)).transpose()?;
+
+    let mut replica = Replica::new(&optimizer, model_config.clone())?;
+    replica.start_from(&optimizer, fill)?;
+    let progress = Progress::new(args.steps, comm.rank().0 == 0);
+    let byte_entropy = corpus.byte_entropy();
+    let loss_first = replica.validation_loss(&**comm, &corpus)?;
+    progress.validation(0, loss_first, byte_entropy);
+    let (mut loss_last, mut skipped, mut step_seconds) = (loss_first, 0u64, Vec::new());
+    for step in 1..=args.steps {
+        let batch = corpus.batch(args.seed, step, args.batch, comm.rank().index(), comm.size());
+        let loss = replica.reduce_gradients(&**comm, &batch, args.batch)?;
+        if let Some(verifier) = &verifier {
+            // What the last step left on the drives, just before it is used again.
+            verifier.check(&mut optimizer)?;
+        }
+        let gradients = Gradients::of_shard(optimizer.partition(), &replica.shard_gradients)?;
+        let outcome =
+            optimizer.step(&gradients, &mut replica.shard_params, StepOptions::default())?;
+        if let Some(verifier) = &mut verifier {
+            verifier.step(&optimizer, &outcome, &replica.shard_gradients);
+        }
+        replica.collect_parameters(&**comm)?;
+        skipped += u64::from(outcome.skipped);
+        step_seconds.push(outcome.duration.as_secs_f64());
+        progress.step(loss, outcome.grad_norm, outcome.duration);
+        if step % args.validate_every == 0 || step == args.steps {
+            loss_last = replica.validation_loss(&**comm, &corpus)?;
+            progress.validation(step, loss_last, byte_entropy);
+        }
+    }
+    if let Some(verifier) = &verifier {
+        verifier.check(&mut optimizer)?;
+    }
+    progress.finish();
+
+    let records = optimizer.gather_records()?;
+    let state_digest = optimizer.state_digest()?;
+    let params = optimizer.plan().inventory().total_elems();
+    optimizer.close();
+    if comm.rank().0 == 0 {
+        println!("{}\n{}", rank_table(&records, &step_seconds), timer_table(&records));
+        let result = serde_json::json!({
+            "ranks": comm.size(),
+            "drives": config.drives.paths.len(),
+            "params": params,
+            "steps": args.steps,
+            "steps_skipped": skipped,
+            "loss_first": loss_first,
+            "loss_last": loss_last,
+            "byte_entropy": byte_entropy,
+            "loss_unit": "nats per byte, validation",
+            "bytes_read_per_param": bytes_per_param(&records, RankRecord::read_bytes),
+            "bytes_written_per_param": bytes_per_param(&records, RankRecord::written_bytes),
+            "kernel_bytes_read_per_param": bytes_per_param(&records, |r| r.kernel_read_bytes),
+            "kernel_bytes_written_per_param":
+                bytes_per_param(&records, |r| r.kernel_written_bytes),
+            "verified": args.verify,
+            "state_digest": state_digest,
+        });
+        println!("{result}");
+    }
+    Ok(())
+}
+
+/// Ranks of one node share its processors: the model's own threads are this rank's part of them.
+fn share_processors(comm: &dyn Communicator) -> Result<()> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (processors / Topology::discover(comm)?.local_size()).max(1);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| Error::internal("the model's threads cannot be started").because(error))
+}
+
+/// One rank's copy of the model, and its share of gradients and parameters.
+struct Replica {
+    model: Model,
+    ranges: Vec<Range<usize>>,
+    /// Gradients of all parameters, of this rank's part of the batch.
+    gradients: Vec<f32>,
+    /// Gradients of this rank's shard, of the whole batch.
+    shard_gradients: Vec<f32>,
+    /// bf16 parameters of this rank's shard, as the optimizer emits them.
+    shard_params: Vec<bf16>,
+    /// bf16 parameters of the whole model.
+    params: Vec<bf16>,
+}
+
+impl Replica {
+    fn new(optimizer: &SwappedOptimizer, config: ModelConfig) -> Result<Self> {
+        let total = optimizer.plan().inventory().total_elems() as usize;
+        let shard = optimizer.partition().elems() as usize;
+        let ranges = optimizer.plan().ranges().iter();
+        Ok(Self {
+            model: Model::new(config).map_err(model_error)?,
+            ranges: ranges.map(|range| range.start as usize..range.end as usize).collect(),
+            gradients: vec![0.0; total],
+            shard_gradients: vec![0.0; shard],
+            shard_params: vec![bf16::ZERO; shard],
+            params: vec![bf16::ZERO; total],
+        })
+    }
+
+    /// Parameters before the first step: the initial masters, rounded.
+    fn start_from(
+        &mut self,
+        optimizer: &SwappedOptimizer,
+        fill: impl Fn(&Run, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut masters = vec![0.0; self.shard_params.len()];
+        for run in optimizer.partition().runs() {
+            fill(run, &mut masters[run.in_shard()])?;
+        }
+        let rounded = masters.into_iter().map(bf16::from_f32);
+        self.shard_params.iter_mut().zip(rounded).for_each(|(param, value)| *param = value);
+        self.collect_parameters(optimizer.communicator())
+    }
+
+    /// Collective: every rank gets the parameters of all shards.
+    fn collect_parameters(&mut self, comm: &dyn Communicator) -> Result<()> {
+        all_gather(comm, &self.shard_params, &self.ranges, &mut self.params)?;
+        let widened: Vec<f32> = self.params.iter().map(|param| param.to_f32()).collect();
+        self.model.load(&widened).map_err(model_error)
+    }
+
+    /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner. Gives
+    /// that loss.
+    fn reduce_gradients(
+        &mut self,
+        comm: &dyn Communicator,
+        part: &[&[u8]],
+        batch: usize,
+    ) -> Result<f64> {
+        let share = part.len() as f32 / batch as f32;
+        let mut loss = 0.0;
+        if part.is_empty() {
+            self.gradients.fill(0.0);
+        } else {
+            loss = self.model.loss_and_gradients(part, &mut self.gradients).map_err(model_error)?;
+            self.gradients.iter_mut().for_each(|gradient| *gradient *= share);
+        }
+        reduce_scatter(comm, &self.gradients, &self.ranges, &mut self.shard_gradients)?;
+        sum_over_ranks(comm, f64::from(loss * share))
+    }
+
+    /// Collective: mean loss over the validation windows, each rank looking at its part.
+    fn validation_loss(&self, comm: &dyn Communicator, corpus: &Corpus) -> Result<f64> {
+        let windows = corpus.validation(VALIDATION_WINDOWS);
+        let (rank, size) = (comm.rank().index(), comm.size());
+        let part = &windows[windows.len() * rank / size..windows.len() * (rank + 1) / size];
+        let loss = match part {
+            [] => 0.0,
+            part => self.model.loss(part).map_err(model_error)?,
+        };
+        sum_over_ranks(comm, f64::from(loss) * part.len() as f64 / windows.len() as f64)
+    }
+}
+
+/// Adds in rank order, so that every rank has the same bits.
+fn sum_over_ranks(comm: &dyn Communicator, value: f64) -> Result<f64> {
+    Ok(gather_all(comm, &value)?.into_iter().sum())
+}
+
+fn model_error(error: candle_core::Error) -> Error {
+    Error::internal("the model failed").because(error)
+}
