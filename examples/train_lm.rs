@@ -1,4 +1,5 @@
-//! Trains a byte-level language model, data-parallel under MPI, with its whole Adam state on drives.
+//! Trains a byte-level language model, data-parallel under MPI, with its whole Adam state on
+//! drives.
 //!
 //! ```text
 //! mpirun -n 2 target/release/examples/train_lm --drives /nvme0/me,/nvme1/me --steps 100 --verify
@@ -270,8 +271,8 @@ impl Replica {
         self.model.load(&widened).map_err(model_error)
     }
 
-    /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner. Gives
-    /// that loss.
+    /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner.
+    /// Gives that loss.
     fn reduce_gradients(
         &mut self,
         comm: &dyn Communicator,

@@ -1,6 +1,6 @@
 //! From the inventory to chunks, in integers only: who owns which part of the flat space (shards),
-//! what is swapped at once (sub-groups), and what one I/O moves (chunks) with the runs of parameters
-//! inside it. Pure functions of the inventory, the rank and the sizes.
+//! what is swapped at once (sub-groups), and what one I/O moves (chunks) with the runs of
+//! parameters inside it. Pure functions of the inventory, the rank and the sizes.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! Where the time goes: the timer names, and a recorder of fixed size. Names that DeepSpeed has keep
-//! their meaning (`deepspeed/runtime/swap_tensor`), so that tables can be laid side by side.
+//! Where the time goes: the timer names, and a recorder of fixed size. Names that DeepSpeed has
+//! keep their meaning (`deepspeed/runtime/swap_tensor`), so that tables can be laid side by side.
 
 use std::time::{Duration, Instant};
 

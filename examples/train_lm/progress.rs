@@ -40,7 +40,7 @@ impl Progress {
             return;
         }
         let line = format!(
-            "step {step}/{}: validation loss {loss:.4} nats per byte (byte entropy {byte_entropy:.4})",
+            "step {step}/{}: validation loss {loss:.4} nats per byte (entropy {byte_entropy:.4})",
             self.steps
         );
         match &self.bar {

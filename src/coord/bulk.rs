@@ -1,5 +1,5 @@
-//! Bulk collectives: a reduce-scatter that adds in rank order, and an all-gather. Both work in rounds
-//! of bounded size, so memory and the 32-bit counts of MPI do not limit the model.
+//! Bulk collectives: a reduce-scatter that adds in rank order, and an all-gather. Both work in
+//! rounds of bounded size, so memory and the 32-bit counts of MPI do not limit the model.
 
 use std::ops::Range;
 
@@ -66,7 +66,8 @@ pub fn reduce_scatter(
     Ok(())
 }
 
-/// Collective: every rank gives the elements `ranges[rank]` as `mine`; every rank gets all in `full`.
+/// Collective: every rank gives the elements `ranges[rank]` as `mine`; every rank gets all in
+/// `full`.
 ///
 /// # Errors
 /// As every collective.

@@ -21,9 +21,9 @@ pub use local::{Solo, ThreadCommunicator};
 pub use topology::Topology;
 pub use wire::gather_all;
 
-/// The ranks of a job and what they can do together. Every method but the first three is collective:
-/// all ranks call it, in the same order, and it ends on all of them or gives an error within the
-/// communicator's deadline.
+/// The ranks of a job and what they can do together. Every method but the first three is
+/// collective: all ranks call it, in the same order, and it ends on all of them or gives an error
+/// within the communicator's deadline.
 ///
 /// Sums are taken in rank order wherever order matters, so every communicator gives the same bits.
 pub trait Communicator {

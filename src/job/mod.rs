@@ -27,8 +27,8 @@ pub struct Launch {
 /// ends the way the job ends.
 ///
 /// An agreed error is printed once, by rank 0, and all ranks leave in order with its exit code. Any
-/// other error, and any panic, is printed by its rank, which then ends the whole job: the others may
-/// be waiting for it.
+/// other error, and any panic, is printed by its rank, which then ends the whole job: the others
+/// may be waiting for it.
 pub fn run_main(
     launch: &Launch,
     body: impl FnOnce(Rc<dyn Communicator>) -> Result<()>,

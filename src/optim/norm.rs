@@ -1,5 +1,5 @@
-//! The squared gradient norm, one block of 4,096 elements of the flat space at a time. A block's sum
-//! has a fixed order; blocks are added exactly. So the norm is the same for any cut of the flat
+//! The squared gradient norm, one block of 4,096 elements of the flat space at a time. A block's
+//! sum has a fixed order; blocks are added exactly. So the norm is the same for any cut of the flat
 //! space into ranks, chunks, pieces or threads.
 
 use super::exact_sum::ExactSum;

@@ -1,5 +1,5 @@
-//! Descriptors, pure data: what a model's parameters are, which state tensors an optimizer keeps for
-//! them, how those lie on a drive, and the hyper-parameters of an update.
+//! Descriptors, pure data: what a model's parameters are, which state tensors an optimizer keeps
+//! for them, how those lie on a drive, and the hyper-parameters of an update.
 
 mod inventory;
 

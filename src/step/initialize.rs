@@ -43,8 +43,8 @@ impl SwappedOptimizer {
         sweep.finish()
     }
 
-    /// Collective: reads the whole state back from the drives, in no particular order of chunks, and
-    /// shows it run by run. Nothing is written, and nothing counts as part of a step.
+    /// Collective: reads the whole state back from the drives, in no particular order of chunks,
+    /// and shows it run by run. Nothing is written, and nothing counts as part of a step.
     ///
     /// # Errors
     /// Agreed errors of `look` or of the drives.

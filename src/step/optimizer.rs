@@ -89,8 +89,8 @@ impl SwappedOptimizer {
         &self.groups
     }
 
-    /// The same, to be changed between steps: a learning-rate schedule, for instance. All ranks make
-    /// the same change.
+    /// The same, to be changed between steps: a learning-rate schedule, for instance. All ranks
+    /// make the same change.
     pub fn groups_mut(&mut self) -> &mut [Hyperparameters] {
         &mut self.groups
     }

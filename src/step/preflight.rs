@@ -1,5 +1,5 @@
-//! Checks before anything is touched: the drives, the space on them summed over the ranks of a node,
-//! living jobs of the same name, memory.
+//! Checks before anything is touched: the drives, the space on them summed over the ranks of a
+//! node, living jobs of the same name, memory.
 
 use std::collections::BTreeMap;
 

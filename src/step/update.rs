@@ -19,8 +19,8 @@ pub(super) struct ChunkUpdate<'a, 'g, G, P> {
 }
 
 impl<G: GradElem, P: ParamElem> ChunkUpdate<'_, '_, G, P> {
-    /// Updates the elements that have a gradient; `adamw` gives a parameter's numbers. Tells whether
-    /// there were any.
+    /// Updates the elements that have a gradient; `adamw` gives a parameter's numbers. Tells
+    /// whether there were any.
     pub fn run(
         self,
         layout: &ExtentLayout,

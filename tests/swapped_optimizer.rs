@@ -1,0 +1,389 @@
+//! The swapped optimizer is AdamW: the same bits as in memory, for any number of ranks (threads
+//! here), drives, buffers and chunk sizes, on every engine. And what happens when things go wrong.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use half::bf16;
+use optswap::config::{Config, EngineName, FaultConfig, FaultKind, GroupConfig};
+use optswap::coord::{Communicator, ThreadCommunicator};
+use optswap::error::{Error, ErrorKind, Result};
+use optswap::partition::Run;
+use optswap::state::{Inventory, Parameter};
+use optswap::step::{
+    Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_gradients,
+    fill_synthetic_masters,
+};
+use optswap::units::{Bytes, Elems, ParamIndex};
+use proptest::prelude::*;
+
+/// Directories that stand for drives, gone with the test.
+struct Drives {
+    folder: tempfile::TempDir,
+    count: usize,
+}
+
+impl Drives {
+    fn new(count: usize) -> Self {
+        let drives =
+            Self { folder: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), count };
+        drives.paths().iter().for_each(|path| std::fs::create_dir(path).unwrap());
+        drives
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        (0..self.count).map(|drive| self.folder.path().join(format!("drive{drive}"))).collect()
+    }
+
+    fn are_empty(&self) -> bool {
+        self.paths().iter().all(|path| std::fs::read_dir(path).unwrap().next().is_none())
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config::default();
+        config.drives.paths = self.paths();
+        config.drives.stripe_unit = Bytes(16 << 10);
+        config.swap.chunk_elements = Elems(4096);
+        config.optimizer.clip_norm = 0.5;
+        config.optimizer.groups.push(GroupConfig {
+            names: vec!["*.bias".to_owned()],
+            weight_decay: Some(0.0),
+            lr: Some(0.01),
+            ..GroupConfig::default()
+        });
+        config
+    }
+}
+
+fn inventory(sizes: &[usize]) -> Inventory {
+    let parameter = |(index, size): (usize, &usize)| {
+        let kind = if index % 2 == 0 { "weight" } else { "bias" };
+        Parameter::new(format!("layer{index}.{kind}"), [*size])
+    };
+    Inventory::new(sizes.iter().enumerate().map(parameter).collect()).unwrap()
+}
+
+/// Runs `body` on every rank of a world of threads; gives every rank's result.
+fn on_ranks<T: Send>(
+    ranks: usize,
+    body: impl Fn(Rc<dyn Communicator>) -> Result<T> + Sync,
+) -> Vec<Result<T>> {
+    let world = ThreadCommunicator::world(ranks, Duration::from_secs(20));
+    std::thread::scope(|scope| {
+        let run = |comm: ThreadCommunicator| {
+            let body = &body;
+            scope.spawn(move || body(Rc::new(comm)))
+        };
+        let threads: Vec<_> = world.into_iter().map(run).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// An initialised optimizer with synthetic masters, and its twin in memory.
+fn start(
+    config: &Config,
+    sizes: &[usize],
+    comm: Rc<dyn Communicator>,
+) -> Result<(SwappedOptimizer, Verifier)> {
+    let mut optimizer = SwappedOptimizer::create(config, inventory(sizes), comm)?;
+    let flat_start = optimizer.partition().flat().start;
+    let fill = |run: &Run, masters: &mut [f32]| {
+        fill_synthetic_masters(3, flat_start + run.shard_offset, masters);
+        Ok(())
+    };
+    optimizer.initialize_parameters(fill)?;
+    let verifier = Verifier::new(&optimizer, fill)?;
+    Ok((optimizer, verifier))
+}
+
+fn shard_gradients(optimizer: &SwappedOptimizer, step: u64) -> Vec<f32> {
+    let range = optimizer.partition().flat();
+    let mut shard = vec![0.0; (range.end - range.start) as usize];
+    fill_synthetic_gradients(5, step, range.start, &mut shard, |gradient| gradient);
+    shard
+}
+
+/// Trains for some steps, verified after each; gives the digest.
+fn train(
+    config: &Config,
+    sizes: &[usize],
+    steps: u64,
+    comm: Rc<dyn Communicator>,
+) -> Result<String> {
+    let (mut optimizer, mut verifier) = start(config, sizes, comm)?;
+    let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
+    for step in 1..=steps {
+        let shard = shard_gradients(&optimizer, step);
+        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
+        verifier.step(&optimizer, &outcome, &shard);
+        verifier.check(&mut optimizer)?;
+        let mut emitted = vec![bf16::ZERO; params.len()];
+        optimizer.inspect(|view| {
+            let rounded = view.master.iter().map(|master| bf16::from_f32(*master));
+            emitted[view.run.in_shard()].iter_mut().zip(rounded).for_each(|(p, value)| *p = value);
+            Ok(())
+        })?;
+        assert_eq!(params, emitted, "the parameters are the rounded masters");
+    }
+    let digest = optimizer.state_digest()?;
+    optimizer.close();
+    Ok(digest)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn the_swapped_step_equals_the_reference(
+        sizes in prop::collection::vec(1usize..15_000, 1..5),
+        ranks in 1usize..5,
+        drives in 1usize..4,
+        chunk_blocks in 1u64..4,
+        buffers in 2u64..6,
+        sub_group_blocks in 1u64..8,
+        is_uring in any::<bool>(),
+    ) {
+        let one = Drives::new(1);
+        let alone = on_ranks(1, |comm| train(&one.config(), &sizes, 3, comm));
+        let many = Drives::new(drives);
+        let mut config = many.config();
+        config.swap.chunk_elements = Elems(chunk_blocks * 4096);
+        config.swap.sub_group_elements = Elems(sub_group_blocks * 4096);
+        config.swap.memory_budget = Bytes(buffers * chunk_blocks * 4096 * 12);
+        config.io.engine = if is_uring { EngineName::Uring } else { EngineName::Threads };
+        config.drives.weights = (0..drives).map(|drive| 1.0 + drive as f64).collect();
+        let digests = on_ranks(ranks, |comm| train(&config, &sizes, 3, comm));
+        for digest in digests {
+            prop_assert_eq!(digest.unwrap(), alone[0].as_ref().unwrap().clone());
+        }
+        prop_assert!(many.are_empty() && one.are_empty(), "nothing is left behind");
+    }
+}
+
+const SIZES: [usize; 3] = [9000, 5000, 12_000];
+
+#[test]
+fn a_nan_on_one_rank_skips_the_step_on_all_and_changes_nothing() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let drives = Drives::new(2);
+        let results = on_ranks(3, |comm| {
+            let is_bad = comm.rank().0 == 1;
+            let (mut optimizer, verifier) = start(&drives.config(), &SIZES, comm)?;
+            let before = optimizer.state_digest()?;
+            let mut shard = shard_gradients(&optimizer, 1);
+            if is_bad {
+                shard[17] = bad;
+            }
+            let mut params = vec![7.0f32; shard.len()];
+            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
+            assert!(outcome.skipped);
+            assert_eq!(optimizer.state_digest()?, before);
+            assert!(params.iter().all(|param| *param == 7.0));
+            verifier.check(&mut optimizer)?;
+            let records = optimizer.gather_records()?;
+            assert!(records.iter().all(|record| record.written_bytes() == 0));
+            // The next step is taken as if nothing had happened.
+            let shard = shard_gradients(&optimizer, 2);
+            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            optimizer.step(&gradients, &mut params, StepOptions::default())
+        });
+        assert!(results.into_iter().all(|outcome| !outcome.unwrap().skipped));
+    }
+}
+
+#[test]
+fn a_parameter_without_gradient_is_skipped_and_keeps_its_step_count() {
+    let drives = Drives::new(1);
+    let results = on_ranks(1, |comm| {
+        let (mut optimizer, _) = start(&drives.config(), &SIZES, comm)?;
+        let mut before = Vec::new();
+        optimizer.inspect(|view| {
+            if view.run.param == ParamIndex(1) {
+                before.push((view.run.param_offset, view.master.to_vec()));
+            }
+            Ok(())
+        })?;
+        let shard = shard_gradients(&optimizer, 1);
+        let mut gradients = Gradients::new();
+        // In two pieces, the later one first.
+        gradients.swap_out(ParamIndex(2), 4000, &shard[18_000..]);
+        gradients.swap_out(ParamIndex(0), 0, &shard[..9000]);
+        gradients.swap_out(ParamIndex(2), 0, &shard[14_000..18_000]);
+        let mut params = vec![(); shard.len()];
+        optimizer.step(&gradients, &mut params, StepOptions::default())?;
+        let counts: Vec<u64> = (0..3).map(|p| optimizer.update_count(ParamIndex(p))).collect();
+        assert_eq!(counts, [1, 0, 1]);
+        let mut after = Vec::new();
+        optimizer.inspect(|view| {
+            if view.run.param == ParamIndex(1) {
+                after.push((view.run.param_offset, view.master.to_vec()));
+                assert!(view.exp_avg.iter().all(|moment| *moment == 0.0));
+            }
+            Ok(())
+        })?;
+        before.sort_by_key(|(offset, _)| *offset);
+        after.sort_by_key(|(offset, _)| *offset);
+        assert_eq!(before, after);
+        Ok(())
+    });
+    results.into_iter().for_each(|result| result.unwrap());
+}
+
+#[test]
+fn wrong_gradients_of_one_rank_are_an_error_of_all_and_change_nothing() {
+    let drives = Drives::new(1);
+    let results = on_ranks(2, |comm| {
+        let is_bad = comm.rank().0 == 1;
+        let (mut optimizer, verifier) = start(&drives.config(), &SIZES, comm)?;
+        let shard = shard_gradients(&optimizer, 1);
+        let mut params = vec![(); shard.len()];
+        let mut gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        if is_bad {
+            gradients.swap_out(ParamIndex(2), 11_999, &shard[..2]);
+        }
+        let error = optimizer.step(&gradients, &mut params, StepOptions::default()).unwrap_err();
+        verifier.check(&mut optimizer)?;
+        Ok(error)
+    });
+    for error in results {
+        let error = error.unwrap();
+        assert!(error.is_agreed() && error.kind() == ErrorKind::Usage);
+        let message = error.to_string();
+        assert!(message.starts_with("rank 1 of 2 on "), "{message}");
+        assert!(
+            message.contains("beyond its parameter's end (parameter layer2.weight"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn an_io_error_of_one_rank_is_an_error_of_all_and_ends_the_optimizer() {
+    for (kind, words) in [(FaultKind::Eio, "os error 5"), (FaultKind::Enospc, "os error 28")] {
+        let drives = Drives::new(2);
+        let mut config = drives.config();
+        config.faults.push(FaultConfig { rank: 1, op: 14, kind });
+        let results = on_ranks(3, |comm| train(&config, &SIZES, 5, comm));
+        for result in results {
+            let error = result.unwrap_err();
+            assert!(error.is_agreed() && error.exit_code() == 74, "{error}");
+            let message = error.to_string();
+            for word in ["rank 1 of 3", words, "offset", "length", "state", "layer"] {
+                assert!(message.contains(word), "{word} is not in {message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_operation_that_never_ends_is_an_error_of_all() {
+    let drives = Drives::new(1);
+    let mut config = drives.config();
+    config.faults.push(FaultConfig { rank: 0, op: 9, kind: FaultKind::Stall });
+    config.timeouts.io_timeout = 0.3;
+    for result in on_ranks(2, |comm| train(&config, &SIZES, 5, comm)) {
+        let error = result.unwrap_err();
+        assert_eq!(error.exit_code(), 74);
+        assert!(error.to_string().contains("no I/O completed for 0.3 s"), "{error}");
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_is_noticed() {
+    let drives = Drives::new(1);
+    let results = on_ranks(2, |comm| {
+        if comm.rank().0 == 1 {
+            return Err(Error::internal("gone"));
+        }
+        start(&drives.config(), &SIZES, comm).map(drop)
+    });
+    let error = results.into_iter().next().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Peer);
+    assert!(error.to_string().contains("rank 1 has left"), "{error}");
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[!byte[0]], offset).unwrap();
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn one_flipped_byte_of_a_live_extent_is_found_and_named() {
+    let drives = Drives::new(1);
+    let config = drives.config();
+    // Chunk 1, elements 4096 to 8191: in master, exp_avg and exp_avg_sq.
+    for (section, name) in ["master", "exp_avg", "exp_avg_sq"].iter().enumerate() {
+        let results = on_ranks(1, |comm| {
+            let (mut optimizer, verifier) = start(&config, &SIZES, comm)?;
+            let state = drives.paths()[0].join("optswap/default/shard-00000/state");
+            flip(&state, (4096 * 12 + section * 4096 * 4 + 100 * 4 + 1) as u64);
+            let error = verifier.check(&mut optimizer).unwrap_err();
+            optimizer.close();
+            Ok(error)
+        });
+        let error = results.into_iter().next().unwrap().unwrap();
+        assert_eq!(error.exit_code(), 70);
+        let message = error.to_string();
+        assert!(message.contains(&format!("{name} on the drives differs")), "{message}");
+        assert!(message.contains("parameter layer0.weight, element 4196"), "{message}");
+    }
+}
+
+#[test]
+fn a_budget_below_the_minimum_shows_the_minimum_which_works() {
+    let drives = Drives::new(1);
+    let mut config = drives.config();
+    config.swap.memory_budget = Bytes(2 * 4096 * 12 - 1);
+    for result in on_ranks(2, |comm| train(&config, &SIZES, 1, comm)) {
+        let error = result.unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        assert!(error.to_string().contains("minimum 96KiB"), "{error}");
+    }
+    assert!(drives.are_empty(), "nothing was touched");
+    config.swap.memory_budget = Bytes(2 * 4096 * 12);
+    on_ranks(2, |comm| train(&config, &SIZES, 2, comm))
+        .into_iter()
+        .for_each(|it| drop(it.unwrap()));
+}
+
+#[test]
+fn a_living_job_of_the_same_name_is_left_alone() {
+    let drives = Drives::new(1);
+    let config = drives.config();
+    let results = on_ranks(1, |comm| {
+        let (mut first, verifier) = start(&config, &SIZES, Rc::clone(&comm))?;
+        let error = start(&config, &SIZES, Rc::clone(&comm)).map(drop).unwrap_err();
+        verifier.check(&mut first)?;
+        let mut other = config.clone();
+        other.job = "other".to_owned();
+        train(&other, &SIZES, 1, comm)?;
+        verifier.check(&mut first)?;
+        first.close();
+        Ok(error)
+    });
+    let error = results.into_iter().next().unwrap().unwrap();
+    assert_eq!(error.exit_code(), 69);
+    assert!(error.to_string().contains("job `default` is alive"), "{error}");
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    assert!(drives.are_empty());
+}
+
+#[test]
+fn more_ranks_than_blocks_and_a_single_element_work() {
+    for sizes in [vec![1], vec![4097], vec![2, 1, 3]] {
+        let drives = Drives::new(2);
+        let config = drives.config();
+        let alone = on_ranks(1, |comm| train(&config, &sizes, 2, comm)).remove(0).unwrap();
+        for digest in on_ranks(4, |comm| train(&config, &sizes, 2, comm)) {
+            assert_eq!(digest.unwrap(), alone);
+        }
+    }
+}
