@@ -158,6 +158,8 @@ pub enum FaultKind {
     Short,
     /// The result never comes.
     Stall,
+    /// The I/O thread panics.
+    Panic,
 }
 
 impl Default for Config {

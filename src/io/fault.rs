@@ -29,6 +29,7 @@ impl FaultEngine {
             None => return Some(*op),
             Some(FaultKind::Short) => return Some(EngineOp { len: op.len.min(4096), ..*op }),
             Some(FaultKind::Stall) => return None,
+            Some(FaultKind::Panic) => panic!("injected at operation {number}"),
             Some(FaultKind::Eio) => libc::EIO,
             Some(FaultKind::Enospc) => libc::ENOSPC,
             Some(FaultKind::Eintr) => libc::EINTR,

@@ -19,9 +19,9 @@ use crate::units::ParamIndex;
 /// AdamW with master and moments on the drives: one per rank, all ranks act together. Every method
 /// marked collective is called by all ranks in the same order.
 pub struct SwappedOptimizer {
-    /// Declared first, so dropped first: the engine's file handles go before the files.
+    /// Declared first, so dropped first: nothing is in flight when the files go.
     pub(super) swapper: Swapper,
-    files: ShardFiles,
+    _files: ShardFiles,
     pub(super) comm: Rc<dyn Communicator>,
     pub(super) plan: Plan,
     pub(super) pool: rayon::ThreadPool,
@@ -62,7 +62,7 @@ impl SwappedOptimizer {
             recorder: Recorder::new(files.paths()),
             process_io: ProcessIo::open(),
             unusable: Some("its parameters are not initialised"),
-            files,
+            _files: files,
             comm,
             plan,
             pool,
@@ -114,13 +114,10 @@ impl SwappedOptimizer {
         self.recorder.reset();
     }
 
-    /// Ends the optimizer: its files are removed unless the configuration keeps them.
+    /// Ends the optimizer, as dropping it does: waits for what is in flight, and removes the files
+    /// from the drives unless the configuration keeps them.
     pub fn close(self) {
-        let Self { swapper, files, plan, .. } = self;
-        drop(swapper);
-        if !plan.config().drives.keep_files {
-            files.remove();
-        }
+        drop(self);
     }
 
     /// An error if the state on the drives is of no step.
@@ -151,7 +148,7 @@ fn with_groups(config: &Config, inventory: Inventory) -> Result<Inventory> {
     Inventory::new(parameters.collect::<Result<_>>()?)
 }
 
-/// Creates files, buffers, I/O thread and update threads. Removes the files again on failure.
+/// Creates files, buffers, I/O thread and update threads.
 fn open(
     plan: &Plan,
     comm: &dyn Communicator,
@@ -159,14 +156,10 @@ fn open(
 ) -> Result<(ShardFiles, Swapper, rayon::ThreadPool)> {
     let config = plan.config();
     let owner = Owner::this_process(&config.job, comm.rank().0, comm.size() as u32, comm.host());
-    let files = ShardFiles::create(directories, plan.placement().drive_bytes(), &owner)?;
-    match open_swapper(plan, comm.rank().0, &files).and_then(|it| Ok((it, update_pool()?))) {
-        Ok((swapper, pool)) => Ok((files, swapper, pool)),
-        Err(error) => {
-            files.remove();
-            Err(error)
-        }
-    }
+    let keep = config.drives.keep_files;
+    let files = ShardFiles::create(directories, plan.placement().drive_bytes(), &owner, keep)?;
+    let swapper = open_swapper(plan, comm.rank().0, &files)?;
+    Ok((files, swapper, update_pool()?))
 }
 
 fn open_swapper(plan: &Plan, rank: u32, files: &ShardFiles) -> Result<Swapper> {

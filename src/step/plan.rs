@@ -36,6 +36,11 @@ impl Plan {
     /// minimum, which is in the message.
     pub fn resolve(config: &Config, inventory: Inventory, comm: &dyn Communicator) -> Result<Self> {
         config.validate()?;
+        if config.drives.paths.is_empty() {
+            return Err(Error::usage("no drive is named").hint(
+                "name a directory on each drive with --drives DIR,DIR or in [drives] paths",
+            ));
+        }
         let ranges = contiguous_ranges(inventory.total_elems(), comm.size());
         let rank = comm.rank().index();
         let (sub_group, chunk) = (config.swap.sub_group_elements, config.swap.chunk_elements);

@@ -72,12 +72,8 @@ impl Drive {
 /// Looks at all drives; the same device twice is no error, but it is said.
 ///
 /// # Errors
-/// As [`Drive::inspect`]; usage if there is no drive.
+/// As [`Drive::inspect`]; usage if the same directory is named twice.
 pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result<Vec<Drive>> {
-    if roots.is_empty() {
-        return Err(Error::usage("no drive is named")
-            .hint("name a directory on each drive with --drives DIR,DIR or in [drives] paths"));
-    }
     let inspect = |root: &PathBuf| Drive::inspect(root, allow_filesystems);
     let drives: Vec<Drive> = roots.iter().map(inspect).collect::<Result<_>>()?;
     for (index, drive) in drives.iter().enumerate() {

@@ -65,7 +65,7 @@ impl ShardDirectory {
     }
 
     /// Creates, locks and preallocates the state file.
-    fn create(&self, bytes: u64, owner: &Owner) -> Result<(File, bool)> {
+    fn create(&self, bytes: u64, owner: &Owner) -> Result<File> {
         let path = self.state_path();
         let refused = |message: &str| {
             Error::new(ErrorKind::CannotCreate, message)
@@ -74,7 +74,7 @@ impl ShardDirectory {
         };
         std::fs::create_dir_all(&self.path)
             .map_err(|error| refused("the shard directory cannot be created").because(error))?;
-        let (file, direct) = open_direct(&path)
+        let file = open_direct(&path)
             .map_err(|error| refused("the state file cannot be opened").because(error))?;
         self.lock(&file)?;
         if let Some(align) = direct_io_alignment(&path).filter(|align| 4096 % align != 0) {
@@ -93,7 +93,7 @@ impl ShardDirectory {
         owner
             .write(&self.owner_path())
             .map_err(|error| refused("the owner file cannot be written").because(error))?;
-        Ok((file, direct))
+        Ok(file)
     }
 
     fn remove(&self) {
@@ -112,7 +112,7 @@ impl ShardDirectory {
     }
 }
 
-fn open_direct(path: &Path) -> std::io::Result<(File, bool)> {
+fn open_direct(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
@@ -121,9 +121,9 @@ fn open_direct(path: &Path) -> std::io::Result<(File, bool)> {
                 "{}: direct I/O refused by the file system, falling back to buffered I/O",
                 path.display()
             );
-            Ok((options.open(path)?, false))
+            options.open(path)
         }
-        opened => Ok((opened?, true)),
+        opened => opened,
     }
 }
 
@@ -140,12 +140,12 @@ fn preallocate(file: &File, bytes: u64) -> std::io::Result<()> {
 }
 
 /// A shard's open files, one per drive, each with its lock. Dropped, they are closed and so
-/// unlocked; [`ShardFiles::remove`] also deletes them.
+/// unlocked, and deleted unless they are to be kept.
 #[derive(Debug)]
 pub struct ShardFiles {
     directories: Vec<ShardDirectory>,
     files: Vec<File>,
-    direct: bool,
+    keep: bool,
 }
 
 impl ShardFiles {
@@ -158,21 +158,14 @@ impl ShardFiles {
         directories: Vec<ShardDirectory>,
         drive_bytes: &[u64],
         owner: &Owner,
+        keep: bool,
     ) -> Result<Self> {
-        let mut created = Self { directories: Vec::new(), files: Vec::new(), direct: true };
+        let mut created = Self { directories: Vec::new(), files: Vec::new(), keep: false };
         for (directory, bytes) in directories.into_iter().zip(drive_bytes) {
-            match directory.create(*bytes, owner) {
-                Ok((file, direct)) => {
-                    created.directories.push(directory);
-                    created.files.push(file);
-                    created.direct &= direct;
-                }
-                Err(error) => {
-                    created.remove();
-                    return Err(error);
-                }
-            }
+            created.files.push(directory.create(*bytes, owner)?);
+            created.directories.push(directory);
         }
+        created.keep = keep;
         Ok(created)
     }
 
@@ -192,16 +185,12 @@ impl ShardFiles {
     pub fn paths(&self) -> Vec<PathBuf> {
         self.directories.iter().map(ShardDirectory::state_path).collect()
     }
+}
 
-    /// Whether every file is open for direct I/O.
-    pub fn is_direct(&self) -> bool {
-        self.direct
-    }
-
-    /// Deletes the files and the directories that are empty then.
-    pub fn remove(self) {
-        for directory in &self.directories {
-            directory.remove();
+impl Drop for ShardFiles {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.directories.iter().for_each(ShardDirectory::remove);
         }
     }
 }

@@ -1,0 +1,123 @@
+//! Running the built programs as a user would.
+
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Directories that stand for drives, gone with the test.
+pub struct Drives {
+    folder: tempfile::TempDir,
+    count: usize,
+}
+
+impl Drives {
+    pub fn new(count: usize) -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let drives = Self { folder, count };
+        drives.paths().iter().for_each(|path| std::fs::create_dir(path).unwrap());
+        drives
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn paths(&self) -> Vec<PathBuf> {
+        (0..self.count).map(|drive| self.path().join(format!("drive{drive}"))).collect()
+    }
+
+    /// The value of `--drives` for the first `count` of them.
+    pub fn list(&self, count: usize) -> String {
+        let names = self.paths().into_iter().take(count);
+        names.map(|path| path.display().to_string()).collect::<Vec<_>>().join(",")
+    }
+
+    pub fn are_empty(&self) -> bool {
+        self.paths().iter().all(|path| std::fs::read_dir(path).unwrap().next().is_none())
+    }
+
+    /// Writes a file beside the drives.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    /// What rank `shard` put on the first drive.
+    pub fn shard(&self, job: &str, shard: usize) -> PathBuf {
+        self.paths()[0].join(format!("optswap/{job}/shard-{shard:05}"))
+    }
+}
+
+/// The `optswap` program.
+pub fn optswap() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_optswap"))
+}
+
+/// The training example, which `cargo test` builds.
+pub fn train_lm() -> PathBuf {
+    let path = optswap().with_file_name("examples").join("train_lm");
+    assert!(path.exists(), "{} is not built: cargo build --example train_lm", path.display());
+    path
+}
+
+/// A model small enough for a test.
+pub const TINY: [&str; 10] =
+    ["--layers", "1", "--dim", "32", "--heads", "2", "--context", "32", "--batch", "8"];
+
+/// What a program did.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    pub fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+
+    /// The JSON object in the last line of stdout.
+    pub fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, 0, "{}\n{}", self.stdout, self.stderr);
+        let last = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last}"))
+    }
+
+    #[track_caller]
+    pub fn expect(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
+        for word in words {
+            assert!(self.stderr.contains(word), "`{word}` is not in:\n{}", self.stderr);
+        }
+    }
+}
+
+/// One process, without a launcher; killed after a minute.
+pub fn alone(program: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", "60"]).arg(program).args(arguments);
+    Run::of(&command.output().unwrap())
+}
+
+/// `launch/ranks`, killed after a minute; ready for more arguments.
+pub fn ranks(count: usize, program: &Path) -> Command {
+    let launch = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/ranks");
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", "60"]).arg(launch).arg(count.to_string()).arg(program);
+    command
+}
+
+/// Tests with several ranks run one after the other: there are few cores.
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
