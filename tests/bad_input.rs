@@ -1,6 +1,8 @@
 //! Wrong drives, configurations and sizes: a clear error and a documented exit code, before
 //! anything is touched.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

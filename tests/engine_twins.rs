@@ -1,6 +1,8 @@
 //! Both engines are the same engine: random operations leave the same bytes in files and buffers.
 //! And a completion is the truth: whatever an operation answers is compared with what was asked.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};

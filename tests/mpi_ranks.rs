@@ -1,6 +1,7 @@
 //! Real ranks under mpirun: the same results for any number of them, and no rank left behind when
 //! one fails. With `OPTSWAP_MPICH` naming a program built with MPICH, that one too.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 #![cfg(feature = "mpi")]
 
 mod support;

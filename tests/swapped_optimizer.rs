@@ -1,6 +1,8 @@
 //! The swapped optimizer is AdamW: the same bits as in memory, for any number of ranks (threads
 //! here), drives, buffers and chunk sizes, on every engine. And what happens when things go wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The rules of the house, held by a test: see docs/ARCHITECTURE.md.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! The training example on one rank: what it prints, that it learns, that it notices.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
 mod support;
 
 use std::fs::OpenOptions;
@@ -13,13 +15,13 @@ use support::{Drives, Run, TINY, alone, train_lm};
 fn it_learns_and_reports_what_moved() {
     let drives = Drives::new(2);
     let list = drives.list(2);
-    let mut arguments = vec!["--drives", &list, "--verify", "--lr", "0.01", "--steps", "40"];
+    let mut arguments = vec!["--drives", &list, "--verify", "--lr", "0.01", "--steps", "120"];
     arguments.extend(&TINY);
     let run = alone(&train_lm(), &arguments);
     let json = run.json();
     let number = |key: &str| json[key].as_f64().unwrap_or_else(|| panic!("no {key} in {json}"));
     assert_eq!(json["verified"], true);
-    assert_eq!((number("ranks"), number("drives"), number("steps")), (1.0, 2.0, 40.0));
+    assert_eq!((number("ranks"), number("drives"), number("steps")), (1.0, 2.0, 120.0));
     assert!(number("loss_first") > 5.0, "{json}");
     assert!(number("loss_last") < number("byte_entropy"), "{json}");
     for direction in ["read", "written"] {
@@ -35,7 +37,7 @@ fn it_learns_and_reports_what_moved() {
     for timer in ["swap_in_state", "swap_out_state", "async_swap_in_state", "optimizer_step"] {
         assert!(run.stdout.contains(timer), "{timer} is not in\n{}", run.stdout);
     }
-    assert!(run.stderr.contains("step 40/40: validation loss"), "{}", run.stderr);
+    assert!(run.stderr.contains("step 120/120: validation loss"), "{}", run.stderr);
     assert!(drives.are_empty(), "nothing is left behind");
 }
 

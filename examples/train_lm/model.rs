@@ -305,7 +305,7 @@ impl CustomOp1 for Elementwise {
 }
 
 // The usual tanh approximation of GELU, as x * logistic(GELU_RATE * (x + GELU_CUBE * x^3)).
-const GELU_RATE: f32 = 1.595_769_1;
+const GELU_RATE: f32 = 1.595_769;
 const GELU_CUBE: f32 = 0.044_715;
 
 fn gelu_gate(x: f32) -> f32 {
