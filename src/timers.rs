@@ -30,7 +30,10 @@ macro_rules! timers {
 timers! {
     /// The whole of `step()`, from its call to its return.
     Step = "step",
-    /// `step()` looking through the caller's gradients: coverage, norm, overflow.
+    /// `step()` from its call to this rank's own last completion, before the agreement: what tells
+    /// a slow rank from those that wait for it.
+    StepOwn = "step_own",
+    /// `step()` looking through the caller's gradients for norm and overflow.
     SwapOutGradient = "swap_out_gradient",
     /// The one all-reduce for norm, overflow and status, waiting for slower ranks included.
     GradientNorm = "gradient_norm",

@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -109,4 +109,26 @@ fn bad_input_is_refused_before_anything_is_touched() {
     refuse(&["--steps", "many"], 64, &["--steps"]);
     refuse(&["--memory-budget", "1MiB"], 64, &["minimum 24MiB"]);
     assert!(drives.are_empty());
+}
+
+#[test]
+fn the_files_on_the_drives_hold_the_whole_state() {
+    let drives = Drives::new(2);
+    let list = drives.list(2);
+    let mut arguments = vec!["--drives", &list, "--steps", "1", "--keep-files"];
+    arguments.extend(TINY);
+    let params = alone(&train_lm(), &arguments).json()["params"].as_u64().unwrap();
+    let files = drives.paths().into_iter();
+    let files = files.map(|drive| drive.join("optswap/default/shard-00000/state"));
+    let allocated: u64 = files.map(|file| file.metadata().unwrap().blocks() * 512).sum();
+    assert!(allocated > 12 * params, "{allocated} bytes for {params} parameters");
+}
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_build_without_mpi_refuses_to_be_one_of_several() {
+    let mut command = Command::new(train_lm());
+    command.env("OMPI_COMM_WORLD_SIZE", "2").env("OMPI_COMM_WORLD_RANK", "0");
+    let run = Run::of(&command.output().unwrap());
+    run.expect(64, &["2 processes were started", "built without MPI", "--features mpi"]);
 }

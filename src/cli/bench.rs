@@ -18,7 +18,7 @@ use crate::step::{
     Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_gradients,
     fill_synthetic_masters,
 };
-use crate::storage::inspect_drives;
+use crate::storage::Drive;
 use crate::units::{Elems, ParamIndex};
 
 /// The largest synthetic parameter, so that a benchmark has several.
@@ -117,7 +117,7 @@ fn run_with<G: GradElem>(
     let records = optimizer.gather_records()?;
     let digest = optimizer.state_digest()?;
     optimizer.close();
-    let machine = machine(&config, &**comm)?;
+    let machine = machine(&config, &**comm);
     let command = std::env::args().collect();
     let verified = args.verify;
     let result = BenchResult::new(
@@ -145,16 +145,18 @@ fn inventory(params: u64) -> Result<Inventory> {
     Ok(inventory)
 }
 
-fn machine(config: &Config, comm: &dyn Communicator) -> Result<Machine> {
-    let drives = inspect_drives(&config.drives.paths, &config.drives.allow_filesystems)?;
-    let drives = drives.into_iter();
-    let drives = drives.map(|drive| DriveInfo { path: drive.root, file_system: drive.filesystem });
-    Ok(Machine {
+fn machine(config: &Config, comm: &dyn Communicator) -> Machine {
+    let describe = |path: &PathBuf| {
+        let drive = Drive::inspect(path, &config.drives.allow_filesystems);
+        let file_system = drive.map_or_else(|_| "unknown".to_owned(), |drive| drive.filesystem);
+        DriveInfo { path: path.clone(), file_system }
+    };
+    Machine {
         host: comm.host().to_owned(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        drives: drives.collect(),
-    })
+        drives: config.drives.paths.iter().map(describe).collect(),
+    }
 }
 
 fn publish(args: &BenchArgs, result: &BenchResult) -> Result<()> {

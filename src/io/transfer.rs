@@ -102,6 +102,13 @@ struct Moving {
     part: Part,
 }
 
+/// The parts of one direction.
+#[derive(Default)]
+struct Lane {
+    backlog: VecDeque<usize>,
+    in_flight: usize,
+}
+
 /// The keeper of all transfers in flight.
 pub struct Transfers {
     /// Not dropped, and so leaked, if the engine breaks with operations in flight.
@@ -110,10 +117,10 @@ pub struct Transfers {
     /// Holds every buffer that the engine may be using; leaked together with it.
     active: ManuallyDrop<Slab<Active>>,
     moving: Slab<Moving>,
-    /// Parts that wait for a place in the engine.
-    backlog: VecDeque<usize>,
-    in_flight: usize,
+    /// Parts that wait for a place in the engine, and how many have one, by direction.
+    lanes: [Lane; 2],
     totals: Vec<DriveTotals>,
+    completed_ops: u64,
     done: Vec<OpDone>,
 }
 
@@ -125,11 +132,17 @@ impl Transfers {
             depth: depth.max(1),
             active: ManuallyDrop::new(Slab::new()),
             moving: Slab::new(),
-            backlog: VecDeque::new(),
-            in_flight: 0,
+            lanes: [Lane::default(), Lane::default()],
             totals: vec![DriveTotals::default(); files],
+            completed_ops: 0,
             done: Vec::new(),
         }
+    }
+
+    /// Operations that have come back since the beginning, whatever their result: a number that
+    /// stands still is a stall.
+    pub fn completed_ops(&self) -> u64 {
+        self.completed_ops
     }
 
     /// Transfers that have not finished.
@@ -155,8 +168,8 @@ impl Transfers {
         let active =
             self.active.insert(Active { token, direction, buffer, parts_left, fault: None });
         for part in parts {
-            let moving = self.moving.insert(Moving { active, part });
-            self.backlog.push_back(moving);
+            let key = self.moving.insert(Moving { active, part });
+            self.lanes[direction as usize].backlog.push_back(key);
         }
     }
 
@@ -179,18 +192,26 @@ impl Transfers {
         self.submit_backlog().map_err(broken)
     }
 
+    /// The next part to go: of the direction with fewer in flight. Drives read and write at the
+    /// same time, so reads that came first must not take every place.
+    fn next_part(&mut self) -> Option<usize> {
+        let waiting = self.lanes.iter_mut().filter(|lane| !lane.backlog.is_empty());
+        let lane = waiting.min_by_key(|lane| lane.in_flight)?;
+        lane.in_flight += 1;
+        lane.backlog.pop_front()
+    }
+
     fn submit_backlog(&mut self) -> std::io::Result<()> {
-        let room = self.depth - self.in_flight;
-        let count = room.min(self.backlog.len());
-        if count == 0 {
+        let in_flight: usize = self.lanes.iter().map(|lane| lane.in_flight).sum();
+        let mut ops: Vec<EngineOp> = Vec::new();
+        while in_flight + ops.len() < self.depth
+            && let Some(key) = self.next_part()
+        {
+            ops.push(op_for(key, &self.moving, &self.active));
+        }
+        if ops.is_empty() {
             return Ok(());
         }
-        let ops: Vec<EngineOp> = self
-            .backlog
-            .drain(..count)
-            .map(|key| op_for(key, &self.moving, &self.active))
-            .collect();
-        self.in_flight += count;
         // SAFETY: each operation's memory lies in a buffer that `active` holds (checked in
         // `start`), parts do not overlap, and the buffer is not touched before its last part has
         // been reaped. Never more than `depth` are in flight.
@@ -198,13 +219,15 @@ impl Transfers {
     }
 
     fn complete(&mut self, done: OpDone, finished: &mut Vec<Finished>) {
-        self.in_flight -= 1;
+        self.completed_ops += 1;
         let key = done.id as usize;
         let moving = &mut self.moving[key];
         let direction = self.active[moving.active].direction;
+        let lane = &mut self.lanes[direction as usize];
+        lane.in_flight -= 1;
         let cause = match done.result {
             // A signal or a moment's shortage: the same again.
-            Err(libc::EINTR | libc::EAGAIN) => return self.backlog.push_front(key),
+            Err(libc::EINTR | libc::EAGAIN) => return lane.backlog.push_front(key),
             Err(errno) => IoCause::Errno(errno),
             Ok(0) if direction == Direction::SwapIn => IoCause::EndOfFile,
             Ok(0) => IoCause::WroteNothing,
@@ -216,7 +239,7 @@ impl Transfers {
                 moving.part.len -= moved;
                 if moving.part.len > 0 {
                     // Short I/O is normal; the rest goes first.
-                    return self.backlog.push_front(key);
+                    return lane.backlog.push_front(key);
                 }
                 return self.finish_part(key, None, finished);
             }
@@ -239,8 +262,8 @@ impl Transfers {
         }
     }
 
-    /// Where the oldest unfinished part is going, for the message of a time-out.
-    pub fn oldest(&self) -> Option<IoFault> {
+    /// Where one of the unfinished parts is going, for the message of a time-out.
+    pub fn any_unfinished(&self) -> Option<IoFault> {
         let (_, moving) = self.moving.iter().next()?;
         let part = moving.part;
         Some(IoFault {

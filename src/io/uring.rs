@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
@@ -186,20 +186,15 @@ impl Engine for UringEngine {
     fn reap(&mut self, wait: Wait, done: &mut Vec<OpDone>) -> io::Result<()> {
         let before = done.len();
         self.collect(done);
-        let Wait::Until(deadline) = wait else {
-            return match self.ring.submit() {
-                Err(error) if !is_transient(&error) => Err(error),
-                _ => {
-                    self.collect(done);
-                    Ok(())
-                }
-            };
-        };
         if done.len() > before {
             return Ok(());
         }
+        // With deferred task run, results only appear to those who wait, if for no time at all.
+        let left = match wait {
+            Wait::No => Duration::ZERO,
+            Wait::Until(deadline) => deadline.saturating_duration_since(Instant::now()),
+        };
         self.arm_wake();
-        let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::from(left);
         let arguments = SubmitArgs::new().timespec(&timeout);
         match self.ring.submitter().submit_with_args(1, &arguments) {

@@ -3,30 +3,8 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
 use crate::units::ParamIndex;
-
-/// The number format of a parameter in the training job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// IEEE binary32.
-    F32,
-    /// bfloat16: the upper half of binary32.
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub fn elem_bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-}
 
 /// A named tensor of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ mod inventory;
 
 use serde::{Deserialize, Serialize};
 
-pub use inventory::{Dtype, Inventory, Parameter};
+pub use inventory::{Inventory, Parameter};
 
 /// How a state tensor lies on a drive. More codecs join here, each with its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

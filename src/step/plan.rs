@@ -32,8 +32,8 @@ impl Plan {
     /// Resolves the plan of one rank. A pure function of its arguments.
     ///
     /// # Errors
-    /// Usage if the configuration is out of range; unavailable if the memory budget is below the
-    /// minimum, which is in the message.
+    /// Usage if the configuration is out of range, no drive is named, or the memory budget is below
+    /// the minimum, which is in the message.
     pub fn resolve(config: &Config, inventory: Inventory, comm: &dyn Communicator) -> Result<Self> {
         config.validate()?;
         if config.drives.paths.is_empty() {

@@ -23,7 +23,7 @@ struct Demand {
 /// Collective: looks at everything and changes nothing. Gives this rank's shard directories.
 ///
 /// # Errors
-/// The first problem of any rank, agreed.
+/// The worst problem of any rank, agreed.
 pub(super) fn preflight(
     plan: &Plan,
     comm: &dyn Communicator,

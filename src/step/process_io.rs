@@ -39,8 +39,8 @@ impl std::ops::Sub for ProcessIoBytes {
 
     fn sub(self, earlier: Self) -> Self {
         Self {
-            read_bytes: self.read_bytes - earlier.read_bytes,
-            written_bytes: self.written_bytes - earlier.written_bytes,
+            read_bytes: self.read_bytes.saturating_sub(earlier.read_bytes),
+            written_bytes: self.written_bytes.saturating_sub(earlier.written_bytes),
         }
     }
 }

@@ -94,9 +94,10 @@ impl SwappedOptimizer {
             let work = Work { plan: &self.plan, pool: &self.pool, gradients: &laid_out };
             work.run(sweep, params, adamw, timers)
         };
+        timers.record(Timer::StepOwn, start.elapsed());
         let agreed = timers.time(Timer::Agreement, || agree(&*self.comm, result));
         let totals = agreed.inspect_err(|_| {
-            self.unusable = Some("an earlier step failed half-way");
+            self.unusable = Some("an earlier step failed");
         })?;
         if !outcome.skipped {
             for param in laid_out.params() {

@@ -77,13 +77,14 @@ pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result
     let inspect = |root: &PathBuf| Drive::inspect(root, allow_filesystems);
     let drives: Vec<Drive> = roots.iter().map(inspect).collect::<Result<_>>()?;
     for (index, drive) in drives.iter().enumerate() {
-        let Some(twin) = drives[..index].iter().find(|twin| twin.device == drive.device) else {
-            continue;
-        };
-        if same_directory(&twin.root, &drive.root) {
+        let earlier = &drives[..index];
+        if earlier.iter().any(|twin| same_directory(&twin.root, &drive.root)) {
             return Err(Error::usage("the same directory is named twice as a drive")
                 .with("drive", drive.root.display()));
         }
+        let Some(twin) = earlier.iter().find(|twin| twin.device == drive.device) else {
+            continue;
+        };
         tracing::warn!(
             "{} and {} lie on the same device: striping over both gains nothing",
             twin.root.display(),

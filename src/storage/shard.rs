@@ -64,36 +64,47 @@ impl ShardDirectory {
         })
     }
 
-    /// Creates, locks and preallocates the state file.
+    /// Creates, locks and preallocates the state file. What was created before an error is removed.
     fn create(&self, bytes: u64, owner: &Owner) -> Result<File> {
         let path = self.state_path();
-        let refused = |message: &str| {
-            Error::new(ErrorKind::CannotCreate, message)
-                .with("drive", self.drive.display())
-                .with("path", path.display())
-        };
-        std::fs::create_dir_all(&self.path)
-            .map_err(|error| refused("the shard directory cannot be created").because(error))?;
+        std::fs::create_dir_all(&self.path).map_err(|error| {
+            self.refused("the shard directory cannot be created").because(error)
+        })?;
         let file = open_direct(&path)
-            .map_err(|error| refused("the state file cannot be opened").because(error))?;
+            .map_err(|error| self.refused("the state file cannot be opened").because(error))?;
         self.lock(&file)?;
-        if let Some(align) = direct_io_alignment(&path).filter(|align| 4096 % align != 0) {
-            return Err(refused("the drive asks for an alignment beyond 4,096 bytes")
+        // From here on the directory is ours.
+        match self.prepare(&file, bytes, owner) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                self.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare(&self, file: &File, bytes: u64, owner: &Owner) -> Result<()> {
+        let align = direct_io_alignment(&self.state_path());
+        if let Some(align) = align.filter(|align| 4096 % align != 0) {
+            return Err(self
+                .refused("the drive asks for an alignment beyond 4,096 bytes")
                 .with("alignment", align));
         }
         // A dead owner's bytes go first: the file is written whole before it is read.
-        let allocated = file.set_len(0).and_then(|()| preallocate(&file, bytes));
-        if let Err(error) = allocated {
-            // A failed preallocation may leave part of the drive taken.
-            self.remove();
-            return Err(refused("the state file cannot be preallocated")
+        file.set_len(0).and_then(|()| preallocate(file, bytes)).map_err(|error| {
+            self.refused("the state file cannot be preallocated")
                 .with("needed", Bytes(bytes).human())
-                .because(error));
-        }
+                .because(error)
+        })?;
         owner
             .write(&self.owner_path())
-            .map_err(|error| refused("the owner file cannot be written").because(error))?;
-        Ok(file)
+            .map_err(|error| self.refused("the owner file cannot be written").because(error))
+    }
+
+    fn refused(&self, message: &str) -> Error {
+        Error::new(ErrorKind::CannotCreate, message)
+            .with("drive", self.drive.display())
+            .with("path", self.path.display())
     }
 
     fn remove(&self) {

@@ -35,6 +35,7 @@ pub(super) fn run(
         pipeline: Pipeline::new(SweepKind::Inspect, 0, 0),
         sweeping: false,
         failure: None,
+        completed_ops: 0,
         last_progress: Instant::now(),
         swap_in_busy: BusyClock::default(),
         swap_out_busy: BusyClock::default(),
@@ -58,6 +59,7 @@ struct Worker {
     pipeline: Pipeline,
     sweeping: bool,
     failure: Option<Error>,
+    completed_ops: u64,
     last_progress: Instant,
     swap_in_busy: BusyClock,
     swap_out_busy: BusyClock,
@@ -84,7 +86,10 @@ impl Worker {
             if let Err(error) = self.transfers.poll(Wait::Until(wait), &mut finished) {
                 return self.give_up(error);
             }
-            if finished.is_empty() && self.transfers.active() > 0 && Instant::now() >= deadline {
+            if self.transfers.completed_ops() != self.completed_ops {
+                self.completed_ops = self.transfers.completed_ops();
+                self.last_progress = Instant::now();
+            } else if self.transfers.active() > 0 && Instant::now() >= deadline {
                 let error = self.stalled();
                 return self.give_up(error);
             }
@@ -170,7 +175,6 @@ impl Worker {
     fn settle(&mut self, finished: Finished) {
         let Finished { token, direction, buffer, result } = finished;
         let now = Instant::now();
-        self.last_progress = now;
         let chunk = ChunkIndex(token as u32);
         if let Err(fault) = result {
             self.fail(fault, chunk);
@@ -244,7 +248,7 @@ impl Worker {
     fn stalled(&self) -> Error {
         let seconds = self.io_timeout.as_secs_f64();
         let what = format!("no I/O completed for {seconds} s (io_timeout)");
-        match self.transfers.oldest() {
+        match self.transfers.any_unfinished() {
             Some(fault) => self.describe_fault(&what, fault),
             None => Error::new(ErrorKind::Io, what),
         }
