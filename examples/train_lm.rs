@@ -2,8 +2,11 @@
 //! drives.
 //!
 //! ```text
-//! mpirun -n 2 target/release/examples/train_lm --drives /nvme0/me,/nvme1/me --steps 100 --verify
+//! launch/ranks 2 target/release/examples/train_lm --drives /nvme0/me,/nvme1/me --steps 100 --verify
 //! ```
+//!
+//! The model's own threads are candle's: `RAYON_NUM_THREADS` says how many, and `launch/ranks` sets
+//! it to each rank's part of the processors.
 //!
 //! One step: every rank computes gradients for its part of the batch; they are added in rank order
 //! at the rank that owns each shard; its swapped optimizer steps; the updated bf16 parameters come
@@ -25,7 +28,7 @@ use clap::Parser;
 use half::bf16;
 use optswap::cli::{self, SwapArgs};
 use optswap::config::Config;
-use optswap::coord::{Communicator, Topology, agree, all_gather, gather_all, reduce_scatter};
+use optswap::coord::{Communicator, agree, all_gather, gather_all, reduce_scatter};
 use optswap::error::{Error, Result};
 use optswap::job;
 use optswap::partition::Run;
@@ -133,7 +136,6 @@ impl Task {
 
 fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let Task { config, model: model_config, corpus } = agree(&**comm, Task::read(args))?;
-    share_processors(&**comm)?;
 
     let parameters = model_config.parameters().into_iter();
     let parameters = parameters.map(|(name, shape)| Parameter::new(name, shape));
@@ -208,16 +210,6 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         println!("{result}");
     }
     Ok(())
-}
-
-/// Ranks of one node share its processors: the model's own threads are this rank's part of them.
-fn share_processors(comm: &dyn Communicator) -> Result<()> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (processors / Topology::discover(comm)?.local_size()).max(1);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|error| Error::internal("the model's threads cannot be started").because(error))
 }
 
 /// One rank's copy of the model, and its share of gradients and parameters.

@@ -62,81 +62,6 @@ impl AdamW {
             eps: hyper.eps as f32,
         }
     }
-
-    /// Updates slices of equal length in place and emits the parameters.
-    pub fn update<G: GradElem, P: ParamElem>(
-        &self,
-        grad: &[G],
-        master: &mut [f32],
-        exp_avg: &mut [f32],
-        exp_avg_sq: &mut [f32],
-        param: &mut [P],
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                // SAFETY: the processor has AVX-512 F and BW, checked on the line above.
-                return unsafe { self.update_avx512(grad, master, exp_avg, exp_avg_sq, param) };
-            }
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: the processor has AVX2, checked on the line above.
-                return unsafe { self.update_avx2(grad, master, exp_avg, exp_avg_sq, param) };
-            }
-        }
-        self.body(grad, master, exp_avg, exp_avg_sq, param);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    fn update_avx512<G: GradElem, P: ParamElem>(
-        &self,
-        grad: &[G],
-        master: &mut [f32],
-        exp_avg: &mut [f32],
-        exp_avg_sq: &mut [f32],
-        param: &mut [P],
-    ) {
-        self.body(grad, master, exp_avg, exp_avg_sq, param);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn update_avx2<G: GradElem, P: ParamElem>(
-        &self,
-        grad: &[G],
-        master: &mut [f32],
-        exp_avg: &mut [f32],
-        exp_avg_sq: &mut [f32],
-        param: &mut [P],
-    ) {
-        self.body(grad, master, exp_avg, exp_avg_sq, param);
-    }
-
-    #[inline(always)]
-    fn body<G: GradElem, P: ParamElem>(
-        &self,
-        grad: &[G],
-        master: &mut [f32],
-        exp_avg: &mut [f32],
-        exp_avg_sq: &mut [f32],
-        param: &mut [P],
-    ) {
-        let len = grad.len();
-        // Equal lengths, said once, so that the loop has no bounds checks and can be vectorised.
-        let (master, param) = (&mut master[..len], &mut param[..len]);
-        let (exp_avg, exp_avg_sq) = (&mut exp_avg[..len], &mut exp_avg_sq[..len]);
-        for i in 0..len {
-            let g = grad[i].load() * self.grad_scale;
-            let m = self.beta1 * exp_avg[i] + self.one_minus_beta1 * g;
-            let v = self.beta2 * exp_avg_sq[i] + self.one_minus_beta2 * (g * g);
-            let denominator = v.sqrt() / self.correction2_sqrt + self.eps;
-            let p = master[i] * self.decay - self.step_size * (m / denominator);
-            exp_avg[i] = m;
-            exp_avg_sq[i] = v;
-            master[i] = p;
-            param[i] = P::emit(p);
-        }
-    }
 }
 
 /// A part of a chunk that one thread updates: at most [`SPLIT_ELEMS`] elements of one parameter.
@@ -155,17 +80,62 @@ pub struct UpdateTask<'a, G, P> {
     pub param: &'a mut [P],
 }
 
+impl<G: GradElem, P: ParamElem> UpdateTask<'_, G, P> {
+    /// Updates the state in place and emits the parameters. All slices have the same length.
+    pub fn run(self) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                // SAFETY: the processor has AVX-512 F and BW, checked on the line above.
+                return unsafe { self.run_avx512() };
+            }
+            if is_x86_feature_detected!("avx2") {
+                // SAFETY: the processor has AVX2, checked on the line above.
+                return unsafe { self.run_avx2() };
+            }
+        }
+        self.body();
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn run_avx512(self) {
+        self.body();
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn run_avx2(self) {
+        self.body();
+    }
+
+    #[inline(always)]
+    fn body(self) {
+        let Self { adamw, grad, master, exp_avg, exp_avg_sq, param } = self;
+        let len = grad.len();
+        // Equal lengths, said once, so that the loop has no bounds checks and can be vectorised.
+        let (master, param) = (&mut master[..len], &mut param[..len]);
+        let (exp_avg, exp_avg_sq) = (&mut exp_avg[..len], &mut exp_avg_sq[..len]);
+        for i in 0..len {
+            let g = grad[i].load() * adamw.grad_scale;
+            let m = adamw.beta1 * exp_avg[i] + adamw.one_minus_beta1 * g;
+            let v = adamw.beta2 * exp_avg_sq[i] + adamw.one_minus_beta2 * (g * g);
+            let denominator = v.sqrt() / adamw.correction2_sqrt + adamw.eps;
+            let p = master[i] * adamw.decay - adamw.step_size * (m / denominator);
+            exp_avg[i] = m;
+            exp_avg_sq[i] = v;
+            master[i] = p;
+            param[i] = P::emit(p);
+        }
+    }
+}
+
 /// Runs all tasks on the pool.
 pub fn run_tasks<G: GradElem, P: ParamElem>(
     pool: &rayon::ThreadPool,
     tasks: Vec<UpdateTask<'_, G, P>>,
 ) {
-    pool.install(|| {
-        tasks.into_par_iter().with_max_len(1).for_each(|task| {
-            let UpdateTask { adamw, grad, master, exp_avg, exp_avg_sq, param } = task;
-            adamw.update(grad, master, exp_avg, exp_avg_sq, param);
-        });
-    });
+    pool.install(|| tasks.into_par_iter().with_max_len(1).for_each(UpdateTask::run));
 }
 
 #[cfg(test)]
@@ -203,8 +173,15 @@ mod tests {
             let mut param = vec![bf16::ZERO; values.len()];
             for step in 1..=steps {
                 reference.update(&hyper, step, grad_scale, 0..grads.len(), &grads);
-                AdamW::new(&hyper, step, grad_scale)
-                    .update(&grads, &mut master, &mut m, &mut v, &mut param);
+                UpdateTask {
+                    adamw: AdamW::new(&hyper, step, grad_scale),
+                    grad: &grads,
+                    master: &mut master,
+                    exp_avg: &mut m,
+                    exp_avg_sq: &mut v,
+                    param: &mut param,
+                }
+                .run();
             }
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(bits(&master), bits(&reference.master));
