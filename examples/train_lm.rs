@@ -184,11 +184,12 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     progress.finish();
 
     let records = optimizer.gather_records()?;
+    let seconds: Vec<Vec<f64>> = gather_all(&**comm, &step_seconds)?;
     let state_digest = optimizer.state_digest()?;
     let params = optimizer.plan().inventory().total_elems();
     optimizer.close();
     if comm.rank().0 == 0 {
-        println!("{}\n{}", rank_table(&records, &step_seconds), timer_table(&records));
+        println!("{}\n{}", rank_table(&records, &seconds), timer_table(&records));
         let result = serde_json::json!({
             "ranks": comm.size(),
             "drives": config.drives.paths.len(),

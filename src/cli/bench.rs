@@ -12,7 +12,7 @@ use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::GradElem;
 use crate::partition::Run;
-use crate::report::{BenchResult, DriveInfo, Machine, rank_table, timer_table};
+use crate::report::{BenchResult, DriveInfo, Machine, OverRanks, rank_table, slowest, timer_table};
 use crate::state::{Inventory, Parameter};
 use crate::step::{
     Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_gradients,
@@ -112,8 +112,6 @@ fn run_with<G: GradElem>(
     }
 
     let all_seconds: Vec<Vec<f64>> = gather_all(&**comm, &seconds)?;
-    let slowest = |step: usize| all_seconds.iter().map(|of_rank| of_rank[step]).fold(0.0, f64::max);
-    let step_seconds = (0..args.steps as usize).map(slowest).collect();
     let records = optimizer.gather_records()?;
     let digest = optimizer.state_digest()?;
     optimizer.close();
@@ -125,12 +123,12 @@ fn run_with<G: GradElem>(
         machine,
         config,
         args.warmup,
-        step_seconds,
+        slowest(&all_seconds),
         digest,
         verified,
         records,
     );
-    let written = if comm.rank().0 == 0 { publish(args, &result) } else { Ok(()) };
+    let written = if comm.rank().0 == 0 { publish(args, &result, &all_seconds) } else { Ok(()) };
     agree(&**comm, written)
 }
 
@@ -159,10 +157,10 @@ fn machine(config: &Config, comm: &dyn Communicator) -> Machine {
     }
 }
 
-fn publish(args: &BenchArgs, result: &BenchResult) -> Result<()> {
-    println!("{}", rank_table(&result.rank_records, &result.step_seconds));
+fn publish(args: &BenchArgs, result: &BenchResult, seconds: &[Vec<f64>]) -> Result<()> {
+    println!("{}", rank_table(&result.rank_records, seconds));
     println!("{}", timer_table(&result.rank_records));
-    let over = crate::report::OverRanks::of(&result.step_seconds);
+    let over = OverRanks::of(&result.step_seconds);
     let (min, max) = over.map_or((0.0, 0.0), |over| (over.min, over.max));
     println!(
         "step {:.3} s median, {min:.3} min, {max:.3} max over {} steps; {:.1} ns per parameter; \

@@ -7,4 +7,4 @@ mod table;
 
 pub use bench::{BenchResult, DriveInfo, Machine, bytes_per_param};
 pub use stats::{OverRanks, median};
-pub use table::{rank_table, timer_table};
+pub use table::{rank_table, slowest, timer_table};

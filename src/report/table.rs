@@ -3,7 +3,7 @@
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
-use super::stats::OverRanks;
+use super::stats::{OverRanks, median};
 use crate::step::RankRecord;
 use crate::timers::Timer;
 
@@ -42,24 +42,35 @@ pub fn timer_table(records: &[RankRecord]) -> String {
     table.to_string()
 }
 
-/// How fast each rank, and the world, moved its state during the steps.
-pub fn rank_table(records: &[RankRecord], step_seconds: &[f64]) -> String {
-    let mut table =
-        table(&["rank", "elements", "GB in", "GB out", "GB/s in", "GB/s out", "overlap"]);
-    let world_seconds: f64 = step_seconds.iter().sum();
-    for record in records {
+/// How fast each rank, and the world, moved its state during the steps. `seconds` are each rank's
+/// step times; a step of the world takes as long as its slowest rank.
+pub fn rank_table(records: &[RankRecord], seconds: &[Vec<f64>]) -> String {
+    let mut table = table(&[
+        "rank", "elements", "GB in", "GB out", "GB/s in", "GB/s out", "step s", "min", "max",
+        "overlap",
+    ]);
+    for (record, seconds) in records.iter().zip(seconds) {
         let label = format!("{} ({})", record.rank, record.host);
-        table.add_row(row(label, std::slice::from_ref(record), record.seconds(Timer::Step)));
+        table.add_row(row(label, std::slice::from_ref(record), seconds));
     }
-    table.add_row(row("all".to_owned(), records, world_seconds));
+    table.add_row(row("all".to_owned(), records, &slowest(seconds)));
     table.to_string()
 }
 
-fn row(label: String, records: &[RankRecord], seconds: f64) -> [String; 7] {
+/// The slowest rank's seconds of every step.
+pub fn slowest(seconds: &[Vec<f64>]) -> Vec<f64> {
+    let steps = seconds.iter().map(Vec::len).min().unwrap_or(0);
+    let of_step = |step: usize| seconds.iter().map(|of_rank| of_rank[step]).fold(0.0, f64::max);
+    (0..steps).map(of_step).collect()
+}
+
+fn row(label: String, records: &[RankRecord], seconds: &[f64]) -> [String; 10] {
     let gigabytes =
         |bytes: fn(&RankRecord) -> u64| records.iter().map(bytes).sum::<u64>() as f64 / 1e9;
-    let rate = |gigabytes: f64| if seconds > 0.0 { gigabytes / seconds } else { 0.0 };
+    let total: f64 = seconds.iter().sum();
+    let rate = |gigabytes: f64| if total > 0.0 { gigabytes / total } else { 0.0 };
     let (read, written) = (gigabytes(RankRecord::read_bytes), gigabytes(RankRecord::written_bytes));
+    let (min, max) = OverRanks::of(seconds).map_or((0.0, 0.0), |over| (over.min, over.max));
     [
         label,
         records.iter().map(|record| record.elems).sum::<u64>().to_string(),
@@ -67,6 +78,9 @@ fn row(label: String, records: &[RankRecord], seconds: f64) -> [String; 7] {
         format!("{written:.3}"),
         format!("{:.3}", rate(read)),
         format!("{:.3}", rate(written)),
+        format!("{:.4}", median(seconds)),
+        format!("{min:.4}"),
+        format!("{max:.4}"),
         format!("{:.2}", overlap(records)),
     ]
 }
