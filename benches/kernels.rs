@@ -4,9 +4,9 @@
 //! cargo bench --bench kernels
 //! ```
 //!
-//! `copy` is the line: 8 bytes of traffic per element and nothing else. The update moves 28 bytes per
-//! parameter (gradient bf16 and three fp32 arrays in, three fp32 arrays and a bf16 parameter out);
-//! throughputs are in bytes of that traffic, so they compare directly.
+//! `copy` is the line: 8 bytes of traffic per element and nothing else. The update moves 28 bytes
+//! per parameter: a bf16 gradient and three fp32 arrays in, three fp32 arrays and a bf16 parameter
+//! out. Throughputs are in bytes of that traffic, so they compare directly.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;

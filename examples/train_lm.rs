@@ -2,7 +2,7 @@
 //! drives.
 //!
 //! ```text
-//! launch/ranks 2 target/release/examples/train_lm --drives /nvme0/me,/nvme1/me --steps 100 --verify
+//! launch/ranks 2 target/release/examples/train_lm --drives /nvme0/me,/nvme1/me --verify
 //! ```
 //!
 //! The model's own threads are candle's: `RAYON_NUM_THREADS` says how many, and `launch/ranks` sets

@@ -103,7 +103,7 @@ fn bad_input_is_refused_before_anything_is_touched() {
     };
     refuse(&["--text", &empty], 64, &["0 bytes", "--text FILE"]);
     refuse(&["--text", "/no/such/text"], 64, &["/no/such/text"]);
-    refuse(&["--heads", "3"], 64, &["dim (256) must be a multiple of its heads (3)"]);
+    refuse(&["--heads", "3"], 64, &["dim (256) must be a multiple of heads (3)"]);
     refuse(&["--batch", "0"], 64, &["at least 1"]);
     refuse(&["--lr", "-1"], 64, &["-1"]);
     refuse(&["--steps", "many"], 64, &["--steps"]);
