@@ -184,9 +184,11 @@ impl Engine for UringEngine {
     }
 
     fn reap(&mut self, wait: Wait, done: &mut Vec<OpDone>) -> io::Result<()> {
-        let before = done.len();
+        let (before, was_armed) = (done.len(), self.wake_armed);
         self.collect(done);
-        if done.len() > before {
+        // A wake-up that has come by itself also ends the wait: arming anew would lose it.
+        let was_woken = was_armed && !self.wake_armed;
+        if done.len() > before || was_woken {
             return Ok(());
         }
         // With deferred task run, results only appear to those who wait, if for no time at all.

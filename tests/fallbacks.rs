@@ -1,0 +1,90 @@
+//! What the system may refuse: each fallback works, gives the same state, and says its name. strace
+//! makes the system refuse.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
+mod support;
+
+use std::process::Command;
+
+use support::{Drives, Run, optswap};
+
+/// A verified benchmark during which strace tampers with system calls; gives what it did.
+fn bench(drives: &Drives, tamper: &[&str], more: &[&str]) -> Run {
+    let mut command = Command::new("timeout");
+    command
+        .args(["-k", "5", "60", "strace", "-f", "-qq", "-o", "/dev/null"])
+        .args(tamper)
+        .arg(optswap());
+    command.args(["bench", "--params", "100000", "--steps", "2", "--verify", "--drives"]);
+    command.arg(drives.list(1)).args(more);
+    Run::of(&command.output().expect("strace is installed by launch/setup --tests"))
+}
+
+fn digest(run: &Run) -> String {
+    assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
+    let line = run.stdout.lines().find(|line| line.starts_with("state digest ")).unwrap();
+    assert!(line.ends_with(", verified"), "{line}");
+    line.to_owned()
+}
+
+#[test]
+fn nothing_refused() {
+    let drives = Drives::new(1);
+    let run = bench(&drives, &["-e", "trace=none"], &[]);
+    run.expect(0, &["I/O engine: io_uring", "registered files, registered buffers"]);
+    assert!(!run.stderr.contains("falling back"), "{}", run.stderr);
+}
+
+#[test]
+fn io_uring_refused() {
+    let drives = Drives::new(1);
+    let refuse = ["-e", "trace=io_uring_setup", "-e", "inject=io_uring_setup:error=EPERM"];
+    let expected = digest(&bench(&drives, &["-e", "trace=none"], &[]));
+    let run = bench(&drives, &refuse, &[]);
+    assert_eq!(digest(&run), expected);
+    run.expect(0, &["I/O engine: threads", "io_uring is refused: Operation not permitted"]);
+    // Asked for by name, it is an error.
+    let run = bench(&drives, &refuse, &["--engine", "uring"]);
+    run.expect(69, &["io_uring is refused", "kernel.io_uring_disabled", "--engine threads"]);
+    assert!(drives.are_empty());
+}
+
+#[test]
+fn an_old_kernels_io_uring() {
+    let drives = Drives::new(1);
+    for (modes, name) in [(1, "cooperative task run"), (2, "plain")] {
+        let inject = format!("inject=io_uring_setup:error=EINVAL:when=1..{modes}");
+        let run = bench(&drives, &["-e", "trace=io_uring_setup", "-e", &inject], &[]);
+        digest(&run);
+        run.expect(0, &[name]);
+    }
+}
+
+#[test]
+fn registered_buffers_refused() {
+    let drives = Drives::new(1);
+    // The first registration is that of the files.
+    let inject = "inject=io_uring_register:error=ENOMEM:when=2";
+    let run = bench(&drives, &["-e", "trace=io_uring_register", "-e", inject], &[]);
+    digest(&run);
+    run.expect(0, &["registered buffers refused", "ulimit -l", "unregistered buffers"]);
+}
+
+#[test]
+fn direct_io_refused() {
+    let drives = Drives::new(1);
+    let state = drives.shard("default", 0).join("state");
+    // The first open only looks whether a living job has the file.
+    let tamper = [
+        "-e",
+        "trace=openat",
+        "-P",
+        state.to_str().unwrap(),
+        "-e",
+        "inject=openat:error=EINVAL:when=2",
+    ];
+    let run = bench(&drives, &tamper, &[]);
+    digest(&run);
+    run.expect(0, &["direct I/O refused by the file system, falling back to buffered I/O"]);
+}
