@@ -9,10 +9,12 @@
 mod buffer;
 mod engine;
 mod fault;
+mod spec;
 mod threads;
 mod transfer;
 mod uring;
 
 pub use buffer::{Buffer, allocate_buffers};
-pub use engine::{Direction, Engine, EngineOp, EngineSpec, OpDone, Wait, Waker};
+pub use engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
+pub use spec::EngineSpec;
 pub use transfer::{DriveTotals, Finished, IoCause, IoFault, Part, Transfer, Transfers};

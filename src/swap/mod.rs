@@ -11,8 +11,10 @@
 //! caller's end. A later trait, `DriveGate`, will let the ranks of a node share its drives.
 
 mod handle;
+mod messages;
 mod pipeline;
 mod thread;
 
-pub use handle::{ResidentChunk, Swapper, SwapperSpec, Sweep, SweepTotals};
+pub use handle::{ResidentChunk, Swapper, Sweep};
+pub use messages::{SwapperSpec, SweepTotals};
 pub use pipeline::SweepKind;

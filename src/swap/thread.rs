@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::handle::{Command, Event, EventSender, ReadySender, SwapperSpec, SweepTotals};
+use super::messages::{Command, Event, EventSender, ReadySender, SwapperSpec, SweepTotals};
 use super::pipeline::{Action, Pipeline, SweepKind};
 use crate::error::{Error, ErrorKind};
 use crate::io::{Buffer, Direction, Finished, IoCause, IoFault, Part, Transfer, Transfers, Wait};
