@@ -52,6 +52,7 @@ pub struct Partition {
     flat: Range<u64>,
     chunks: Vec<Chunk>,
     runs: Vec<Run>,
+    pieces: Vec<Run>,
 }
 
 /// The default cut: one contiguous range of the flat space per rank, at multiples of
@@ -79,7 +80,8 @@ impl Partition {
         sub_group_elems: u64,
         chunk_elems: u64,
     ) -> Self {
-        let mut partition = Self { flat: flat.clone(), chunks: Vec::new(), runs: Vec::new() };
+        let mut partition =
+            Self { flat: flat.clone(), chunks: Vec::new(), runs: Vec::new(), pieces: Vec::new() };
         let mut sub_group = flat.start;
         while sub_group < flat.end {
             let sub_group_end = flat.end.min(sub_group + sub_group_elems);
@@ -91,6 +93,7 @@ impl Partition {
             }
             sub_group = sub_group_end;
         }
+        partition.pieces = join_runs(&partition.runs);
         partition
     }
 
@@ -149,16 +152,21 @@ impl Partition {
     }
 
     /// The shard as pieces: each parameter's part of it, not cut at chunks.
-    pub fn pieces(&self) -> Vec<Run> {
-        let mut pieces: Vec<Run> = Vec::new();
-        for run in &self.runs {
-            match pieces.last_mut() {
-                Some(piece) if piece.param == run.param => piece.elems += run.elems,
-                _ => pieces.push(*run),
-            }
-        }
-        pieces
+    pub fn pieces(&self) -> &[Run] {
+        &self.pieces
     }
+}
+
+/// Neighbouring runs of one parameter as one.
+fn join_runs(runs: &[Run]) -> Vec<Run> {
+    let mut pieces: Vec<Run> = Vec::new();
+    for run in runs {
+        match pieces.last_mut() {
+            Some(piece) if piece.param == run.param => piece.elems += run.elems,
+            _ => pieces.push(*run),
+        }
+    }
+    pieces
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
+mod support;
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,43 +23,22 @@ use optswap::step::{
 };
 use optswap::units::{Bytes, Elems, ParamIndex};
 use proptest::prelude::*;
+use support::Drives;
 
-/// Directories that stand for drives, gone with the test.
-struct Drives {
-    folder: tempfile::TempDir,
-    count: usize,
-}
-
-impl Drives {
-    fn new(count: usize) -> Self {
-        let drives =
-            Self { folder: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), count };
-        drives.paths().iter().for_each(|path| std::fs::create_dir(path).unwrap());
-        drives
-    }
-
-    fn paths(&self) -> Vec<PathBuf> {
-        (0..self.count).map(|drive| self.folder.path().join(format!("drive{drive}"))).collect()
-    }
-
-    fn are_empty(&self) -> bool {
-        self.paths().iter().all(|path| std::fs::read_dir(path).unwrap().next().is_none())
-    }
-
-    fn config(&self) -> Config {
-        let mut config = Config::default();
-        config.drives.paths = self.paths();
-        config.drives.stripe_unit = Bytes(16 << 10);
-        config.swap.chunk_elements = Elems(4096);
-        config.optimizer.clip_norm = 0.5;
-        config.optimizer.groups.push(GroupConfig {
-            names: vec!["*.bias".to_owned()],
-            weight_decay: Some(0.0),
-            lr: Some(0.01),
-            ..GroupConfig::default()
-        });
-        config
-    }
+/// Small stripe units and chunks, clipping, and two parameter groups.
+fn config_for(drives: &Drives) -> Config {
+    let mut config = Config::default();
+    config.drives.paths = drives.paths();
+    config.drives.stripe_unit = Bytes(16 << 10);
+    config.swap.chunk_elements = Elems(4096);
+    config.optimizer.clip_norm = 0.5;
+    config.optimizer.groups.push(GroupConfig {
+        names: vec!["*.bias".to_owned()],
+        weight_decay: Some(0.0),
+        lr: Some(0.01),
+        ..GroupConfig::default()
+    });
+    config
 }
 
 fn inventory(sizes: &[usize]) -> Inventory {
@@ -150,9 +131,9 @@ proptest! {
         is_uring in any::<bool>(),
     ) {
         let one = Drives::new(1);
-        let alone = on_ranks(1, |comm| train(&one.config(), &sizes, 3, comm));
+        let alone = on_ranks(1, |comm| train(&config_for(&one), &sizes, 3, comm));
         let many = Drives::new(drives);
-        let mut config = many.config();
+        let mut config = config_for(&many);
         config.swap.chunk_elements = Elems(chunk_blocks * 4096);
         config.swap.sub_group_elements = Elems(sub_group_blocks * 4096);
         config.swap.memory_budget = Bytes(buffers * chunk_blocks * 4096 * 12);
@@ -174,7 +155,7 @@ fn a_nan_on_one_rank_skips_the_step_on_all_and_changes_nothing() {
         let drives = Drives::new(2);
         let results = on_ranks(3, |comm| {
             let is_bad = comm.rank().0 == 1;
-            let (mut optimizer, verifier) = start(&drives.config(), &SIZES, comm)?;
+            let (mut optimizer, verifier) = start(&config_for(&drives), &SIZES, comm)?;
             let before = optimizer.state_digest()?;
             let mut shard = shard_gradients(&optimizer, 1);
             if is_bad {
@@ -202,7 +183,7 @@ fn a_nan_on_one_rank_skips_the_step_on_all_and_changes_nothing() {
 fn a_parameter_without_gradient_is_skipped_and_keeps_its_step_count() {
     let drives = Drives::new(1);
     let results = on_ranks(1, |comm| {
-        let (mut optimizer, _) = start(&drives.config(), &SIZES, comm)?;
+        let (mut optimizer, _) = start(&config_for(&drives), &SIZES, comm)?;
         let mut before = Vec::new();
         optimizer.inspect(|view| {
             if view.run.param == ParamIndex(1) {
@@ -241,7 +222,7 @@ fn wrong_gradients_of_one_rank_are_an_error_of_all_and_change_nothing() {
     let drives = Drives::new(1);
     let results = on_ranks(2, |comm| {
         let is_bad = comm.rank().0 == 1;
-        let (mut optimizer, verifier) = start(&drives.config(), &SIZES, comm)?;
+        let (mut optimizer, verifier) = start(&config_for(&drives), &SIZES, comm)?;
         let shard = shard_gradients(&optimizer, 1);
         let mut params = vec![(); shard.len()];
         let mut gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
@@ -268,7 +249,7 @@ fn wrong_gradients_of_one_rank_are_an_error_of_all_and_change_nothing() {
 fn an_io_error_of_one_rank_is_an_error_of_all_and_ends_the_optimizer() {
     for (kind, words) in [(FaultKind::Eio, "os error 5"), (FaultKind::Enospc, "os error 28")] {
         let drives = Drives::new(2);
-        let mut config = drives.config();
+        let mut config = config_for(&drives);
         config.faults.push(FaultConfig { rank: 1, op: 14, kind });
         let results = on_ranks(3, |comm| train(&config, &SIZES, 5, comm));
         for result in results {
@@ -285,7 +266,7 @@ fn an_io_error_of_one_rank_is_an_error_of_all_and_ends_the_optimizer() {
 #[test]
 fn an_operation_that_never_ends_is_an_error_of_all() {
     let drives = Drives::new(1);
-    let mut config = drives.config();
+    let mut config = config_for(&drives);
     config.faults.push(FaultConfig { rank: 0, op: 9, kind: FaultKind::Stall });
     config.timeouts.io_timeout = 0.3;
     for result in on_ranks(2, |comm| train(&config, &SIZES, 5, comm)) {
@@ -302,7 +283,7 @@ fn a_rank_that_leaves_is_noticed() {
         if comm.rank().0 == 1 {
             return Err(Error::internal("gone"));
         }
-        start(&drives.config(), &SIZES, comm).map(drop)
+        start(&config_for(&drives), &SIZES, comm).map(drop)
     });
     let error = results.into_iter().next().unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Peer);
@@ -320,7 +301,7 @@ fn flip(path: &Path, offset: u64) {
 #[test]
 fn one_flipped_byte_of_a_live_extent_is_found_and_named() {
     let drives = Drives::new(1);
-    let config = drives.config();
+    let config = config_for(&drives);
     // Chunk 1, elements 4096 to 8191: in master, exp_avg and exp_avg_sq.
     for (section, name) in ["master", "exp_avg", "exp_avg_sq"].iter().enumerate() {
         let results = on_ranks(1, |comm| {
@@ -342,7 +323,7 @@ fn one_flipped_byte_of_a_live_extent_is_found_and_named() {
 #[test]
 fn a_budget_below_the_minimum_shows_the_minimum_which_works() {
     let drives = Drives::new(1);
-    let mut config = drives.config();
+    let mut config = config_for(&drives);
     config.swap.memory_budget = Bytes(2 * 4096 * 12 - 1);
     for result in on_ranks(2, |comm| train(&config, &SIZES, 1, comm)) {
         let error = result.unwrap_err();
@@ -359,7 +340,7 @@ fn a_budget_below_the_minimum_shows_the_minimum_which_works() {
 #[test]
 fn a_living_job_of_the_same_name_is_left_alone() {
     let drives = Drives::new(1);
-    let config = drives.config();
+    let config = config_for(&drives);
     let results = on_ranks(1, |comm| {
         let (mut first, verifier) = start(&config, &SIZES, Rc::clone(&comm))?;
         let error = start(&config, &SIZES, Rc::clone(&comm)).map(drop).unwrap_err();
@@ -382,7 +363,7 @@ fn a_living_job_of_the_same_name_is_left_alone() {
 fn more_ranks_than_blocks_and_a_single_element_work() {
     for sizes in [vec![1], vec![4097], vec![2, 1, 3]] {
         let drives = Drives::new(2);
-        let config = drives.config();
+        let config = config_for(&drives);
         let alone = on_ranks(1, |comm| train(&config, &sizes, 2, comm)).remove(0).unwrap();
         for digest in on_ranks(4, |comm| train(&config, &sizes, 2, comm)) {
             assert_eq!(digest.unwrap(), alone);

@@ -14,16 +14,16 @@ pub fn agree<T>(comm: &dyn Communicator, result: Result<T>) -> Result<T> {
     if failed[0] == 0 {
         return result;
     }
-    let mine = result.err().map(|error| (error.kind().wire(), error.to_string()));
-    let all: Vec<Option<(u64, String)>> = gather_all(comm, &mine)?;
-    let hosts: Vec<String> = gather_all(comm, &comm.host().to_owned())?;
+    let mine =
+        result.err().map(|error| (error.kind().wire(), error.to_string(), comm.host().to_owned()));
+    let all: Vec<Option<(u64, String, String)>> = gather_all(comm, &mine)?;
     let failures = all.into_iter().enumerate().filter_map(|(rank, failure)| {
-        failure.map(|(kind, message)| (rank, ErrorKind::from_wire(kind), message))
+        failure.map(|(kind, message, host)| (rank, ErrorKind::from_wire(kind), message, host))
     });
     // `max_by_key` keeps the last of equals, so the ranks are walked from the end.
     let failures: Vec<_> = failures.collect();
-    let worst = failures.iter().rev().max_by_key(|(_, kind, _)| kind.exit_code());
-    let Some((rank, kind, message)) = worst else {
+    let worst = failures.iter().rev().max_by_key(|(_, kind, ..)| kind.exit_code());
+    let Some((rank, kind, message, host)) = worst else {
         return Err(Error::internal("ranks disagree about whether one has failed"));
     };
     let others = match failures.len() - 1 {
@@ -33,7 +33,7 @@ pub fn agree<T>(comm: &dyn Communicator, result: Result<T>) -> Result<T> {
     let message = if comm.size() == 1 {
         message.clone()
     } else {
-        format!("rank {rank} of {} on {}: {message}{others}", comm.size(), hosts[*rank])
+        format!("rank {rank} of {} on {host}: {message}{others}", comm.size())
     };
     Err(Error::new(*kind, message).agreed())
 }

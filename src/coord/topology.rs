@@ -32,14 +32,4 @@ impl Topology {
         let ranks = self.hosts.iter().enumerate();
         ranks.filter(move |(_, host)| *host == here).map(|(rank, _)| Rank::from_index(rank))
     }
-
-    /// This rank's number among those of its node.
-    pub fn local_rank(&self) -> usize {
-        self.local_ranks().position(|rank| rank == self.rank).unwrap_or(0)
-    }
-
-    /// Number of ranks on this rank's node.
-    pub fn local_size(&self) -> usize {
-        self.local_ranks().count()
-    }
 }

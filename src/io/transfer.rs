@@ -275,17 +275,6 @@ impl Transfers {
         })
     }
 
-    /// Waits until nothing is in flight or `deadline` has passed. Gives whether all is quiet.
-    ///
-    /// # Errors
-    /// As [`Self::poll`].
-    pub fn drain(&mut self, deadline: Instant, finished: &mut Vec<Finished>) -> Result<bool> {
-        while self.active() > 0 && Instant::now() < deadline {
-            self.poll(Wait::Until(deadline), finished)?;
-        }
-        Ok(self.active() == 0)
-    }
-
     /// Gives up: the kernel may still use the buffers in flight, so they are never freed.
     pub fn abandon(self) {
         std::mem::forget(self);

@@ -46,8 +46,8 @@ impl<'a, G: GradElem> Gradients<'a, G> {
                 .with("gradients", shard.len())
                 .with("shard", partition.elems()));
         }
-        let pieces = partition.pieces();
-        let pieces = pieces.iter().map(|p| (p.param, p.param_offset, &shard[p.in_shard()]));
+        let pieces = partition.pieces().iter();
+        let pieces = pieces.map(|p| (p.param, p.param_offset, &shard[p.in_shard()]));
         Ok(Self { pieces: pieces.collect() })
     }
 

@@ -71,7 +71,7 @@ impl Verifier {
         let differs = |param: &ParamIndex| {
             optimizer.update_count(*param) != self.update_counts[param.index()]
         };
-        let mut params = partition.pieces().into_iter().map(|piece| piece.param);
+        let mut params = partition.pieces().iter().map(|piece| piece.param);
         match params.find(differs) {
             None => Ok(()),
             Some(param) => Err(Error::internal("step count differs from the reference")
