@@ -10,6 +10,7 @@ pub mod units;
 
 pub mod error;
 pub mod timers;
+pub mod wire;
 
 pub mod state;
 

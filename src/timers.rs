@@ -39,10 +39,16 @@ timers! {
     GradientNorm = "gradient_norm",
     /// `step()` waiting for a chunk to be swapped in: reads that nothing hid.
     SwapInState = "swap_in_state",
+    /// Comparing swapped-in chunks with their checksums, before the update.
+    VerifyChecksums = "verify_checksums",
     /// The update kernel: unscale, clip, AdamW, parameter output.
     OptimizerStep = "optimizer_step",
+    /// Taking the checksums of updated chunks.
+    TakeChecksums = "take_checksums",
     /// `step()` waiting for the last chunks to be swapped out: writes that nothing hid.
     SwapOutState = "swap_out_state",
+    /// Writing the record of a commit; with `durability.sync`, flushing drives first.
+    Commit = "commit",
     /// The agreement on errors at the end of a step, waiting for slower ranks included.
     Agreement = "agreement",
     /// Time during which at least one swap-in was in flight (the I/O thread's view).

@@ -53,6 +53,11 @@ index_type!(
     "chunk"
 );
 index_type!(
+    /// A slot of a chunk: one extent on the drives.
+    ExtentIndex,
+    "extent"
+);
+index_type!(
     /// A parameter, in inventory order.
     ParamIndex,
     "parameter"

@@ -60,7 +60,7 @@ fn run(
 ) -> (Vec<Vec<u8>>, Vec<u8>) {
     let files = files(2);
     let buffers = allocate_buffers(1, BUFFER_SECTORS * SECTOR).unwrap();
-    let faults = faults.iter().map(|(op, kind)| FaultConfig { rank: 0, op: *op, kind: *kind });
+    let faults = faults.iter().map(|(op, kind)| FaultConfig::at(0, *op, *kind));
     let handles = files.iter().map(|file| file.try_clone().unwrap()).collect();
     let spec = EngineSpec { choice: engine, depth, files: handles, faults: faults.collect() };
     let mut transfers = Transfers::new(spec.open(&buffers).unwrap(), depth, 2);
@@ -140,7 +140,7 @@ proptest! {
 fn one_read(engine: EngineName, sectors: usize, at: u64, fault: Option<FaultKind>) -> Finished {
     let files = files(1);
     let buffers = allocate_buffers(1, BUFFER_SECTORS * SECTOR).unwrap();
-    let faults = fault.map(|kind| FaultConfig { rank: 0, op: 1, kind }).into_iter().collect();
+    let faults = fault.map(|kind| FaultConfig::at(0, 1, kind)).into_iter().collect();
     let spec = EngineSpec { choice: engine, depth: 8, files, faults };
     let mut transfers = Transfers::new(spec.open(&buffers).unwrap(), 8, 1);
     let part = |index: usize| Part {

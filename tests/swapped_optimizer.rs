@@ -250,7 +250,7 @@ fn an_io_error_of_one_rank_is_an_error_of_all_and_ends_the_optimizer() {
     for (kind, words) in [(FaultKind::Eio, "os error 5"), (FaultKind::Enospc, "os error 28")] {
         let drives = Drives::new(2);
         let mut config = config_for(&drives);
-        config.faults.push(FaultConfig { rank: 1, op: 14, kind });
+        config.faults.push(FaultConfig::at(1, 14, kind));
         let results = on_ranks(3, |comm| train(&config, &SIZES, 5, comm));
         for result in results {
             let error = result.unwrap_err();
@@ -267,7 +267,7 @@ fn an_io_error_of_one_rank_is_an_error_of_all_and_ends_the_optimizer() {
 fn an_operation_that_never_ends_is_an_error_of_all() {
     let drives = Drives::new(1);
     let mut config = config_for(&drives);
-    config.faults.push(FaultConfig { rank: 0, op: 9, kind: FaultKind::Stall });
+    config.faults.push(FaultConfig::at(0, 9, FaultKind::Stall));
     config.timeouts.io_timeout = 0.3;
     for result in on_ranks(2, |comm| train(&config, &SIZES, 5, comm)) {
         let error = result.unwrap_err();

@@ -1,19 +1,24 @@
 //! The configuration: one TOML file, read strictly, checked whole before anything is touched.
 
+mod faults;
 mod probe;
+mod sections;
 mod strict;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use wildmatch::WildMatch;
 
 use crate::error::{Error, Result};
-use crate::state::Hyperparameters;
-use crate::units::{BLOCK_ELEMS, Bytes, Elems};
+use crate::units::{BLOCK_ELEMS, Elems};
 
+pub use faults::{FaultConfig, FaultKind};
 pub use probe::memory_limit;
+pub use sections::{
+    CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName, GroupConfig,
+    IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
+};
 
 /// Everything that can be set. Missing keys have the defaults shown by each field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,137 +34,14 @@ pub struct Config {
     pub swap: SwapConfig,
     /// The update.
     pub optimizer: OptimizerConfig,
+    /// What survives the process.
+    pub durability: DurabilityConfig,
+    /// Copies of the state for other machines and other numbers of ranks.
+    pub checkpoint: CheckpointConfig,
     /// When waiting becomes an error.
     pub timeouts: TimeoutsConfig,
     /// Faults to inject, for tests; empty in real life.
     pub faults: Vec<FaultConfig>,
-}
-
-/// `[drives]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DrivesConfig {
-    /// One directory on each drive.
-    pub paths: Vec<PathBuf>,
-    /// Relative speeds of the drives; empty means equal.
-    pub weights: Vec<f64>,
-    /// Bytes that lie together on one drive: a multiple of 4 KiB. Default 1 MiB.
-    pub stripe_unit: Bytes,
-    /// File systems that would be refused (memory file systems), forced by name.
-    pub allow_filesystems: Vec<String>,
-    /// Leave the files on the drives at the end. Default false.
-    pub keep_files: bool,
-}
-
-/// `[io]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct IoConfig {
-    /// `auto`, `uring` or `threads`.
-    pub engine: EngineName,
-    /// The most operations in flight per rank, 1 to 4,096. Default 64.
-    pub depth: usize,
-}
-
-/// The engines by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum EngineName {
-    /// io_uring where the kernel allows it, otherwise threads; the log says which and why.
-    #[default]
-    Auto,
-    /// io_uring or an error.
-    Uring,
-    /// A pool of threads with pread and pwrite.
-    Threads,
-}
-
-/// `[swap]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SwapConfig {
-    /// Bytes of memory per rank that optswap may allocate for I/O buffers. Default 256 MiB.
-    pub memory_budget: Bytes,
-    /// Elements of a chunk: a multiple of 4,096, at most 64 Mi. Default 1 Mi.
-    pub chunk_elements: Elems,
-    /// Elements of a sub-group: a multiple of 4,096. Default 1 Gi.
-    pub sub_group_elements: Elems,
-}
-
-/// `[optimizer]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// Learning rate. Default 1e-3.
-    pub lr: f64,
-    /// Decay rates of the moments. Default [0.9, 0.999].
-    pub betas: [f64; 2],
-    /// Added to the denominator. Default 1e-8.
-    pub eps: f64,
-    /// Decoupled weight decay. Default 0.01.
-    pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm; 0 means never. Default 0.
-    pub clip_norm: f64,
-    /// Parameter groups that differ from the values above; the first that matches a name counts.
-    pub groups: Vec<GroupConfig>,
-}
-
-/// `[[optimizer.groups]]`: what is not set is taken from `[optimizer]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GroupConfig {
-    /// Patterns of parameter names; `*` stands for any characters.
-    pub names: Vec<String>,
-    /// Learning rate.
-    pub lr: Option<f64>,
-    /// Decay rates of the moments.
-    pub betas: Option<[f64; 2]>,
-    /// Added to the denominator.
-    pub eps: Option<f64>,
-    /// Decoupled weight decay.
-    pub weight_decay: Option<f64>,
-}
-
-/// `[timeouts]`, in seconds
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TimeoutsConfig {
-    /// No completed operation for this long, with some in flight, is an error. Default 60.
-    pub io_timeout: f64,
-    /// Waiting this long for other ranks in one collective is an error. Default 600.
-    pub peer_timeout: f64,
-}
-
-/// `[[faults]]`: operation `op` of rank `rank`, counted since start-up, goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FaultConfig {
-    /// The rank that it happens on.
-    pub rank: u32,
-    /// The operation's number on that rank, from 0.
-    pub op: u64,
-    /// What happens.
-    pub kind: FaultKind,
-}
-
-/// What can go wrong on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FaultKind {
-    /// The operation fails with EIO.
-    Eio,
-    /// The operation fails with ENOSPC.
-    Enospc,
-    /// The operation fails once with EINTR; tried again, it works.
-    Eintr,
-    /// The operation fails once with EAGAIN; tried again, it works.
-    Eagain,
-    /// Only the first 4,096 bytes move.
-    Short,
-    /// The result never comes.
-    Stall,
-    /// The I/O thread panics.
-    Panic,
 }
 
 impl Default for Config {
@@ -170,76 +52,11 @@ impl Default for Config {
             io: IoConfig::default(),
             swap: SwapConfig::default(),
             optimizer: OptimizerConfig::default(),
+            durability: DurabilityConfig::default(),
+            checkpoint: CheckpointConfig::default(),
             timeouts: TimeoutsConfig::default(),
             faults: Vec::new(),
         }
-    }
-}
-
-impl Default for DrivesConfig {
-    fn default() -> Self {
-        Self {
-            paths: Vec::new(),
-            weights: Vec::new(),
-            stripe_unit: Bytes(1 << 20),
-            allow_filesystems: Vec::new(),
-            keep_files: false,
-        }
-    }
-}
-
-impl Default for IoConfig {
-    fn default() -> Self {
-        Self { engine: EngineName::Auto, depth: 64 }
-    }
-}
-
-impl Default for SwapConfig {
-    fn default() -> Self {
-        Self {
-            memory_budget: Bytes(256 << 20),
-            chunk_elements: Elems(1 << 20),
-            sub_group_elements: Elems(1 << 30),
-        }
-    }
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        let Hyperparameters { lr, betas, eps, weight_decay } = Hyperparameters::default();
-        Self { lr, betas, eps, weight_decay, clip_norm: 0.0, groups: Vec::new() }
-    }
-}
-
-impl Default for TimeoutsConfig {
-    fn default() -> Self {
-        Self { io_timeout: 60.0, peer_timeout: 600.0 }
-    }
-}
-
-impl OptimizerConfig {
-    /// Hyper-parameters of every group: first the default group, then those of `groups`.
-    pub fn hyperparameters(&self) -> Vec<Hyperparameters> {
-        let base = Hyperparameters {
-            lr: self.lr,
-            betas: self.betas,
-            eps: self.eps,
-            weight_decay: self.weight_decay,
-        };
-        let groups = self.groups.iter().map(|group| Hyperparameters {
-            lr: group.lr.unwrap_or(base.lr),
-            betas: group.betas.unwrap_or(base.betas),
-            eps: group.eps.unwrap_or(base.eps),
-            weight_decay: group.weight_decay.unwrap_or(base.weight_decay),
-        });
-        std::iter::once(base).chain(groups).collect()
-    }
-
-    /// The group of a parameter: 0 is the default group.
-    pub fn group_of(&self, name: &str) -> usize {
-        let matches =
-            |group: &GroupConfig| group.names.iter().any(|p| WildMatch::new(p).matches(name));
-        self.groups.iter().position(matches).map_or(0, |index| index + 1)
     }
 }
 
@@ -276,11 +93,13 @@ impl Config {
         self.validate_job()?;
         self.validate_drives()?;
         self.validate_sizes()?;
-        for (key, seconds) in [
-            ("timeouts.io_timeout", self.timeouts.io_timeout),
-            ("timeouts.peer_timeout", self.timeouts.peer_timeout),
-        ] {
-            demand(seconds > 0.0 && seconds <= 1e6, key, seconds, "above 0 and at most 1e6")?;
+        self.validate_timeouts()?;
+        let (every, keep_last) = (self.durability.commit_every, self.checkpoint.keep_last);
+        demand(every >= 1, "durability.commit_every", every, "at least 1")?;
+        demand(keep_last >= 1, "checkpoint.keep_last", keep_last, "at least 1")?;
+        for fault in &self.faults {
+            let told = fault.op.is_some() != fault.one_in.is_some_and(|one_in| one_in >= 1);
+            demand(told, "faults", format!("{fault:?}"), "with either `op` or `one_in` (from 1)")?;
         }
         let clip_norm = self.optimizer.clip_norm;
         let allowed = clip_norm.is_finite() && clip_norm >= 0.0;
@@ -293,6 +112,20 @@ impl Config {
                 };
                 return Err(Error::usage(format!("{place}: {problem}")));
             }
+        }
+        Ok(())
+    }
+
+    fn validate_timeouts(&self) -> Result<()> {
+        let TimeoutsConfig { io_timeout, peer_timeout, stall_warning, grace_period } =
+            self.timeouts;
+        for (key, seconds) in [
+            ("timeouts.io_timeout", io_timeout),
+            ("timeouts.peer_timeout", peer_timeout),
+            ("timeouts.stall_warning", stall_warning),
+            ("timeouts.grace_period", grace_period),
+        ] {
+            demand(seconds > 0.0 && seconds <= 1e6, key, seconds, "above 0 and at most 1e6")?;
         }
         Ok(())
     }
@@ -352,6 +185,21 @@ impl Config {
     /// `timeouts.peer_timeout`.
     pub fn peer_timeout(&self) -> Duration {
         Duration::from_secs_f64(self.timeouts.peer_timeout)
+    }
+
+    /// `timeouts.stall_warning`.
+    pub fn stall_warning(&self) -> Duration {
+        Duration::from_secs_f64(self.timeouts.stall_warning)
+    }
+
+    /// `timeouts.grace_period`.
+    pub fn grace_period(&self) -> Duration {
+        Duration::from_secs_f64(self.timeouts.grace_period)
+    }
+
+    /// Whether committed steps survive the process.
+    pub fn is_durable(&self) -> bool {
+        self.durability.mode == Durability::Step
     }
 }
 

@@ -1,5 +1,7 @@
 //! Strict reading: a key that means nothing is an error that names the nearest key that does.
 
+use std::path::PathBuf;
+
 use toml::{Table, Value};
 
 use super::{Config, FaultConfig, FaultKind, GroupConfig};
@@ -25,7 +27,8 @@ fn known_keys() -> Result<Table> {
         eps: Some(0.0),
         weight_decay: Some(0.0),
     });
-    all.faults.push(FaultConfig { rank: 0, op: 0, kind: FaultKind::Eio });
+    all.checkpoint.dir = Some(PathBuf::new());
+    all.faults.push(FaultConfig { one_in: Some(1), ..FaultConfig::at(0, 0, FaultKind::Eio) });
     Table::try_from(&all).map_err(|error| Error::internal("no key is known").because(error))
 }
 
@@ -98,7 +101,7 @@ mod tests {
             ("[io]\nqueue_depth = 8", "did you mean `io.depth`?"),
             ("[drivers]\npaths = []", "did you mean `drives`?"),
             ("[[optimizer.groups]]\nname = []", "did you mean `optimizer.groups.names`?"),
-            ("[timeouts]\nxyzzy = 1", "known here: io_timeout, peer_timeout"),
+            ("[timeouts]\nxyzzy = 1", "known here: grace_period, io_timeout"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.to_string().contains(words), "{text}: {error}");

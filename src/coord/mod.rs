@@ -6,20 +6,20 @@
 
 mod agree;
 mod bulk;
+mod gather;
 mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod topology;
-mod wire;
 
 use crate::error::Result;
 use crate::units::Rank;
 
 pub use agree::agree;
 pub use bulk::{all_gather, reduce_scatter};
+pub use gather::gather_all;
 pub use local::{Solo, ThreadCommunicator};
 pub use topology::Topology;
-pub use wire::gather_all;
 
 /// The ranks of a job and what they can do together. Every method but the first three is
 /// collective: all ranks call it, in the same order, and it ends on all of them or gives an error

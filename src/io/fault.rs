@@ -1,11 +1,12 @@
-//! Faults on purpose. The wrapped engine behaves as told at the n-th operation, so that every
-//! promise about failures can be tested: a rank survives `Short` and transient errnos, stops on any
-//! other errno, and reports `Stall` when its I/O timeout is over.
+//! Faults on purpose. The wrapped engine behaves as told at chosen operations, so that every promise
+//! about failures can be tested. A rank survives short operations and transient errnos, stops on any
+//! other errno, reports a stall when its I/O timeout is over, and finds torn writes and flipped bits
+//! by their checksums when it reads them.
 
 use std::io;
 use std::sync::Arc;
 
-use super::engine::{Engine, EngineOp, OpDone, Wait, Waker};
+use super::engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 use crate::config::{FaultConfig, FaultKind};
 
 pub(super) struct FaultEngine {
@@ -13,30 +14,66 @@ pub(super) struct FaultEngine {
     faults: Vec<FaultConfig>,
     next_op: u64,
     answers: Vec<OpDone>,
+    /// Operations whose result is a lie, as the caller asked for them.
+    lies: Vec<(FaultKind, EngineOp)>,
 }
 
 impl FaultEngine {
     pub fn new(inner: Box<dyn Engine>, faults: Vec<FaultConfig>) -> Self {
-        Self { inner, faults, next_op: 0, answers: Vec::new() }
+        Self { inner, faults, next_op: 0, answers: Vec::new(), lies: Vec::new() }
     }
 
     /// The operation as the engine beneath shall see it, if it shall see it.
     fn distort(&mut self, op: &EngineOp) -> Option<EngineOp> {
         let number = self.next_op;
         self.next_op += 1;
-        let fault = self.faults.iter().find(|fault| fault.op == number);
-        let errno = match fault.map(|fault| fault.kind) {
-            None => return Some(*op),
-            Some(FaultKind::Short) => return Some(EngineOp { len: op.len.min(4096), ..*op }),
-            Some(FaultKind::Stall) => return None,
-            Some(FaultKind::Panic) => panic!("injected at operation {number}"),
-            Some(FaultKind::Eio) => libc::EIO,
-            Some(FaultKind::Enospc) => libc::ENOSPC,
-            Some(FaultKind::Eintr) => libc::EINTR,
-            Some(FaultKind::Eagain) => libc::EAGAIN,
+        let Some(fault) = self.faults.iter().find(|fault| fault.strikes(number)) else {
+            return Some(*op);
         };
-        self.answers.push(OpDone { id: op.id, result: Err(errno) });
+        match (fault.kind, op.direction) {
+            (FaultKind::Short, _) => Some(EngineOp { len: op.len.min(4096), ..*op }),
+            (FaultKind::Stall, _) => None,
+            (FaultKind::Panic, _) => panic!("injected at operation {number}"),
+            (FaultKind::Torn, Direction::SwapOut) => {
+                let half = op.len / 2 / 4096 * 4096;
+                if half == 0 {
+                    return self.answer(op, Ok(op.len));
+                }
+                self.lies.push((FaultKind::Torn, *op));
+                Some(EngineOp { len: half, ..*op })
+            }
+            (FaultKind::Bitflip, Direction::SwapIn) => {
+                self.lies.push((FaultKind::Bitflip, *op));
+                Some(*op)
+            }
+            (FaultKind::Torn, Direction::SwapIn) | (FaultKind::Bitflip, Direction::SwapOut) => {
+                Some(*op)
+            }
+            (FaultKind::Eio, _) => self.answer(op, Err(libc::EIO)),
+            (FaultKind::Enospc, _) => self.answer(op, Err(libc::ENOSPC)),
+            (FaultKind::Eintr, _) => self.answer(op, Err(libc::EINTR)),
+            (FaultKind::Eagain, _) => self.answer(op, Err(libc::EAGAIN)),
+        }
+    }
+
+    fn answer(&mut self, op: &EngineOp, result: Result<u32, i32>) -> Option<EngineOp> {
+        self.answers.push(OpDone { id: op.id, result });
         None
+    }
+
+    /// Turns a true result into the lie that was asked for.
+    fn lie(&mut self, done: &mut OpDone) {
+        let Some(at) = self.lies.iter().position(|(_, op)| op.id == done.id) else { return };
+        let (kind, op) = self.lies.swap_remove(at);
+        match (kind, done.result) {
+            (FaultKind::Torn, Ok(_)) => done.result = Ok(op.len),
+            (_, Ok(moved)) if moved > 0 => {
+                // SAFETY: the memory is valid and nobody else's until this result is handed on
+                // (contract of `submit`); `moved` bytes of it have just been read.
+                unsafe { *op.memory.add(moved as usize / 2) ^= 0x10 }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -54,7 +91,10 @@ impl Engine for FaultEngine {
     fn reap(&mut self, wait: Wait, done: &mut Vec<OpDone>) -> io::Result<()> {
         let wait = if self.answers.is_empty() { wait } else { Wait::No };
         done.append(&mut self.answers);
-        self.inner.reap(wait, done)
+        let true_ones = done.len();
+        let reaped = self.inner.reap(wait, done);
+        done[true_ones..].iter_mut().for_each(|done| self.lie(done));
+        reaped
     }
 
     fn waker(&self) -> Arc<dyn Waker> {

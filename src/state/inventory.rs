@@ -3,11 +3,14 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
 use crate::error::{Error, Result};
 use crate::units::ParamIndex;
 
 /// A named tensor of the model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameter {
     /// Its name, unique in the inventory.
     pub name: String,
@@ -83,6 +86,18 @@ impl Inventory {
     /// One parameter.
     pub fn parameter(&self, param: ParamIndex) -> &Parameter {
         &self.parameters[param.index()]
+    }
+
+    /// A digest of names and shapes in order: equal for the same model.
+    pub fn digest(&self) -> String {
+        let mut hash = Xxh3::new();
+        for Parameter { name, shape, .. } in &self.parameters {
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
+            hash.update(&(shape.len() as u64).to_le_bytes());
+            shape.iter().for_each(|dim| hash.update(&(*dim as u64).to_le_bytes()));
+        }
+        format!("{:032x}", hash.digest128())
     }
 
     /// Elements of one parameter.

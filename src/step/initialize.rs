@@ -18,26 +18,49 @@ impl SwappedOptimizer {
         mut fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
         self.unusable = Some("its initialisation failed");
-        let result = self.write_all(&mut fill);
+        let result = self.write_chunks(&mut |run, [master, ..]| fill(run, master));
         agree(&*self.comm, result)?;
         self.update_counts.fill(0);
         self.attempts = 0;
         self.unusable = None;
-        Ok(())
+        self.commit(&[])
     }
 
-    fn write_all(
+    /// Collective: writes the whole state as it was after `attempts` steps, of which each parameter
+    /// took `update_counts`. `fill` gives all state tensors of a run.
+    ///
+    /// # Errors
+    /// Agreed errors of `fill` or of the drives.
+    pub fn restore(
         &mut self,
-        fill: &mut impl FnMut(&Run, &mut [f32]) -> Result<()>,
+        attempts: u64,
+        update_counts: Vec<u64>,
+        user_blob: &[u8],
+        mut fill: impl FnMut(&Run, [&mut [f32]; 3]) -> Result<()>,
+    ) -> Result<()> {
+        self.unusable = Some("its initialisation failed");
+        let result = self.write_chunks(&mut fill);
+        agree(&*self.comm, result)?;
+        (self.update_counts, self.attempts) = (update_counts, attempts);
+        self.unusable = None;
+        self.commit(user_blob)
+    }
+
+    fn write_chunks(
+        &mut self,
+        fill: &mut impl FnMut(&Run, [&mut [f32]; 3]) -> Result<()>,
     ) -> Result<SweepTotals> {
-        let mut sweep = self.swapper.sweep(SweepKind::Fill)?;
+        let mut sweep = self.swapper.sweep(SweepKind::Fill, &self.slots)?;
         while let Some(mut resident) = sweep.next_chunk()? {
             let index = resident.index();
-            let chunk = self.plan.partition().chunk(index);
-            let [master, ..] = sections_mut(&self.plan.layout(index), &mut resident);
+            let (chunk, layout) = (self.plan.partition().chunk(index), self.plan.layout(index));
+            let mut arrays = sections_mut(&layout, &mut resident);
             for run in self.plan.partition().runs_of(index) {
-                fill(run, &mut master[run.in_chunk(chunk)])?;
+                let at = run.in_chunk(chunk);
+                fill(run, arrays.each_mut().map(|array| &mut array[at.clone()]))?;
             }
+            self.checksums.take(&self.pool, &layout, index, &resident);
+            self.slots.mark_written(index);
             resident.swap_out();
         }
         sweep.finish()
@@ -51,9 +74,11 @@ impl SwappedOptimizer {
     pub fn inspect(&mut self, mut look: impl FnMut(StateView<'_>) -> Result<()>) -> Result<()> {
         let result = self.check_usable().and_then(|()| {
             let plan = &self.plan;
-            let mut sweep = self.swapper.sweep(SweepKind::Inspect)?;
+            let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
             while let Some(resident) = sweep.next_chunk()? {
                 let index = resident.index();
+                let extent = self.slots.read_extent(index);
+                self.checksums.verify(&self.pool, plan, index, extent, &resident)?;
                 let chunk = plan.partition().chunk(index);
                 let [master, exp_avg, exp_avg_sq] = sections(&plan.layout(index), &resident);
                 for run in plan.partition().runs_of(index) {
@@ -78,8 +103,10 @@ impl SwappedOptimizer {
         mut look: impl FnMut(&super::Plan, &ResidentChunk),
     ) -> Result<()> {
         self.check_usable()?;
-        let mut sweep = self.swapper.sweep(SweepKind::Inspect)?;
+        let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
         while let Some(resident) = sweep.next_chunk()? {
+            let extent = self.slots.read_extent(resident.index());
+            self.checksums.verify(&self.pool, &self.plan, resident.index(), extent, &resident)?;
             look(&self.plan, &resident);
         }
         sweep.finish().map(drop)

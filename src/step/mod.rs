@@ -1,7 +1,9 @@
 //! The composition root and the public API of training: resolve a [`Plan`], create a
 //! [`SwappedOptimizer`], initialise it, step.
 
+mod checksums;
 mod digest;
+mod durable;
 mod gradients;
 mod initialize;
 mod norm;
@@ -10,17 +12,22 @@ mod plan;
 mod preflight;
 mod process_io;
 mod records;
+mod resume;
 mod run;
+mod snapshot;
 mod synthetic;
 mod update;
 mod verify;
 mod view;
 
+pub use durable::Resumed;
 pub use gradients::Gradients;
+pub use norm::Stop;
 pub use optimizer::SwappedOptimizer;
 pub use plan::Plan;
 pub use records::{DriveRecord, RankRecord, TimerRecord};
 pub use run::{StepOptions, StepOutcome};
+pub use snapshot::ChunkSink;
 pub use synthetic::{fill_synthetic_gradients, fill_synthetic_masters};
 pub use verify::Verifier;
 pub use view::StateView;

@@ -10,6 +10,18 @@ use crate::error::Result;
 use crate::optim::{BlockNorm, ExactSum, GradElem};
 use crate::units::BLOCK_ELEMS;
 
+/// Whether a rank has been asked to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stop {
+    /// It has not.
+    #[default]
+    No,
+    /// It has, and there is time for one more step.
+    AfterThisStep,
+    /// It has, and a step would take too long: what counts is the last commit.
+    Now,
+}
+
 const BLOCK: usize = BLOCK_ELEMS as usize;
 /// Blocks of one task: 256 Ki elements.
 const BLOCKS_PER_TASK: usize = 64;
@@ -23,6 +35,10 @@ pub(super) struct WorldNorm {
     pub overflows: u64,
     /// Ranks that cannot take the step.
     pub failed: u64,
+    /// Ranks that were asked to stop after this step.
+    pub stopping: u64,
+    /// Ranks that have no time left for this step.
+    pub out_of_time: u64,
 }
 
 /// This rank's part: the blocks of its shard, in parallel; the sum is exact, so the order is free.
@@ -74,12 +90,16 @@ pub(super) fn reduce(
     comm: &dyn Communicator,
     norm: BlockNorm,
     has_failed: bool,
+    stop: Stop,
 ) -> Result<WorldNorm> {
     let mut values = norm.squares.limbs().to_vec();
     values.push(norm.overflows);
     values.push(u64::from(has_failed));
+    values.push(u64::from(stop != Stop::No));
+    values.push(u64::from(stop == Stop::Now));
     comm.all_reduce_sum(&mut values)?;
-    let (limbs, counts) = values.split_at(values.len() - 2);
+    let (limbs, counts) = values.split_at(values.len() - 4);
     let norm = ExactSum::from_limbs(limbs).value().sqrt();
-    Ok(WorldNorm { norm, overflows: counts[0], failed: counts[1] })
+    let [overflows, failed, stopping, out_of_time] = [counts[0], counts[1], counts[2], counts[3]];
+    Ok(WorldNorm { norm, overflows, failed, stopping, out_of_time })
 }

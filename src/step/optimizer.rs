@@ -2,17 +2,21 @@
 
 use std::rc::Rc;
 
+use super::checksums::Checksums;
+use super::durable::{Durable, Resumed};
 use super::plan::Plan;
-use super::preflight::preflight;
+use super::preflight::{check_node_memory, check_space, neighbours};
 use super::process_io::ProcessIo;
 use super::records::{RankRecord, Recorder};
+use super::resume;
+use super::snapshot::Snapshot;
 use crate::config::{Config, FaultConfig};
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{EngineSpec, allocate_buffers};
 use crate::partition::Partition;
-use crate::state::{Hyperparameters, Inventory, Parameter};
-use crate::storage::{Owner, ShardDirectory, ShardFiles};
+use crate::state::{ADAMW_STATE, Hyperparameters, Inventory, Parameter};
+use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, inspect_drives};
 use crate::swap::{Swapper, SwapperSpec};
 use crate::units::ParamIndex;
 
@@ -21,7 +25,7 @@ use crate::units::ParamIndex;
 pub struct SwappedOptimizer {
     /// Declared first, so dropped first: nothing is in flight when the files go.
     pub(super) swapper: Swapper,
-    _files: ShardFiles,
+    pub(super) files: ShardFiles,
     pub(super) comm: Rc<dyn Communicator>,
     pub(super) plan: Plan,
     pub(super) pool: rayon::ThreadPool,
@@ -29,6 +33,12 @@ pub struct SwappedOptimizer {
     /// Updates taken so far, per parameter of the inventory.
     pub(super) update_counts: Vec<u64>,
     pub(super) attempts: u64,
+    pub(super) slots: Slots,
+    pub(super) checksums: Checksums,
+    /// `None` for a scratch job.
+    pub(super) durable: Option<Durable>,
+    pub(super) resumed: Option<Resumed>,
+    pub(super) snapshot: Option<Snapshot>,
     pub(super) recorder: Recorder,
     pub(super) process_io: ProcessIo,
     /// Set when state on the drives is of no step: not initialised yet, or a step failed half-way.
@@ -36,37 +46,92 @@ pub struct SwappedOptimizer {
 }
 
 impl SwappedOptimizer {
-    /// Collective: checks everything, then creates this rank's files and starts its I/O thread.
+    /// Collective: checks everything, then creates this rank's files and starts its I/O thread. A
+    /// durable job that has committed steps is found again on its drives, whatever the order in
+    /// which they are named now, and goes on from the newest commit that all ranks have: then
+    /// [`Self::resumed`] tells which, and there is nothing to initialise.
     /// Parameters of group 0 are put into the groups that the configuration names for them.
     ///
     /// # Errors
-    /// The worst problem of any rank, agreed: see [`crate::error::ErrorKind`]. Nothing is left on
-    /// the drives then.
+    /// The worst problem of any rank, agreed: see [`crate::error::ErrorKind`]. A new job leaves
+    /// nothing on the drives then, and one that was there before stays as it is.
     pub fn create(
         config: &Config,
         inventory: Inventory,
         comm: Rc<dyn Communicator>,
     ) -> Result<Self> {
+        Self::open(config, inventory, comm, true)
+    }
+
+    /// Collective: as [`Self::create`], but what a dead job of this name has left on the drives is
+    /// overwritten, committed or not: for a start from a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_anew(
+        config: &Config,
+        inventory: Inventory,
+        comm: Rc<dyn Communicator>,
+    ) -> Result<Self> {
+        Self::open(config, inventory, comm, false)
+    }
+
+    fn open(
+        config: &Config,
+        inventory: Inventory,
+        comm: Rc<dyn Communicator>,
+        looks_back: bool,
+    ) -> Result<Self> {
         let topology = Topology::discover(&*comm)?;
         let inventory = with_groups(config, inventory);
-        let plan = agree(&*comm, inventory.and_then(|it| Plan::resolve(config, it, &*comm)))?;
+        let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
+        let plan = inventory.and_then(|it| Plan::resolve(config, it, &by_rank, comm.rank()));
+        let plan = agree(&*comm, plan)?;
+        let drives = &config.drives;
+        let inspected = inspect_drives(&drives.paths, &drives.allow_filesystems);
+        let inspected = agree(&*comm, inspected)?;
+        let found = match looks_back {
+            true => resume::reopen(config, plan.inventory(), &*comm)?,
+            false => None,
+        };
+        let comes_back = found.is_some();
+        let (plan, files, job_id) = match found {
+            Some(found) => found,
+            None => {
+                let job_id = draw_job_id(&*comm)?;
+                let directories = check_space(&plan, &inspected, &*comm, &topology)?;
+                let created = create_files(&plan, &*comm, directories, &job_id);
+                let files = agree(&*comm, created)?;
+                (plan, files, job_id)
+            }
+        };
+        agree(&*comm, neighbours(&plan))?;
+        check_node_memory(&plan, &*comm, &topology)?;
         tracing::info!("{plan}");
-        let directories = preflight(&plan, &*comm, &topology)?;
-        let opened = agree(&*comm, open(&plan, &*comm, directories))?;
-        let (files, swapper, pool) = opened;
-        Ok(Self {
+        let parts = agree(&*comm, open_parts(&plan, comm.rank().0, &files, job_id, comes_back))?;
+        let (swapper, pool, durable) = parts;
+        let mut optimizer = Self {
             swapper,
             groups: config.optimizer.hyperparameters(),
             update_counts: vec![0; plan.inventory().parameters().len()],
             attempts: 0,
+            slots: Slots::new(plan.partition().chunks().len(), config.is_durable()),
+            checksums: Checksums::new(&plan),
+            durable,
+            resumed: None,
+            snapshot: None,
             recorder: Recorder::new(files.paths()),
             process_io: ProcessIo::open(),
             unusable: Some("its parameters are not initialised"),
-            _files: files,
+            files,
             comm,
             plan,
             pool,
-        })
+        };
+        if comes_back {
+            optimizer.go_back_to_commit()?;
+        }
+        Ok(optimizer)
     }
 
     /// The plan that this optimizer follows.
@@ -114,10 +179,11 @@ impl SwappedOptimizer {
         self.recorder.reset();
     }
 
-    /// Ends the optimizer, as dropping it does: waits for what is in flight, and removes the files
-    /// from the drives unless the configuration keeps them.
-    pub fn close(self) {
-        drop(self);
+    /// Ends the job: waits for what is in flight, and removes the files from the drives, committed
+    /// or not, unless the configuration keeps them. (Dropping the optimizer instead leaves what is
+    /// committed, for a later start.)
+    pub fn close(mut self) {
+        self.files.keep(self.plan.config().drives.keep_files);
     }
 
     /// An error if the state on the drives is of no step.
@@ -148,18 +214,69 @@ fn with_groups(config: &Config, inventory: Inventory) -> Result<Inventory> {
     Inventory::new(parameters.collect::<Result<_>>()?)
 }
 
-/// Creates files, buffers, I/O thread and update threads.
-fn open(
+/// Collective: a name for this creation of the job; names sort by the time of creation.
+fn draw_job_id(comm: &dyn Communicator) -> Result<String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seconds = now.map_or(0, |now| now.as_secs());
+    let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let mine = format!("{seconds:010x}-{}", random.trim());
+    Ok(gather_all(comm, &mine)?.swap_remove(0))
+}
+
+fn create_files(
     plan: &Plan,
     comm: &dyn Communicator,
     directories: Vec<ShardDirectory>,
-) -> Result<(ShardFiles, Swapper, rayon::ThreadPool)> {
+    job_id: &str,
+) -> Result<ShardFiles> {
     let config = plan.config();
-    let owner = Owner::this_process(&config.job, comm.rank().0, comm.size() as u32, comm.host());
-    let keep = config.drives.keep_files;
-    let files = ShardFiles::create(directories, plan.placement().drive_bytes(), &owner, keep)?;
-    let swapper = open_swapper(plan, comm.rank().0, &files)?;
-    Ok((files, swapper, update_pool()?))
+    let (rank, ranks) = (comm.rank().0, comm.size() as u32);
+    let owner = Owner::this_process(&config.job, rank, ranks, comm.host(), config.drives.exclusive);
+    let layout = config.is_durable().then(|| ShardLayout {
+        job_id: job_id.to_owned(),
+        job: config.job.clone(),
+        shard: plan.shard(),
+        shards: ranks,
+        drive: 0,
+        drives: config.drives.paths.clone(),
+        weights: config.drive_weights(),
+        stripe_unit_bytes: config.drives.stripe_unit.0,
+        chunk_elems: config.swap.chunk_elements.0,
+        sub_group_elems: config.swap.sub_group_elements.0,
+        tensors: ADAMW_STATE.map(|tensor| (tensor.name.to_owned(), tensor.codec)).to_vec(),
+        parameters: plan.inventory().parameters().to_vec(),
+    });
+    remove_dead_shards(config, ranks)?;
+    let bytes = plan.placement().drive_bytes();
+    let mut files = ShardFiles::create(directories, bytes, &owner, layout.as_ref())?;
+    files.keep(config.drives.keep_files);
+    Ok(files)
+}
+
+/// Removes what an earlier job of this name, with more ranks, has left.
+fn remove_dead_shards(config: &Config, ranks: u32) -> Result<()> {
+    for drive in &config.drives.paths {
+        let shards = ShardDirectory::all_on(drive, Some(&config.job))?;
+        for shard in shards.iter().filter(|shard| shard.shard() >= ranks && !shard.is_alive()) {
+            shard.remove();
+        }
+    }
+    Ok(())
+}
+
+/// Opens records, buffers, I/O thread and update threads.
+fn open_parts(
+    plan: &Plan,
+    rank: u32,
+    files: &ShardFiles,
+    job_id: String,
+    comes_back: bool,
+) -> Result<(Swapper, rayon::ThreadPool, Option<Durable>)> {
+    let durable = match plan.config().is_durable() {
+        true => Some(Durable::new(files.records(!comes_back)?, job_id)),
+        false => None,
+    };
+    Ok((open_swapper(plan, rank, files)?, update_pool()?, durable))
 }
 
 fn open_swapper(plan: &Plan, rank: u32, files: &ShardFiles) -> Result<Swapper> {
@@ -178,6 +295,7 @@ fn open_swapper(plan: &Plan, rank: u32, files: &ShardFiles) -> Result<Swapper> {
         chunks: plan.partition().chunks().len(),
         buffers: allocate_buffers(plan.buffer_count(), plan.buffer_bytes())?,
         io_timeout: config.io_timeout(),
+        on_progress: Box::new(|_| ()),
         describe: plan.describer(),
     })
 }

@@ -6,12 +6,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::coord::Communicator;
 use crate::error::{Error, ErrorKind, Result};
-use crate::partition::{Chunk, Partition, contiguous_ranges};
+use crate::partition::{Chunk, Partition, Run, contiguous_ranges};
 use crate::state::{ADAMW_STATE, Inventory};
 use crate::storage::{ExtentLayout, Placement};
-use crate::units::{Bytes, ChunkIndex};
+use crate::units::{Bytes, ChunkIndex, Rank};
 
 /// The least number of buffers that keeps reads and writes going at the same time.
 const BUFFERS_MIN: u64 = 2;
@@ -21,6 +20,7 @@ const BUFFERS_MIN: u64 = 2;
 pub struct Plan {
     config: Config,
     inventory: Arc<Inventory>,
+    shard: u32,
     ranges: Vec<Range<u64>>,
     partition: Arc<Partition>,
     placement: Placement,
@@ -29,31 +29,45 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Resolves the plan of one rank. A pure function of its arguments.
+    /// Resolves the plan of rank `rank` of a job in which rank r owns shard `shards[r]`; the
+    /// default is that r owns shard r. A pure function of its arguments.
     ///
     /// # Errors
     /// Usage if the configuration is out of range, no drive is named, or the memory budget is below
     /// the minimum, which is in the message.
-    pub fn resolve(config: &Config, inventory: Inventory, comm: &dyn Communicator) -> Result<Self> {
+    pub fn resolve(
+        config: &Config,
+        inventory: Inventory,
+        shards: &[u32],
+        rank: Rank,
+    ) -> Result<Self> {
         config.validate()?;
         if config.drives.paths.is_empty() {
             return Err(Error::usage("no drive is named").hint(
                 "name a directory on each drive with --drives DIR,DIR or in [drives] paths",
             ));
         }
-        let ranges = contiguous_ranges(inventory.total_elems(), comm.size());
-        let rank = comm.rank().index();
+        let by_shard = contiguous_ranges(inventory.total_elems(), shards.len());
+        let ranges: Vec<_> = shards.iter().map(|shard| by_shard[*shard as usize].clone()).collect();
+        let (rank, shard) = (rank.index(), shards[rank.index()]);
         let (sub_group, chunk) = (config.swap.sub_group_elements, config.swap.chunk_elements);
         let partition = Partition::new(&inventory, ranges[rank].clone(), sub_group.0, chunk.0);
         let extents = partition.chunks().iter().map(|chunk| layout_of(chunk).bytes());
         let extents: Vec<u64> = extents.collect();
         let weights = config.drive_weights();
-        let placement = Placement::weighted(&extents, config.drives.stripe_unit.0, &weights, rank);
+        let slots = if config.is_durable() { 2 } else { 1 };
+        let placement = Placement::weighted(
+            &extents.repeat(slots),
+            config.drives.stripe_unit.0,
+            &weights,
+            shard as usize,
+        );
         let buffer_bytes = extents.iter().copied().max().unwrap_or(0);
         let buffer_count = buffer_count(config, buffer_bytes, extents.len() as u64)?;
         Ok(Self {
             config: config.clone(),
             inventory: Arc::new(inventory),
+            shard,
             ranges,
             partition: Arc::new(partition),
             placement,
@@ -72,7 +86,12 @@ impl Plan {
         &self.inventory
     }
 
-    /// Every rank's range of the flat space, in elements.
+    /// The number of this rank's shard.
+    pub fn shard(&self) -> u32 {
+        self.shard
+    }
+
+    /// Every rank's range of the flat space, in elements, by rank.
     pub fn ranges(&self) -> &[Range<u64>] {
         &self.ranges
     }
@@ -102,19 +121,37 @@ impl Plan {
         layout_of(self.partition.chunk(chunk))
     }
 
-    /// A function that says what a chunk holds, for messages from the I/O thread.
+    /// Number of state tensors of a chunk.
+    pub(super) fn tensors(&self) -> usize {
+        ADAMW_STATE.len()
+    }
+
+    /// The name of a state tensor.
+    pub(super) fn tensor_name(&self, tensor: usize) -> &'static str {
+        ADAMW_STATE[tensor].name
+    }
+
+    /// What a chunk holds, for messages.
+    pub(super) fn describe(&self, chunk: ChunkIndex) -> String {
+        describe(&self.inventory, &self.partition, chunk)
+    }
+
+    /// [`Self::describe`] for the I/O thread.
     pub(super) fn describer(&self) -> Box<dyn Fn(ChunkIndex) -> String + Send> {
         let (inventory, partition) = (Arc::clone(&self.inventory), Arc::clone(&self.partition));
-        Box::new(move |chunk| {
-            let name = |param| &inventory.parameter(param).name;
-            match partition.runs_of(chunk) {
-                [] => chunk.to_string(),
-                [only] => format!("{chunk}: {}", name(only.param)),
-                [first, .., last] => {
-                    format!("{chunk}: {} to {}", name(first.param), name(last.param))
-                }
-            }
-        })
+        Box::new(move |chunk| describe(&inventory, &partition, chunk))
+    }
+}
+
+fn describe(inventory: &Inventory, partition: &Partition, chunk: ChunkIndex) -> String {
+    let name = |run: &Run| {
+        let end = run.param_offset + run.elems;
+        format!("{}[{}..{end}]", inventory.parameter(run.param).name, run.param_offset)
+    };
+    match partition.runs_of(chunk) {
+        [] => chunk.to_string(),
+        [only] => format!("{chunk}: {}", name(only)),
+        [first, .., last] => format!("{chunk}: {} to {}", name(first), name(last)),
     }
 }
 

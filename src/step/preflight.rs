@@ -1,75 +1,54 @@
-//! Checks before anything is touched: the drives, the space on them summed over the ranks of a
-//! node, living jobs of the same name, memory.
+//! Checks before anything is touched: the space on the drives summed over the ranks of a node,
+//! living jobs of the same name, jobs that share no drive, memory.
 
 use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use crate::config::memory_limit;
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Drive, ShardDirectory, inspect_drives};
+use crate::storage::{Drive, ShardDirectory};
 use crate::units::Bytes;
 
-/// What a rank wants of its node.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Demand {
-    /// Device number and bytes, one entry per drive.
-    drives: Vec<(u64, u64)>,
-    memory_bytes: u64,
-}
+/// Device numbers and bytes, one entry per drive.
+type DriveBytes = Vec<(u64, u64)>;
 
-/// Collective: looks at everything and changes nothing. Gives this rank's shard directories.
+/// Collective: whether the drives have room for a new job; changes nothing. Gives this rank's shard
+/// directories.
 ///
 /// # Errors
 /// The worst problem of any rank, agreed.
-pub(super) fn preflight(
+pub(super) fn check_space(
     plan: &Plan,
+    drives: &[Drive],
     comm: &dyn Communicator,
     topology: &Topology,
 ) -> Result<Vec<ShardDirectory>> {
-    let found = agree(comm, look_at_drives(plan, comm))?;
-    let (drives, directories): (Vec<Drive>, Vec<ShardDirectory>) = found.into_iter().unzip();
-    let needs = plan.placement().drive_bytes();
-    let demand = Demand {
-        drives: drives.iter().zip(needs).map(|(drive, need)| (drive.device, *need)).collect(),
-        memory_bytes: (plan.buffer_count() * plan.buffer_bytes()) as u64,
-    };
+    let directory =
+        |drive: &Drive| ShardDirectory::new(&drive.root, &plan.config().job, plan.shard());
+    let directories: Vec<ShardDirectory> = drives.iter().map(directory).collect();
     // What a dead job of this name holds is free for us once it is removed.
     let reclaimable: Result<Vec<u64>> =
         directories.iter().map(ShardDirectory::reclaimable_bytes).collect();
     let reclaimable = agree(comm, reclaimable)?;
-    let all = gather_all(comm, &(demand, drives_and_bytes(&drives, &reclaimable)))?;
-    let local: Vec<_> = topology.local_ranks().map(|rank| &all[rank.index()]).collect();
-    let checked = check_space(&drives, local.iter().map(|(demand, free)| (demand, free)))
-        .and_then(|()| check_memory(local.iter().map(|(demand, _)| demand.memory_bytes).sum()));
-    agree(comm, checked)?;
+    let per_device = |bytes: &[u64]| -> DriveBytes {
+        drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
+    };
+    let mine = (per_device(plan.placement().drive_bytes()), per_device(&reclaimable));
+    let all: Vec<(DriveBytes, DriveBytes)> = gather_all(comm, &mine)?;
+    let local = topology.local_ranks().map(|rank| &all[rank.index()]);
+    agree(comm, compare_space(drives, local))?;
     Ok(directories)
 }
 
-type DriveBytes = Vec<(u64, u64)>;
-
-fn drives_and_bytes(drives: &[Drive], bytes: &[u64]) -> DriveBytes {
-    drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
-}
-
-fn look_at_drives(plan: &Plan, comm: &dyn Communicator) -> Result<Vec<(Drive, ShardDirectory)>> {
-    let config = &plan.config().drives;
-    let drives = inspect_drives(&config.paths, &config.allow_filesystems)?;
-    let shard = comm.rank().0;
-    let directory = |drive: &Drive| ShardDirectory::new(drive, &plan.config().job, shard);
-    Ok(drives.into_iter().map(|drive| (drive.clone(), directory(&drive))).collect())
-}
-
-fn check_space<'a>(
+fn compare_space<'a>(
     drives: &[Drive],
-    local: impl Iterator<Item = (&'a Demand, &'a DriveBytes)>,
+    local: impl Iterator<Item = &'a (DriveBytes, DriveBytes)>,
 ) -> Result<()> {
     let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
     let mut reclaimable: BTreeMap<u64, u64> = BTreeMap::new();
     for (demand, dead) in local {
-        for (device, bytes) in &demand.drives {
+        for (device, bytes) in demand {
             *needed.entry(*device).or_default() += bytes;
         }
         for (device, bytes) in dead {
@@ -88,6 +67,42 @@ fn check_space<'a>(
         }
     }
     Ok(())
+}
+
+/// Whether another job lives on these drives although one of the two shares them with nobody. Looks
+/// after this job's own files are locked, so that of two that start together none is overlooked.
+pub(super) fn neighbours(plan: &Plan) -> Result<()> {
+    let config = plan.config();
+    for drive in &config.drives.paths {
+        for other in ShardDirectory::all_on(drive, None)? {
+            let owner = other.owner().filter(|owner| owner.job != config.job);
+            let Some(owner) = owner else { continue };
+            if (config.drives.exclusive || owner.exclusive) && other.is_alive() {
+                let who = if owner.exclusive { "that job" } else { "this job" };
+                return Err(Error::new(ErrorKind::Unavailable, "another job lives on this drive")
+                    .with("drive", drive.display())
+                    .with("job", &owner.job)
+                    .with("host", &owner.host)
+                    .with("process", owner.pid)
+                    .hint(format!("{who} has drives.exclusive set; wait, or use other drives")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Collective: whether the I/O buffers of all ranks of a node fit its memory.
+///
+/// # Errors
+/// Usage, agreed.
+pub(super) fn check_node_memory(
+    plan: &Plan,
+    comm: &dyn Communicator,
+    topology: &Topology,
+) -> Result<()> {
+    let all: Vec<u64> = gather_all(comm, &((plan.buffer_count() * plan.buffer_bytes()) as u64))?;
+    let needed = topology.local_ranks().map(|rank| all[rank.index()]).sum();
+    agree(comm, check_memory(needed))
 }
 
 fn check_memory(needed_bytes: u64) -> Result<()> {

@@ -2,29 +2,37 @@
 
 use std::time::{Duration, Instant};
 
+use super::checksums::Checksums;
 use super::gradients::{Gradients, ShardGradients};
-use super::norm::{WorldNorm, reduce, shard_norm};
+use super::norm::{Stop, WorldNorm, reduce, shard_norm};
 use super::optimizer::SwappedOptimizer;
 use super::plan::Plan;
+use super::snapshot::Snapshot;
 use super::update::ChunkUpdate;
 use crate::coord::agree;
 use crate::error::{Error, Result};
 use crate::optim::{AdamW, BlockNorm, GradElem, ParamElem};
 use crate::partition::Partition;
+use crate::storage::{ExtentLayout, Slots};
 use crate::swap::{Sweep, SweepKind, SweepTotals};
 use crate::timers::{Timer, Timers};
-use crate::units::ParamIndex;
+use crate::units::{ChunkIndex, ParamIndex};
 
 /// What a step may be told.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepOptions {
+pub struct StepOptions<'a> {
     /// What the loss was multiplied by; gradients are divided by it.
     pub loss_scale: f32,
+    /// Committed with the step, and handed back when the job goes on from it: where the caller is
+    /// in its data, for instance.
+    pub user_blob: &'a [u8],
+    /// Whether this rank has been asked to stop. One is enough: all stop.
+    pub stop: Stop,
 }
 
-impl Default for StepOptions {
+impl Default for StepOptions<'_> {
     fn default() -> Self {
-        Self { loss_scale: 1.0 }
+        Self { loss_scale: 1.0, user_blob: &[], stop: Stop::No }
     }
 }
 
@@ -40,6 +48,13 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     /// What every gradient was multiplied by: loss scale and clipping together.
     pub grad_scale: f32,
+    /// The number of the commit that this step became, if it did.
+    pub epoch: Option<u64>,
+    /// Whether a rank has been asked to stop. The step was taken, and committed if the job is
+    /// durable, unless `is_taken` says otherwise.
+    pub stop: bool,
+    /// Whether there was time for the step; if not, nothing has changed.
+    pub is_taken: bool,
     /// From the call until everything was on this rank's drives and agreed.
     pub duration: Duration,
 }
@@ -56,7 +71,7 @@ impl SwappedOptimizer {
         &mut self,
         gradients: &Gradients<'_, G>,
         params: &mut [P],
-        options: StepOptions,
+        options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
         let start = Instant::now();
         let kernel_before = self.process_io.bytes();
@@ -66,7 +81,7 @@ impl SwappedOptimizer {
         });
         // Swap-ins start here, before the norm is known; a skipped step drops them.
         let ready =
-            accepted.and_then(|laid_out| Ok((laid_out, self.swapper.sweep(SweepKind::Update)?)));
+            accepted.and_then(|it| Ok((it, self.swapper.sweep(SweepKind::Update, &self.slots)?)));
 
         let timers = &mut self.recorder.timers;
         let norm = timers.time(Timer::SwapOutGradient, || match &ready {
@@ -74,16 +89,23 @@ impl SwappedOptimizer {
             Err(_) => BlockNorm::default(),
         });
         let has_failed = ready.is_err();
-        let world = timers.time(Timer::GradientNorm, || reduce(&*self.comm, norm, has_failed))?;
+        let stop = options.stop;
+        let world =
+            timers.time(Timer::GradientNorm, || reduce(&*self.comm, norm, has_failed, stop))?;
         if world.failed > 0 {
             agree(&*self.comm, ready.map(drop))?;
             return Err(Error::internal("a rank refused the step without an error"));
         }
         let (laid_out, sweep) = ready?;
+        let clip_norm = self.plan.config().optimizer.clip_norm;
+        if world.out_of_time > 0 {
+            agree(&*self.comm, sweep.abandon())?;
+            let outcome = decide(world, self.attempts, clip_norm, options);
+            return Ok(StepOutcome { is_taken: false, ..outcome });
+        }
 
         self.attempts += 1;
-        let mut outcome =
-            decide(world, self.attempts, self.plan.config().optimizer.clip_norm, options);
+        let mut outcome = decide(world, self.attempts, clip_norm, options);
         let result = if outcome.skipped {
             sweep.abandon()
         } else {
@@ -91,18 +113,41 @@ impl SwappedOptimizer {
                 let hyper = &self.groups[self.plan.inventory().parameter(param).group];
                 AdamW::new(hyper, self.update_counts[param.index()] + 1, outcome.grad_scale)
             };
-            let work = Work { plan: &self.plan, pool: &self.pool, gradients: &laid_out };
-            work.run(sweep, params, adamw, timers)
+            let mut work = Work {
+                plan: &self.plan,
+                pool: &self.pool,
+                gradients: &laid_out,
+                attempt: self.attempts,
+                slots: &mut self.slots,
+                checksums: &mut self.checksums,
+                snapshot: self.snapshot.as_mut(),
+                timers: &mut self.recorder.timers,
+            };
+            work.run(sweep, params, adamw)
         };
-        timers.record(Timer::StepOwn, start.elapsed());
-        let agreed = timers.time(Timer::Agreement, || agree(&*self.comm, result));
-        let totals = agreed.inspect_err(|_| {
-            self.unusable = Some("an earlier step failed");
-        })?;
-        if !outcome.skipped {
-            for param in laid_out.params() {
+        self.recorder.timers.record(Timer::StepOwn, start.elapsed());
+        let params_with_gradient = laid_out.params();
+        if result.is_ok() && !outcome.skipped {
+            for param in params_with_gradient {
                 self.update_counts[param.index()] += 1;
             }
+        }
+        // A record is written before the agreement: it counts only if all ranks have theirs.
+        let commit_start = Instant::now();
+        let result = result.and_then(|totals| {
+            let is_due = outcome.stop || self.is_commit_due();
+            let record = if is_due { self.write_record(options.user_blob)? } else { None };
+            Ok((totals, record))
+        });
+        let timers = &mut self.recorder.timers;
+        timers.record(Timer::Commit, commit_start.elapsed());
+        let agreed = timers.time(Timer::Agreement, || agree(&*self.comm, result));
+        let (totals, record) = agreed.inspect_err(|_| {
+            self.unusable = Some("an earlier step failed");
+        })?;
+        if let Some(record) = record {
+            outcome.epoch = Some(record.stamp.epoch);
+            self.take_commit(record);
         }
 
         outcome.duration = start.elapsed();
@@ -112,7 +157,7 @@ impl SwappedOptimizer {
     }
 }
 
-fn check_arguments<P>(partition: &Partition, params: &[P], options: StepOptions) -> Result<()> {
+fn check_arguments<P>(partition: &Partition, params: &[P], options: StepOptions<'_>) -> Result<()> {
     if params.len() as u64 != partition.elems() {
         return Err(Error::usage("the slice for parameters has another length than the shard")
             .with("slice", params.len())
@@ -126,18 +171,28 @@ fn check_arguments<P>(partition: &Partition, params: &[P], options: StepOptions)
 }
 
 /// The same on every rank, because all of it follows from what was reduced.
-fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions) -> StepOutcome {
-    let duration = Duration::ZERO;
-    if world.overflows > 0 {
-        let grad_norm = f64::INFINITY;
-        return StepOutcome { attempt, skipped: true, grad_norm, grad_scale: 0.0, duration };
+fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'_>) -> StepOutcome {
+    let mut outcome = StepOutcome {
+        attempt,
+        skipped: world.overflows > 0,
+        grad_norm: f64::INFINITY,
+        grad_scale: 0.0,
+        epoch: None,
+        stop: world.stopping > 0,
+        is_taken: true,
+        duration: Duration::ZERO,
+    };
+    if !outcome.skipped {
+        let loss_scale = f64::from(options.loss_scale);
+        outcome.grad_norm = world.norm / loss_scale;
+        // As torch's clip_grad_norm_: the small constant keeps a norm of zero harmless.
+        let clip = match clip_norm > 0.0 {
+            true => (clip_norm / (outcome.grad_norm + 1e-6)).min(1.0),
+            false => 1.0,
+        };
+        outcome.grad_scale = (clip / loss_scale) as f32;
     }
-    let loss_scale = f64::from(options.loss_scale);
-    let grad_norm = world.norm / loss_scale;
-    // As torch's clip_grad_norm_: the small constant keeps a norm of zero harmless.
-    let clip = if clip_norm > 0.0 { (clip_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-    let grad_scale = (clip / loss_scale) as f32;
-    StepOutcome { attempt, skipped: false, grad_norm, grad_scale, duration }
+    outcome
 }
 
 /// The pipeline's middle: what happens to each chunk while it is in memory.
@@ -145,21 +200,30 @@ struct Work<'a, 'g, G> {
     plan: &'a Plan,
     pool: &'a rayon::ThreadPool,
     gradients: &'a ShardGradients<'g, G>,
+    attempt: u64,
+    slots: &'a mut Slots,
+    checksums: &'a mut Checksums,
+    snapshot: Option<&'a mut Snapshot>,
+    timers: &'a mut Timers,
 }
 
 impl<G: GradElem> Work<'_, '_, G> {
     fn run<P: ParamElem>(
-        &self,
+        &mut self,
         mut sweep: Sweep<'_>,
         params: &mut [P],
         adamw: impl Fn(ParamIndex) -> AdamW,
-        timers: &mut Timers,
     ) -> Result<SweepTotals> {
         for _ in self.plan.partition().chunks() {
-            let chunk = timers.time(Timer::SwapInState, || sweep.next_chunk())?;
+            let chunk = self.timers.time(Timer::SwapInState, || sweep.next_chunk())?;
             let Some(mut resident) = chunk else { break };
-            let chunk = self.plan.partition().chunk(resident.index());
-            let layout = self.plan.layout(resident.index());
+            let index = resident.index();
+            let layout = self.plan.layout(index);
+            let before = Instant::now();
+            self.look_at(index, &layout, &resident)?;
+            self.timers.record(Timer::VerifyChecksums, before.elapsed());
+
+            let chunk = self.plan.partition().chunk(index);
             let start = chunk.shard_offset as usize;
             let elems = chunk.elems as usize;
             let update = ChunkUpdate {
@@ -169,14 +233,31 @@ impl<G: GradElem> Work<'_, '_, G> {
                 elems,
                 params: &mut params[start..start + elems],
             };
-            let has_changed =
-                timers.time(Timer::OptimizerStep, || update.run(&layout, &mut resident, &adamw));
+            let has_changed = self
+                .timers
+                .time(Timer::OptimizerStep, || update.run(&layout, &mut resident, &adamw));
             if has_changed {
+                let before = Instant::now();
+                self.checksums.take(self.pool, &layout, index, &resident);
+                self.timers.record(Timer::TakeChecksums, before.elapsed());
+                self.slots.mark_written(index);
                 resident.swap_out();
             } else {
                 resident.release();
             }
         }
-        timers.time(Timer::SwapOutState, || sweep.finish())
+        self.timers.time(Timer::SwapOutState, || sweep.finish())
+    }
+
+    /// Before the update: is it what was written, and does a snapshot want it?
+    fn look_at(&mut self, chunk: ChunkIndex, layout: &ExtentLayout, bytes: &[u8]) -> Result<()> {
+        if self.checksums.is_due(chunk, self.attempt) {
+            let extent = self.slots.read_extent(chunk);
+            self.checksums.verify(self.pool, self.plan, chunk, extent, bytes)?;
+        }
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.offer(chunk, layout, bytes, self.checksums.of(chunk));
+        }
+        Ok(())
     }
 }

@@ -1,21 +1,32 @@
 //! What lies where: drives (inspected, opened, preallocated, locked), the extent layout of a chunk,
-//! and the placement of extents on stripe units. Metadata only: no tensor data moves here.
+//! the placement of extents on stripe units, the slots of chunks, and the records of commits. No
+//! tensor data moves here.
 //!
 //! ```text
-//! DRIVE/optswap/JOB/shard-00003/state    this shard's stripe units on this drive
-//!                               owner    who holds it: job, rank, host, pid, boot id (TOML)
+//! DRIVE/optswap/JOB/shard-00003/state     this shard's stripe units on this drive
+//!                               owner     who holds it: job, rank, host, pid, boot id (TOML)
+//!                               layout    durable jobs: how the shard lies on its drives
+//!                               record-0  durable jobs, first drive: commits, in turns
+//!                               record-1
 //! ```
-//!
-//! Later, records of committed epochs lie beside `state`; a scratch job has none.
 
+pub mod commit;
+mod directory;
 mod drive;
 mod extent;
+mod found;
 mod owner;
 mod placement;
+mod record;
 mod shard;
+mod slots;
 
+pub use directory::ShardDirectory;
 pub use drive::{Drive, inspect_drives};
 pub use extent::ExtentLayout;
-pub use owner::Owner;
+pub use found::FoundShard;
+pub use owner::{Owner, boot_id};
 pub use placement::{Placement, Segment};
-pub use shard::{ShardDirectory, ShardFiles};
+pub use record::{Record, RecordFiles, ShardLayout, read_record, stamps};
+pub use shard::ShardFiles;
+pub use slots::Slots;

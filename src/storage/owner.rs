@@ -20,19 +20,28 @@ pub struct Owner {
     pub pid: u32,
     /// The kernel's boot id: the process ended with that boot at the latest.
     pub boot_id: String,
+    /// Whether the job shares its drives with no other.
+    #[serde(default)]
+    pub exclusive: bool,
+}
+
+/// The kernel's boot id: another one means that the machine was down in between.
+pub fn boot_id() -> String {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    boot_id.unwrap_or_default().trim().to_owned()
 }
 
 impl Owner {
     /// This process as the owner.
-    pub fn this_process(job: &str, rank: u32, ranks: u32, host: &str) -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    pub fn this_process(job: &str, rank: u32, ranks: u32, host: &str, exclusive: bool) -> Self {
         Self {
             job: job.to_owned(),
             rank,
             ranks,
             host: host.to_owned(),
             pid: std::process::id(),
-            boot_id: boot_id.unwrap_or_default().trim().to_owned(),
+            boot_id: boot_id(),
+            exclusive,
         }
     }
 
@@ -42,10 +51,15 @@ impl Owner {
         std::fs::write(path, text)
     }
 
+    /// Reads the file, as far as it can be read.
+    pub fn read(path: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(path).ok()?;
+        toml::from_str(&text).ok()
+    }
+
     /// Who the file names, as far as it can be read.
     pub fn describe(path: &Path) -> String {
-        let owner = std::fs::read_to_string(path).ok();
-        match owner.and_then(|text| toml::from_str::<Self>(&text).ok()) {
+        match Self::read(path) {
             Some(Self { rank, ranks, host, pid, .. }) => {
                 format!("rank {rank} of {ranks}, process {pid} on {host}")
             }

@@ -1,9 +1,9 @@
-//! Placement: which stripe unit of which drive holds which bytes of which chunk's extent.
+//! Placement: which stripe unit of which drive holds which bytes of which extent.
 //!
 //! At first it is weighted RAID-0: units are dealt to drives one by one so that at any moment each
 //! drive holds its share. The table is explicit, because a unit may later move to another drive.
 
-use crate::units::{ChunkIndex, DriveIndex};
+use crate::units::{DriveIndex, ExtentIndex};
 
 /// One contiguous piece of I/O: bytes of an extent and where they lie on a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct Segment {
     pub drive: DriveIndex,
     /// Byte offset in the shard's file on that drive.
     pub file_offset: u64,
-    /// Byte offset within the chunk's extent.
+    /// Byte offset within the extent.
     pub extent_offset: usize,
     /// Length in bytes.
     pub len: usize,
@@ -24,12 +24,12 @@ struct Unit {
     file_offset: u64,
 }
 
-/// The table (chunk) -> stripe units of one shard.
+/// The table (extent) -> stripe units of one shard.
 #[derive(Clone, Debug)]
 pub struct Placement {
     unit_bytes: u64,
     extent_bytes: Vec<u64>,
-    /// The first unit of each chunk; every chunk starts a new unit, so no unit has two owners.
+    /// The first unit of each extent; every extent starts a new unit, so no unit has two owners.
     first_unit: Vec<usize>,
     units: Vec<Unit>,
     drive_bytes: Vec<u64>,
@@ -82,17 +82,17 @@ impl Placement {
         &self.drive_bytes
     }
 
-    /// Bytes of one chunk's extent.
-    pub fn extent_bytes(&self, chunk: ChunkIndex) -> u64 {
-        self.extent_bytes[chunk.index()]
+    /// Bytes of one extent.
+    pub fn extent_bytes(&self, extent: ExtentIndex) -> u64 {
+        self.extent_bytes[extent.index()]
     }
 
-    /// The I/O of one chunk, in extent order; neighbours in file and extent are joined.
-    pub fn segments(&self, chunk: ChunkIndex) -> Vec<Segment> {
+    /// The I/O of one extent, in its order; neighbours in file and extent are joined.
+    pub fn segments(&self, extent: ExtentIndex) -> Vec<Segment> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut extent_offset = 0u64;
-        let extent_bytes = self.extent_bytes(chunk);
-        for unit in &self.units[self.first_unit[chunk.index()]..] {
+        let extent_bytes = self.extent_bytes(extent);
+        for unit in &self.units[self.first_unit[extent.index()]..] {
             if extent_offset >= extent_bytes {
                 break;
             }
@@ -127,8 +127,8 @@ mod tests {
 
     const UNIT: u64 = 64 << 10;
 
-    fn chunks(extent_bytes: &[u64]) -> impl Iterator<Item = ChunkIndex> {
-        (0..extent_bytes.len()).map(ChunkIndex::from_index)
+    fn extents(extent_bytes: &[u64]) -> impl Iterator<Item = ExtentIndex> {
+        (0..extent_bytes.len()).map(ExtentIndex::from_index)
     }
 
     #[test]
@@ -140,8 +140,8 @@ mod tests {
             extent_offset: 0,
             len: 3 * UNIT as usize,
         };
-        assert_eq!(placement.segments(ChunkIndex(0)), [whole]);
-        assert_eq!(placement.segments(ChunkIndex(1))[0].file_offset, 3 * UNIT);
+        assert_eq!(placement.segments(ExtentIndex(0)), [whole]);
+        assert_eq!(placement.segments(ExtentIndex(1))[0].file_offset, 3 * UNIT);
         assert_eq!(placement.drive_bytes(), [4 * UNIT]);
     }
 
@@ -161,9 +161,9 @@ mod tests {
             let extent_bytes: Vec<u64> = extent_blocks.iter().map(|n| n * 4096).collect();
             let placement = Placement::weighted(&extent_bytes, UNIT, &weights, first_drive);
             let mut owned = HashSet::new();
-            for chunk in chunks(&extent_bytes) {
+            for extent in extents(&extent_bytes) {
                 let mut covered = 0;
-                for segment in placement.segments(chunk) {
+                for segment in placement.segments(extent) {
                     prop_assert_eq!(segment.extent_offset, covered);
                     covered += segment.len;
                     let end = segment.file_offset + segment.len as u64;
@@ -172,7 +172,7 @@ mod tests {
                         prop_assert!(owned.insert((segment.drive, unit)), "two owners");
                     }
                 }
-                prop_assert_eq!(covered as u64, extent_bytes[chunk.index()]);
+                prop_assert_eq!(covered as u64, extent_bytes[extent.index()]);
             }
             let units: u64 = placement.drive_bytes().iter().map(|bytes| bytes / UNIT).sum();
             prop_assert_eq!(owned.len() as u64, units);

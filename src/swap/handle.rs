@@ -11,6 +11,7 @@ use super::pipeline::SweepKind;
 use super::thread;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, Waker};
+use crate::storage::Slots;
 use crate::units::ChunkIndex;
 
 /// Commands and the means to have them noticed.
@@ -56,16 +57,23 @@ impl Swapper {
         Ok(Self { inbox, events, thread: Some(handle), failed: false })
     }
 
-    /// Begins a sweep over all chunks. Swap-ins start at once, before the first is asked for.
+    /// Begins a sweep over all chunks, which are read from and written to where `slots` says.
+    /// Swap-ins start at once, before the first is asked for.
     ///
     /// # Errors
     /// If an earlier sweep failed: what lies on the drives is then of no step.
-    pub fn sweep(&mut self, kind: SweepKind) -> Result<Sweep<'_>> {
+    pub fn sweep(&mut self, kind: SweepKind, slots: &Slots) -> Result<Sweep<'_>> {
         if self.failed {
             return Err(Error::new(ErrorKind::Io, "the swapper stopped after an earlier failure"));
         }
-        self.inbox.send(Command::Begin(kind));
+        self.inbox.send(Command::Begin(kind, Arc::new(slots.clone())));
         Ok(Sweep { swapper: self, state: SweepState::UnderWay })
+    }
+
+    /// Allows sweeps again after a failure, for a caller who knows which slots are whole. If the
+    /// I/O thread has given up, the next sweep says so.
+    pub fn recover(&mut self) {
+        self.failed = false;
     }
 }
 

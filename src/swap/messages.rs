@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::pipeline::SweepKind;
 use crate::error::Result;
 use crate::io::{Buffer, DriveTotals, EngineSpec, Waker};
-use crate::storage::Placement;
+use crate::storage::{Placement, Slots};
 use crate::units::ChunkIndex;
 
 /// Everything the I/O thread needs.
@@ -17,7 +17,7 @@ pub struct SwapperSpec {
     pub engine: EngineSpec,
     /// Paths of those files, for messages.
     pub paths: Vec<PathBuf>,
-    /// Where the chunks lie.
+    /// Where the slots of chunks lie.
     pub placement: Placement,
     /// Number of chunks.
     pub chunks: usize,
@@ -25,6 +25,8 @@ pub struct SwapperSpec {
     pub buffers: Vec<Buffer>,
     /// No completion for this long, with operations in flight, is an error.
     pub io_timeout: Duration,
+    /// Told after every batch of completed operations: how many there have been.
+    pub on_progress: Box<dyn Fn(u64) + Send>,
     /// What a chunk holds, for messages.
     pub describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
 }
@@ -42,7 +44,7 @@ pub struct SweepTotals {
 
 /// From the caller to the I/O thread.
 pub(super) enum Command {
-    Begin(SweepKind),
+    Begin(SweepKind, Arc<Slots>),
     SwapOut(ChunkIndex, Buffer),
     Release(ChunkIndex, Buffer),
     Stop,

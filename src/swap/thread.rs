@@ -11,7 +11,7 @@ use super::messages::{Command, Event, EventSender, ReadySender, SwapperSpec, Swe
 use super::pipeline::{Action, Pipeline, SweepKind};
 use crate::error::{Error, ErrorKind};
 use crate::io::{Buffer, Direction, Finished, IoCause, IoFault, Part, Transfer, Transfers, Wait};
-use crate::storage::Placement;
+use crate::storage::{Placement, Slots};
 use crate::timers::BusyClock;
 use crate::units::ChunkIndex;
 
@@ -40,6 +40,8 @@ pub(super) fn run(
         swap_in_busy: BusyClock::default(),
         swap_out_busy: BusyClock::default(),
         placement: spec.placement,
+        slots: Arc::new(Slots::new(0, false)),
+        on_progress: spec.on_progress,
         chunks: spec.chunks,
         paths: spec.paths,
         io_timeout: spec.io_timeout,
@@ -64,6 +66,9 @@ struct Worker {
     swap_in_busy: BusyClock,
     swap_out_busy: BusyClock,
     placement: Placement,
+    /// Of the sweep under way.
+    slots: Arc<Slots>,
+    on_progress: Box<dyn Fn(u64) + Send>,
     chunks: usize,
     paths: Vec<PathBuf>,
     io_timeout: Duration,
@@ -89,6 +94,7 @@ impl Worker {
             if self.transfers.completed_ops() != self.completed_ops {
                 self.completed_ops = self.transfers.completed_ops();
                 self.last_progress = Instant::now();
+                (self.on_progress)(self.completed_ops);
             } else if self.transfers.active() > 0 && Instant::now() >= deadline {
                 let error = self.stalled();
                 return self.give_up(error);
@@ -106,7 +112,8 @@ impl Worker {
         };
         for command in commands {
             match command {
-                Command::Begin(kind) => {
+                Command::Begin(kind, slots) => {
+                    self.slots = slots;
                     self.pipeline = Pipeline::new(kind, self.chunks, self.free.len());
                     self.sweeping = true;
                 }
@@ -162,7 +169,11 @@ impl Worker {
         if self.transfers.active() == 0 {
             self.last_progress = Instant::now();
         }
-        let parts = self.placement.segments(chunk).into_iter().map(|segment| Part {
+        let extent = match direction {
+            Direction::SwapIn => self.slots.read_extent(chunk),
+            Direction::SwapOut => self.slots.write_extent(chunk),
+        };
+        let parts = self.placement.segments(extent).into_iter().map(|segment| Part {
             file: segment.drive.0,
             file_offset: segment.file_offset,
             buffer_offset: segment.extent_offset,

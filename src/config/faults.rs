@@ -1,0 +1,73 @@
+//! Faults on purpose, for tests.
+
+use serde::{Deserialize, Serialize};
+
+/// `[[faults]]`: an I/O operation of rank `rank` goes wrong: number `op` since start-up, or one in
+/// `one_in`, drawn by `seed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultConfig {
+    /// The rank that it happens on.
+    pub rank: u32,
+    /// The operation's number on that rank, from 0.
+    #[serde(default)]
+    pub op: Option<u64>,
+    /// One in so many operations, each drawn by its number and `seed`.
+    #[serde(default)]
+    pub one_in: Option<u64>,
+    /// Which operations are drawn.
+    #[serde(default)]
+    pub seed: u64,
+    /// What happens.
+    pub kind: FaultKind,
+}
+
+/// What can go wrong on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultKind {
+    /// The operation fails with EIO.
+    Eio,
+    /// The operation fails with ENOSPC.
+    Enospc,
+    /// The operation fails once with EINTR; tried again, it works.
+    Eintr,
+    /// The operation fails once with EAGAIN; tried again, it works.
+    Eagain,
+    /// Only the first 4,096 bytes move.
+    Short,
+    /// The result never comes.
+    Stall,
+    /// A write moves only its first half and reports all of it, as a drive may that loses power.
+    /// On a read, nothing happens.
+    Torn,
+    /// A read brings one flipped bit and reports success. On a write, nothing happens.
+    Bitflip,
+    /// The I/O thread panics.
+    Panic,
+}
+
+impl FaultConfig {
+    /// One operation of one rank.
+    pub fn at(rank: u32, op: u64, kind: FaultKind) -> Self {
+        Self { rank, op: Some(op), one_in: None, seed: 0, kind }
+    }
+
+    /// Whether operation `number` of the fault's rank goes wrong.
+    pub fn strikes(&self, number: u64) -> bool {
+        match (self.op, self.one_in) {
+            (Some(op), _) => op == number,
+            (None, Some(one_in)) => draw(self.seed, number).is_multiple_of(one_in),
+            (None, None) => false,
+        }
+    }
+}
+
+/// A number for an operation (splitmix64; Steele, Lea, Flood, OOPSLA 2014).
+fn draw(seed: u64, number: u64) -> u64 {
+    let key = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(number);
+    let mut bits = key.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}

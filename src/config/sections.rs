@@ -1,0 +1,248 @@
+//! The sections of the configuration and their defaults.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use wildmatch::WildMatch;
+
+use crate::state::Hyperparameters;
+use crate::units::{Bytes, Elems};
+
+/// `[drives]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DrivesConfig {
+    /// One directory on each drive.
+    pub paths: Vec<PathBuf>,
+    /// Relative speeds of the drives; empty means equal.
+    pub weights: Vec<f64>,
+    /// Bytes that lie together on one drive: a multiple of 4 KiB. Default 1 MiB.
+    pub stripe_unit: Bytes,
+    /// File systems that would be refused (memory file systems), forced by name.
+    pub allow_filesystems: Vec<String>,
+    /// Leave the files on the drives at the end. Default false.
+    pub keep_files: bool,
+    /// Share the drives with no other job: refuse to start where one lives, and make those that
+    /// come later refuse. Default false.
+    pub exclusive: bool,
+}
+
+/// `[io]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IoConfig {
+    /// `auto`, `uring` or `threads`.
+    pub engine: EngineName,
+    /// The most operations in flight per rank, 1 to 4,096. Default 64.
+    pub depth: usize,
+}
+
+/// The engines by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// io_uring where the kernel allows it, otherwise threads; the log says which and why.
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    Uring,
+    /// A pool of threads with pread and pwrite.
+    Threads,
+}
+
+/// `[swap]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SwapConfig {
+    /// Bytes of memory per rank that optswap may allocate for I/O buffers. Default 256 MiB.
+    pub memory_budget: Bytes,
+    /// Elements of a chunk: a multiple of 4,096, at most 64 Mi. Default 1 Mi.
+    pub chunk_elements: Elems,
+    /// Elements of a sub-group: a multiple of 4,096. Default 1 Gi.
+    pub sub_group_elements: Elems,
+}
+
+/// `[optimizer]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Learning rate. Default 1e-3.
+    pub lr: f64,
+    /// Decay rates of the moments. Default [0.9, 0.999].
+    pub betas: [f64; 2],
+    /// Added to the denominator. Default 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay. Default 0.01.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; 0 means never. Default 0.
+    pub clip_norm: f64,
+    /// Parameter groups that differ from the values above; the first that matches a name counts.
+    pub groups: Vec<GroupConfig>,
+}
+
+/// `[[optimizer.groups]]`: what is not set is taken from `[optimizer]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupConfig {
+    /// Patterns of parameter names; `*` stands for any characters.
+    pub names: Vec<String>,
+    /// Learning rate.
+    pub lr: Option<f64>,
+    /// Decay rates of the moments.
+    pub betas: Option<[f64; 2]>,
+    /// Added to the denominator.
+    pub eps: Option<f64>,
+    /// Decoupled weight decay.
+    pub weight_decay: Option<f64>,
+}
+
+/// `[durability]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DurabilityConfig {
+    /// `scratch` (default) or `step`.
+    pub mode: Durability,
+    /// Commit every so many steps; what lies between the last commit and a crash is done again.
+    /// Default 1.
+    pub commit_every: u64,
+    /// Flush drives at every commit, so that it survives power loss and not only the death of
+    /// processes. Default false.
+    pub sync: bool,
+    /// When bytes that come from a drive are held against their checksums. Default `always`.
+    pub verify: VerifyChecksums,
+}
+
+/// What survives the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: one slot per chunk.
+    #[default]
+    Scratch,
+    /// The last commit: two slots per chunk, and records.
+    Step,
+}
+
+/// When bytes that come from a drive are held against their checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyChecksums {
+    /// At every swap-in.
+    #[default]
+    Always,
+    /// Each chunk at every sixteenth step, in turn.
+    Sampled,
+    /// Never.
+    Off,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// The directory that holds checkpoints, on any file system that all ranks see.
+    pub dir: Option<PathBuf>,
+    /// Save every so many steps, while training goes on; 0 means only when stopped. Default 0.
+    pub every: u64,
+    /// Checkpoints of this job that are kept. Default 2.
+    pub keep_last: usize,
+    /// Share blocks with the state files where the file system can (XFS, btrfs) and state files and
+    /// checkpoint lie on the same one. Default false.
+    pub reflink: bool,
+}
+
+/// `[timeouts]`, in seconds
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimeoutsConfig {
+    /// No completed operation for this long, with some in flight, is an error. Default 60.
+    pub io_timeout: f64,
+    /// Waiting this long for other ranks in one collective is an error. Default 600.
+    pub peer_timeout: f64,
+    /// Waiting this long in one collective names those that are late, in the log. Default 30.
+    pub stall_warning: f64,
+    /// From a signal to stop until the launcher kills: a step that would not end in time is not
+    /// begun. Default 30.
+    pub grace_period: f64,
+}
+
+impl Default for DrivesConfig {
+    fn default() -> Self {
+        Self {
+            paths: Vec::new(),
+            weights: Vec::new(),
+            stripe_unit: Bytes(1 << 20),
+            allow_filesystems: Vec::new(),
+            keep_files: false,
+            exclusive: false,
+        }
+    }
+}
+
+impl Default for IoConfig {
+    fn default() -> Self {
+        Self { engine: EngineName::Auto, depth: 64 }
+    }
+}
+
+impl Default for SwapConfig {
+    fn default() -> Self {
+        Self {
+            memory_budget: Bytes(256 << 20),
+            chunk_elements: Elems(1 << 20),
+            sub_group_elements: Elems(1 << 30),
+        }
+    }
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        let Hyperparameters { lr, betas, eps, weight_decay } = Hyperparameters::default();
+        Self { lr, betas, eps, weight_decay, clip_norm: 0.0, groups: Vec::new() }
+    }
+}
+
+impl Default for TimeoutsConfig {
+    fn default() -> Self {
+        Self { io_timeout: 60.0, peer_timeout: 600.0, stall_warning: 30.0, grace_period: 30.0 }
+    }
+}
+
+impl Default for DurabilityConfig {
+    fn default() -> Self {
+        let (mode, verify) = (Durability::default(), VerifyChecksums::default());
+        Self { mode, commit_every: 1, sync: false, verify }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { dir: None, every: 0, keep_last: 2, reflink: false }
+    }
+}
+
+impl OptimizerConfig {
+    /// Hyper-parameters of every group: first the default group, then those of `groups`.
+    pub fn hyperparameters(&self) -> Vec<Hyperparameters> {
+        let base = Hyperparameters {
+            lr: self.lr,
+            betas: self.betas,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+        };
+        let groups = self.groups.iter().map(|group| Hyperparameters {
+            lr: group.lr.unwrap_or(base.lr),
+            betas: group.betas.unwrap_or(base.betas),
+            eps: group.eps.unwrap_or(base.eps),
+            weight_decay: group.weight_decay.unwrap_or(base.weight_decay),
+        });
+        std::iter::once(base).chain(groups).collect()
+    }
+
+    /// The group of a parameter: 0 is the default group.
+    pub fn group_of(&self, name: &str) -> usize {
+        let matches =
+            |group: &GroupConfig| group.names.iter().any(|p| WildMatch::new(p).matches(name));
+        self.groups.iter().position(matches).map_or(0, |index| index + 1)
+    }
+}

@@ -1,0 +1,32 @@
+//! Small values between ranks.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Communicator;
+use crate::error::Result;
+use crate::wire;
+
+/// Collective: gives every rank the values of all, in rank order.
+///
+/// # Errors
+/// As every collective; internal if a value cannot be sent or read.
+pub fn gather_all<T: Serialize + DeserializeOwned>(
+    comm: &dyn Communicator,
+    mine: &T,
+) -> Result<Vec<T>> {
+    let mine = wire::encode(mine)?;
+    let mut lengths = vec![0; comm.size()];
+    lengths[comm.rank().index()] = mine.len() as u64;
+    comm.all_reduce_sum(&mut lengths)?;
+    let counts: Vec<usize> = lengths.iter().map(|len| *len as usize).collect();
+    let mut all = vec![0; counts.iter().sum()];
+    comm.all_gather_bytes(&mine, &counts, &mut all)?;
+    let mut rest = all.as_slice();
+    let decode = |len: &usize| {
+        let (bytes, after) = rest.split_at(*len);
+        rest = after;
+        wire::decode(bytes)
+    };
+    counts.iter().map(decode).collect()
+}

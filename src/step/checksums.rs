@@ -1,0 +1,151 @@
+//! Checksums of chunks: one CRC32C per state tensor, taken when a chunk is swapped out and compared
+//! when it is swapped in, so that what a drive has changed is never trained on.
+
+use rayon::prelude::*;
+
+use super::plan::Plan;
+use crate::config::VerifyChecksums;
+use crate::error::{Error, ErrorKind, Result};
+use crate::optim::SPLIT_ELEMS;
+use crate::storage::{ExtentLayout, Segment};
+use crate::units::{ChunkIndex, ExtentIndex};
+use crate::wire::{crc32c, crc32c_joined};
+
+/// With sampling, each chunk is compared once in so many steps.
+const SAMPLING_STEPS: u64 = 16;
+const PIECE_BYTES: usize = 4 * SPLIT_ELEMS;
+
+/// The CRC32C of every state tensor of a chunk, padding included, in parallel.
+pub(super) fn checksums_of(
+    pool: &rayon::ThreadPool,
+    layout: &ExtentLayout,
+    bytes: &[u8],
+) -> Vec<u32> {
+    let sections = || layout.sections().iter().map(|section| &bytes[section.clone()]);
+    let pieces: Vec<&[u8]> = sections().flat_map(|section| section.chunks(PIECE_BYTES)).collect();
+    let sums: Vec<u32> = pool.install(|| pieces.par_iter().map(|piece| crc32c(piece)).collect());
+    let mut summed = pieces.into_iter().zip(sums);
+    let join = |section: &[u8]| {
+        let pieces = summed.by_ref().take(section.len().div_ceil(PIECE_BYTES));
+        let joined = pieces.map(|(piece, sum)| (sum, piece.len() as u64));
+        joined.reduce(|(first, _), (second, len)| (crc32c_joined(first, second, len), 0))
+    };
+    sections().map(join).map(|joined| joined.map_or(0, |(sum, _)| sum)).collect()
+}
+
+/// The checksums of a shard's chunks in their newest slots.
+#[derive(Clone, Debug)]
+pub(super) struct Checksums {
+    mode: VerifyChecksums,
+    /// Whether anybody will ask: a later start, or this one.
+    is_kept: bool,
+    per_chunk: usize,
+    table: Vec<u32>,
+}
+
+impl Checksums {
+    /// A table for the chunks of a plan.
+    pub fn new(plan: &Plan) -> Self {
+        let mode = plan.config().durability.verify;
+        let per_chunk = plan.tensors();
+        let chunks = plan.partition().chunks().len();
+        let config = plan.config();
+        let is_saved = config.is_durable() || config.checkpoint.dir.is_some();
+        let is_kept = is_saved || mode != VerifyChecksums::Off;
+        Self { mode, is_kept, per_chunk, table: vec![0; per_chunk * chunks] }
+    }
+
+    /// Remembers what has just been computed or changed in memory, before it is swapped out.
+    pub fn take(
+        &mut self,
+        pool: &rayon::ThreadPool,
+        layout: &ExtentLayout,
+        chunk: ChunkIndex,
+        bytes: &[u8],
+    ) {
+        if self.is_kept {
+            let sums = checksums_of(pool, layout, bytes);
+            self.of_mut(chunk).copy_from_slice(&sums);
+        }
+    }
+
+    /// The checksums of one chunk.
+    pub fn of(&self, chunk: ChunkIndex) -> &[u32] {
+        &self.table[chunk.index() * self.per_chunk..][..self.per_chunk]
+    }
+
+    fn of_mut(&mut self, chunk: ChunkIndex) -> &mut [u32] {
+        &mut self.table[chunk.index() * self.per_chunk..][..self.per_chunk]
+    }
+
+    /// Whether this chunk is to be compared at this step.
+    pub fn is_due(&self, chunk: ChunkIndex, attempt: u64) -> bool {
+        match self.mode {
+            VerifyChecksums::Always => true,
+            VerifyChecksums::Sampled => {
+                (attempt + u64::from(chunk.0)).is_multiple_of(SAMPLING_STEPS)
+            }
+            VerifyChecksums::Off => false,
+        }
+    }
+
+    /// Compares a chunk that has just been swapped in from `extent`.
+    ///
+    /// # Errors
+    /// I/O: which state tensor of which parameters differs, and where it lies.
+    pub fn verify(
+        &self,
+        pool: &rayon::ThreadPool,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        extent: ExtentIndex,
+        bytes: &[u8],
+    ) -> Result<()> {
+        if !self.is_kept {
+            return Ok(());
+        }
+        let found = checksums_of(pool, &plan.layout(chunk), bytes);
+        let expected = self.of(chunk);
+        let differs = found.iter().zip(expected).position(|(found, expected)| found != expected);
+        match differs {
+            None => Ok(()),
+            Some(tensor) => Err(corrupt(plan, chunk, extent, tensor)
+                .with("checksum", format!("{:08x}", found[tensor]))
+                .with("expected", format!("{:08x}", expected[tensor]))),
+        }
+    }
+
+    /// All of them, chunk by chunk, for a record.
+    pub fn table(&self) -> &[u32] {
+        &self.table
+    }
+
+    /// Goes back to those of a record.
+    pub fn restore(&mut self, table: &[u32]) {
+        self.table.copy_from_slice(table);
+    }
+}
+
+fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tensor: usize) -> Error {
+    let layout = plan.layout(chunk);
+    let section = layout.sections()[tensor].clone();
+    let touches = |segment: &Segment| {
+        segment.extent_offset < section.end && segment.extent_offset + segment.len > section.start
+    };
+    let segments = plan.placement().segments(extent);
+    let places = segments.iter().filter(|segment| touches(segment)).map(|segment| {
+        let from = section.start.max(segment.extent_offset);
+        let to = section.end.min(segment.extent_offset + segment.len);
+        let offset = segment.file_offset + (from - segment.extent_offset) as u64;
+        let drive = &plan.config().drives.paths[segment.drive.index()];
+        format!("{} ({}) at {offset}, {} B", segment.drive, drive.display(), to - from)
+    });
+    Error::new(ErrorKind::Io, "a chunk on the drives is corrupt")
+        .with("holding", plan.describe(chunk))
+        .with("state tensor", plan.tensor_name(tensor))
+        .with("which lies on", places.collect::<Vec<_>>().join(" and "))
+        .hint(
+            "the drive has changed or lost bytes: look at its health; the job goes on from its \
+             newest checkpoint, see optswap scrub",
+        )
+}

@@ -1,0 +1,243 @@
+//! Finding a durable job on the drives of its nodes, and which rank goes on with which shard.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::durable::choose_record;
+use super::plan::Plan;
+use crate::config::Config;
+use crate::coord::{Communicator, agree, gather_all};
+use crate::error::{Error, ErrorKind, Result};
+use crate::state::{ADAMW_STATE, Inventory};
+use crate::storage::commit::Stamp;
+use crate::storage::{FoundShard, Owner, ShardDirectory, ShardFiles};
+use crate::units::{Bytes, Elems};
+
+/// What a rank sees of one shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sight {
+    job_id: String,
+    shard: u32,
+    shards: u32,
+    inventory: String,
+    /// The newest commit of this shard and the steps attempted up to it.
+    newest: Option<(Stamp, u64)>,
+    /// Why this rank cannot go on with it, if it cannot.
+    incomplete: Option<String>,
+}
+
+/// A job that lies on the drives.
+struct Found {
+    job_id: String,
+    /// The shard of every rank.
+    shards: Vec<u32>,
+    /// This rank's.
+    shard: FoundShard,
+}
+
+/// Collective: opens the shards of this job as they lie on the drives, locked, if it has committed
+/// anything; `None` if it has not, and may be created.
+///
+/// # Errors
+/// Agreed: usage if what lies there is another model's, another number of ranks', or would be
+/// overwritten by a scratch job; unavailable if a drive is missing; I/O if records are lost.
+pub(super) fn reopen(
+    config: &Config,
+    inventory: &Inventory,
+    comm: &dyn Communicator,
+) -> Result<Option<(Plan, ShardFiles, String)>> {
+    let Some(found) = find(config, inventory, comm)? else { return Ok(None) };
+    let opened = agree(comm, open(config, inventory, comm, &found))?;
+    let (plan, files) = opened;
+    let records = files.records(false).and_then(|records| records.read());
+    match choose_record(comm, &found.job_id, records)? {
+        Some(_) => Ok(Some((plan, files, found.job_id))),
+        None => {
+            tracing::info!("the job was created before, but has committed no step: it starts anew");
+            Ok(None)
+        }
+    }
+}
+
+fn find(config: &Config, inventory: &Inventory, comm: &dyn Communicator) -> Result<Option<Found>> {
+    let seen = agree(comm, FoundShard::all_on(&config.drives.paths, Some(&config.job)))?;
+    let sights = agree(comm, seen.iter().map(sight_of).collect::<Result<Vec<_>>>())?;
+    let all: Vec<Vec<Sight>> = gather_all(comm, &sights)?;
+    let newest = all
+        .iter()
+        .flatten()
+        .filter_map(|sight| sight.newest.map(|(stamp, attempts)| (&sight.job_id, stamp, attempts)));
+    // Ids begin with the time of creation: a node that was away may bring back an older job.
+    let Some((job_id, stamp, attempts)) = newest.max() else { return Ok(None) };
+    let decided = decide(&all, job_id, config, inventory, comm.size()).map_err(|error| {
+        let on_drives = format!("epoch {}, step {attempts}", stamp.epoch);
+        error.with("job", &config.job).with("committed on the drives", on_drives)
+    });
+    let Some(shards) = agree(comm, decided)? else { return Ok(None) };
+    let mine = shards[comm.rank().index()];
+    let is_mine = |shard: &FoundShard| shard.layout.shard == mine && shard.layout.job_id == *job_id;
+    let shard = seen.into_iter().find(is_mine);
+    let shard = shard.ok_or_else(|| Error::internal("a rank has a shard that it does not see"));
+    let shard = agree(comm, shard)?;
+    Ok(Some(Found { job_id: job_id.clone(), shards, shard }))
+}
+
+fn sight_of(shard: &FoundShard) -> Result<Sight> {
+    let layout = &shard.layout;
+    let newest = shard.newest_record()?.map(|record| (record.stamp, record.attempts));
+    Ok(Sight {
+        job_id: layout.job_id.clone(),
+        shard: layout.shard,
+        shards: layout.shards,
+        inventory: Inventory::new(layout.parameters.clone())?.digest(),
+        newest,
+        incomplete: shard.complete().err().map(|error| error.to_string()),
+    })
+}
+
+/// The shard of every rank; a pure function of what all ranks see. `None` if nothing is lost by
+/// starting anew.
+fn decide(
+    all: &[Vec<Sight>],
+    job_id: &str,
+    config: &Config,
+    inventory: &Inventory,
+    ranks: usize,
+) -> Result<Option<Vec<u32>>> {
+    let of_job = || all.iter().flatten().filter(|sight| sight.job_id == job_id);
+    let has_trained = of_job().any(|sight| sight.newest.is_some_and(|(_, steps)| steps > 0));
+    let Some(any) = of_job().next() else { return Ok(None) };
+    let refuse = |message: &str| Error::new(ErrorKind::Usage, message);
+    if !config.is_durable() {
+        return match has_trained {
+            false => Ok(None),
+            true => Err(refuse("a scratch job would overwrite committed steps of this name").hint(
+                "go on with --durability step, give this job another name with --job, or remove \
+                 what is there with optswap clean --remove",
+            )),
+        };
+    }
+    let wrong = if any.inventory != inventory.digest() {
+        Some(
+            refuse("the steps on the drives are of another model")
+                .hint("give this job another name with --job"),
+        )
+    } else if any.shards as usize != ranks {
+        Some(
+            refuse("the steps on the drives are of another number of ranks")
+                .with("ranks then", any.shards)
+                .with("ranks now", ranks)
+                .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)),
+        )
+    } else {
+        None
+    };
+    if let Some(wrong) = wrong {
+        return if has_trained { Err(wrong) } else { Ok(None) };
+    }
+    let sees = |rank: usize, shard: usize| {
+        let mut sights = all[rank].iter().filter(|sight| sight.job_id == job_id);
+        sights.any(|sight| sight.shard as usize == shard && sight.incomplete.is_none())
+    };
+    match assign(ranks, sees) {
+        Ok(shards) => Ok(Some(shards)),
+        Err(_) if !has_trained => Ok(None),
+        Err(shard) => {
+            let half = of_job().find(|sight| sight.shard as usize == shard);
+            let why = half.and_then(|sight| sight.incomplete.clone());
+            let why = why.unwrap_or_else(|| "no rank that is left sees it on its drives".into());
+            Err(Error::new(ErrorKind::Unavailable, "a shard of the job is missing")
+                .with("shard", shard)
+                .because(why)
+                .hint("bring its node and drives back, or go on from a checkpoint"))
+        }
+    }
+}
+
+/// One shard for every rank such that each rank sees its own; rank r gets shard r where it can. On
+/// failure, a shard that is left over. (Augmenting paths; Kuhn 1955.)
+fn assign(ranks: usize, sees: impl Fn(usize, usize) -> bool) -> Result<Vec<u32>, usize> {
+    fn place(
+        shard: usize,
+        ranks: usize,
+        sees: &impl Fn(usize, usize) -> bool,
+        owner: &mut [Option<usize>],
+        tried: &mut [bool],
+    ) -> bool {
+        let own_first = std::iter::once(shard).chain((0..ranks).filter(|rank| *rank != shard));
+        for rank in own_first {
+            if !sees(rank, shard) || std::mem::replace(&mut tried[rank], true) {
+                continue;
+            }
+            let is_free = owner[rank].is_none_or(|other| place(other, ranks, sees, owner, tried));
+            if is_free {
+                owner[rank] = Some(shard);
+                return true;
+            }
+        }
+        false
+    }
+    let mut owner: Vec<Option<usize>> = vec![None; ranks];
+    for shard in 0..ranks {
+        if !place(shard, ranks, &sees, &mut owner, &mut vec![false; ranks]) {
+            return Err(shard);
+        }
+    }
+    Ok(owner.into_iter().map(|shard| shard.unwrap_or(0) as u32).collect())
+}
+
+/// Resolves the plan as the drives have it, and opens and locks this rank's files.
+fn open(
+    config: &Config,
+    inventory: &Inventory,
+    comm: &dyn Communicator,
+    found: &Found,
+) -> Result<(Plan, ShardFiles)> {
+    let layout = &found.shard.layout;
+    let directories = found.shard.complete()?;
+    let tensors = layout.tensors.iter().map(|(name, codec)| (name.as_str(), *codec));
+    if !tensors.eq(ADAMW_STATE.map(|tensor| (tensor.name, tensor.codec))) {
+        return Err(Error::usage("the steps on the drives have other state tensors"));
+    }
+    let roots = directories.iter().map(|directory| directory.drive().to_owned());
+    let mut as_it_lies = config.clone();
+    as_it_lies.drives.paths = roots.collect::<Vec<PathBuf>>();
+    as_it_lies.drives.weights.clone_from(&layout.weights);
+    as_it_lies.drives.stripe_unit = Bytes(layout.stripe_unit_bytes);
+    as_it_lies.swap.chunk_elements = Elems(layout.chunk_elems);
+    as_it_lies.swap.sub_group_elements = Elems(layout.sub_group_elems);
+    let plan = Plan::resolve(&as_it_lies, inventory.clone(), &found.shards, comm.rank())?;
+    let files = reopen_files(&plan, comm, directories)?;
+    Ok((plan, files))
+}
+
+fn reopen_files(
+    plan: &Plan,
+    comm: &dyn Communicator,
+    directories: Vec<ShardDirectory>,
+) -> Result<ShardFiles> {
+    let config = plan.config();
+    let (rank, ranks) = (comm.rank().0, comm.size() as u32);
+    let owner = Owner::this_process(&config.job, rank, ranks, comm.host(), config.drives.exclusive);
+    ShardFiles::reopen(directories, plan.placement().drive_bytes(), &owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_go_where_their_shards_lie() {
+        assert_eq!(assign(3, |_, _| true), Ok(vec![0, 1, 2]), "one file system for all");
+        // Two nodes of two ranks that have changed places.
+        let mut swapped = assign(4, |rank, shard| rank / 2 != shard / 2).unwrap();
+        assert!(swapped[..2].iter().all(|shard| *shard >= 2), "{swapped:?}");
+        swapped.sort_unstable();
+        assert_eq!(swapped, [0, 1, 2, 3]);
+        // Rank 0 sees all, rank 1 only shard 0.
+        assert_eq!(assign(2, |rank, shard| rank == 0 || shard == 0), Ok(vec![1, 0]));
+        assert_eq!(assign(2, |_, shard| shard == 0), Err(1), "a drive is gone");
+        assert_eq!(assign(2, |rank, _| rank == 0), Err(1), "two shards, one node, one rank");
+    }
+}

@@ -1,0 +1,119 @@
+//! The commit protocol, as far as it is decisions: pure functions of what every shard's records say.
+//! `tests/commit_protocol.rs` walks every interleaving of two and three ranks over these functions.
+//!
+//! Each shard has two places for a record. A commit of epoch e + 1 writes the place that does not
+//! hold the last agreed record, on every rank, and is agreed when all have written. So at any moment
+//! every shard holds the last agreed record, and perhaps one newer that not all have.
+//!
+//! A resume takes the newest stamp that all shards have, and first writes it again under a new
+//! incarnation, which overwrites whatever is newer: a redone step may give other bytes, and a record
+//! of the step that was lost must never be taken for one of the step that replaced it.
+
+use serde::{Deserialize, Serialize};
+
+/// Which commit a record belongs to. All shards "have epoch e" only if they have it of the same
+/// incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The number of the commit; 0 is the initial state.
+    pub epoch: u64,
+    /// How many times the job had been resumed when it was written.
+    pub incarnation: u64,
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "epoch {} of incarnation {}", self.epoch, self.incarnation)
+    }
+}
+
+/// What the two places of one shard hold; `None` for no record, or one that was not written to its
+/// end.
+pub type Places = [Option<Stamp>; 2];
+
+/// What all shards' records together allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No training step was ever committed.
+    Fresh,
+    /// All shards have this stamp; to be written again under the new incarnation before any slot
+    /// is.
+    Resume {
+        /// The newest stamp that all shards have.
+        stamp: Stamp,
+        /// Newer than any that a record names.
+        incarnation: u64,
+    },
+    /// Steps were committed, but this shard has no record of a commit that the others have: one was
+    /// damaged after it had been agreed.
+    Broken {
+        /// Index of the shard.
+        shard: usize,
+        /// The newest stamp of any shard.
+        newest: Stamp,
+    },
+}
+
+/// Decides how a job goes on from what its shards' places hold.
+pub fn judge(shards: &[Places]) -> Verdict {
+    let stamps = || shards.iter().flatten().flatten().copied();
+    let Some(newest) = stamps().max() else { return Verdict::Fresh };
+    let has = |places: &Places, stamp: Stamp| places.contains(&Some(stamp));
+    let in_all = |stamp: &Stamp| shards.iter().all(|places| has(places, *stamp));
+    if let Some(stamp) = stamps().filter(in_all).max() {
+        let incarnation = stamps().map(|stamp| stamp.incarnation).max().unwrap_or(0) + 1;
+        return Verdict::Resume { stamp, incarnation };
+    }
+    if newest.epoch == 0 {
+        return Verdict::Fresh;
+    }
+    // The shard to blame is the one whose newest record is the oldest.
+    let newest_of = |places: &Places| places.iter().flatten().max().copied();
+    let oldest = (0..shards.len()).min_by_key(|shard| newest_of(&shards[*shard]));
+    Verdict::Broken { shard: oldest.unwrap_or(0), newest }
+}
+
+/// The place that holds a stamp.
+pub fn place_of(places: &Places, stamp: Stamp) -> Option<usize> {
+    places.iter().position(|held| *held == Some(stamp))
+}
+
+/// The place to write next: never the one of the last agreed record.
+pub fn place_beside(agreed: usize) -> usize {
+    1 - agreed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(epoch: u64, incarnation: u64) -> Option<Stamp> {
+        Some(Stamp { epoch, incarnation })
+    }
+
+    #[test]
+    fn the_newest_stamp_that_all_have_wins() {
+        let stamps = [[stamp(4, 0), stamp(5, 0)], [stamp(4, 0), None]];
+        let expected =
+            Verdict::Resume { stamp: Stamp { epoch: 4, incarnation: 0 }, incarnation: 1 };
+        assert_eq!(judge(&stamps), expected);
+        // The same epoch of another incarnation is another commit.
+        let stamps = [[stamp(4, 1), stamp(5, 0)], [stamp(4, 1), stamp(5, 1)]];
+        let expected =
+            Verdict::Resume { stamp: Stamp { epoch: 4, incarnation: 1 }, incarnation: 2 };
+        assert_eq!(judge(&stamps), expected);
+    }
+
+    #[test]
+    fn a_job_that_never_committed_a_step_starts_anew() {
+        assert_eq!(judge(&[[None, None], [None, None]]), Verdict::Fresh);
+        assert_eq!(judge(&[[stamp(0, 0), None], [None, None]]), Verdict::Fresh);
+    }
+
+    #[test]
+    fn a_lost_record_is_never_taken_for_a_new_job() {
+        let stamps = [[stamp(4, 0), stamp(5, 0)], [None, None], [stamp(4, 0), None]];
+        let newest = Stamp { epoch: 5, incarnation: 0 };
+        assert_eq!(judge(&stamps), Verdict::Broken { shard: 1, newest });
+    }
+}

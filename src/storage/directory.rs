@@ -1,0 +1,293 @@
+//! A shard's directory on one drive: what is in it, whether somebody alive holds it, and the lock.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind as IoKind;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+
+use super::drive::direct_io_alignment;
+use super::owner::Owner;
+use super::record::ShardLayout;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::Bytes;
+
+/// A killed process holds its lock until the kernel has ended its last operation.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Where one shard lives on one drive.
+#[derive(Clone, Debug)]
+pub struct ShardDirectory {
+    job: String,
+    shard: u32,
+    drive: PathBuf,
+    path: PathBuf,
+}
+
+impl ShardDirectory {
+    /// The directory of shard number `shard` of `job` on `drive`. Named by shard, not by rank:
+    /// ranks move.
+    pub fn new(drive: &Path, job: &str, shard: u32) -> Self {
+        let path = drive.join("optswap").join(job).join(format!("shard-{shard:05}"));
+        Self { job: job.to_owned(), shard, drive: drive.to_owned(), path }
+    }
+
+    /// Every shard's directory on a drive, of every job or of one.
+    ///
+    /// # Errors
+    /// I/O errors of reading directories; a drive without any job has none.
+    pub fn all_on(drive: &Path, job: Option<&str>) -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for (name, path) in entries(&drive.join("optswap"))? {
+            if job.is_some_and(|job| job != name) {
+                continue;
+            }
+            for (shard, _) in entries(&path)? {
+                let number = shard.strip_prefix("shard-").and_then(|number| number.parse().ok());
+                found.extend(number.map(|number| Self::new(drive, &name, number)));
+            }
+        }
+        found.sort_by(|a, b| (&a.job, a.shard).cmp(&(&b.job, b.shard)));
+        Ok(found)
+    }
+
+    /// The job's name.
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
+    /// The shard's number.
+    pub fn shard(&self) -> u32 {
+        self.shard
+    }
+
+    /// The directory that the user named.
+    pub fn drive(&self) -> &Path {
+        &self.drive
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file with the shard's stripe units.
+    pub fn state_path(&self) -> PathBuf {
+        self.path.join("state")
+    }
+
+    /// The two places of records; only those on the shard's first drive are used.
+    pub fn record_paths(&self) -> [PathBuf; 2] {
+        [self.path.join("record-0"), self.path.join("record-1")]
+    }
+
+    /// The layout of a durable shard.
+    pub fn layout_path(&self) -> PathBuf {
+        self.path.join("layout")
+    }
+
+    pub(super) fn owner_path(&self) -> PathBuf {
+        self.path.join("owner")
+    }
+
+    /// The layout, if this is a durable shard.
+    ///
+    /// # Errors
+    /// As [`ShardLayout::read`].
+    pub fn layout(&self) -> Result<Option<ShardLayout>> {
+        ShardLayout::read(&self.layout_path())
+    }
+
+    /// Who holds the directory, or held it last.
+    pub fn owner(&self) -> Option<Owner> {
+        Owner::read(&self.owner_path())
+    }
+
+    /// Bytes that the state file takes on the drive.
+    pub fn allocated_bytes(&self) -> u64 {
+        std::fs::metadata(self.state_path()).map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
+    /// Whether a living process holds the directory at this moment.
+    pub fn is_alive(&self) -> bool {
+        let Ok(file) = File::open(self.state_path()) else { return false };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+    }
+
+    /// Checks that nobody alive holds the directory, without changing it. Gives the bytes that a
+    /// dead owner's file takes, which will be free for its successor.
+    ///
+    /// # Errors
+    /// Unavailable if a living process holds it.
+    pub fn reclaimable_bytes(&self) -> Result<u64> {
+        match File::open(self.state_path()) {
+            Ok(file) => self.lock(&file).map(|()| self.allocated_bytes()),
+            Err(_) => Ok(0),
+        }
+    }
+
+    fn lock(&self, file: &File) -> Result<()> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(errno) => return Err(self.is_held().because(std::io::Error::from(errno))),
+            }
+        }
+    }
+
+    fn is_held(&self) -> Error {
+        let held = format!("job `{}` is alive on this drive", self.job);
+        Error::new(ErrorKind::Unavailable, held)
+            .with("drive", self.drive.display())
+            .with("path", self.path.display())
+            .with("held by", Owner::describe(&self.owner_path()))
+            .hint("wait for it, stop it, or give this job another name with --job")
+    }
+
+    /// Creates, locks and preallocates the state file, anew: what a dead owner left is gone.
+    pub(super) fn create(&self, bytes: u64, owner: &Owner) -> Result<File> {
+        std::fs::create_dir_all(&self.path).map_err(|error| {
+            self.refused("the shard directory cannot be created").because(error)
+        })?;
+        let file = self.open_and_lock(true)?;
+        // From here on the directory is ours.
+        match self.prepare(&file, bytes, owner) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                self.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens and locks the state file of a durable shard as it is.
+    pub(super) fn reopen(&self, bytes: u64, owner: &Owner) -> Result<File> {
+        let file = self.open_and_lock(false)?;
+        let found = file.metadata().map_or(0, |metadata| metadata.len());
+        if found < bytes {
+            return Err(Error::new(ErrorKind::Io, "a state file has been cut")
+                .with("drive", self.drive.display())
+                .with("path", self.state_path().display())
+                .with("needed", format!("{bytes} B"))
+                .with("found", format!("{found} B"))
+                .hint("this shard's state is lost: load a checkpoint"));
+        }
+        self.write_owner(owner)?;
+        Ok(file)
+    }
+
+    fn open_and_lock(&self, create: bool) -> Result<File> {
+        let file = open_direct(&self.state_path(), create)
+            .map_err(|error| self.refused("the state file cannot be opened").because(error))?;
+        self.lock(&file)?;
+        Ok(file)
+    }
+
+    fn prepare(&self, file: &File, bytes: u64, owner: &Owner) -> Result<()> {
+        // A dead owner's records first: they speak of bytes that go now.
+        for path in self.record_paths().iter().chain([&self.layout_path()]) {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != IoKind::NotFound => {
+                    return Err(self.refused("an old record cannot be removed").because(error));
+                }
+                _ => {}
+            }
+        }
+        let align = direct_io_alignment(&self.state_path());
+        if let Some(align) = align.filter(|align| 4096 % align != 0) {
+            return Err(self
+                .refused("the drive asks for an alignment beyond 4,096 bytes")
+                .with("alignment", align));
+        }
+        // A dead owner's bytes go first: the file is written whole before it is read.
+        file.set_len(0).and_then(|()| preallocate(file, bytes)).map_err(|error| {
+            self.refused("the state file cannot be preallocated")
+                .with("needed", Bytes(bytes).human())
+                .because(error)
+        })?;
+        self.write_owner(owner)
+    }
+
+    fn write_owner(&self, owner: &Owner) -> Result<()> {
+        owner
+            .write(&self.owner_path())
+            .map_err(|error| self.refused("the owner file cannot be written").because(error))
+    }
+
+    fn refused(&self, message: &str) -> Error {
+        Error::new(ErrorKind::CannotCreate, message)
+            .with("drive", self.drive.display())
+            .with("path", self.path.display())
+    }
+
+    /// Removes the directory and all that optswap puts there, and the job's if it is empty then.
+    pub fn remove(&self) {
+        // Errors are not worth stopping for: whoever starts next reclaims the directory. Records
+        // go before the state that they speak of.
+        let [first, second] = self.record_paths();
+        for path in [first, second, self.layout_path(), self.state_path(), self.owner_path()] {
+            let _ = std::fs::remove_file(path);
+        }
+        let mut directory = Some(self.path.as_path());
+        for _ in 0..3 {
+            let Some(path) = directory else { return };
+            // Stops at the first that others still use.
+            if std::fs::remove_dir(path).is_err() {
+                return;
+            }
+            directory = path.parent();
+        }
+    }
+}
+
+/// Names and paths in a directory; none if it does not exist.
+fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let unreadable = |error: std::io::Error| {
+        Error::new(ErrorKind::Unavailable, "a directory cannot be read")
+            .with("path", path.display())
+            .because(error)
+    };
+    let listing = match std::fs::read_dir(path) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.map_err(unreadable)?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()))
+    };
+    listing.map(name).collect()
+}
+
+fn open_direct(path: &Path, create: bool) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).truncate(false).mode(0o600);
+    match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
+        Err(error) if error.kind() == IoKind::InvalidInput => {
+            tracing::warn!(
+                "{}: direct I/O refused by the file system, falling back to buffered I/O",
+                path.display()
+            );
+            options.open(path)
+        }
+        opened => opened,
+    }
+}
+
+fn preallocate(file: &File, bytes: u64) -> std::io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        // The first sweep writes every byte, so a file system without fallocate only learns of a
+        // full drive later.
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes),
+        result => Ok(result?),
+    }
+}

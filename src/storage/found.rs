@@ -1,0 +1,70 @@
+//! Finding durable shards on drives, whatever the order in which the drives are named now.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::directory::ShardDirectory;
+use super::record::{Record, ShardLayout, read_record};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A durable shard as it lies on drives, with its directories in the shard's order of drives.
+#[derive(Clone, Debug)]
+pub struct FoundShard {
+    /// Its layout.
+    pub layout: ShardLayout,
+    /// One directory per drive, in the layout's order; `None` where the drive is not here.
+    pub directories: Vec<Option<ShardDirectory>>,
+}
+
+impl FoundShard {
+    /// All durable shards below these drives, of every job or of one, by job and number.
+    ///
+    /// # Errors
+    /// I/O errors; unavailable if another version of optswap wrote one.
+    pub fn all_on(drives: &[PathBuf], job: Option<&str>) -> Result<Vec<Self>> {
+        let mut found: BTreeMap<(String, u32, String), Self> = BTreeMap::new();
+        for drive in drives {
+            for directory in ShardDirectory::all_on(drive, job)? {
+                let Some(layout) = directory.layout()? else { continue };
+                let key = (layout.job.clone(), layout.shard, layout.job_id.clone());
+                let number = layout.drive as usize;
+                let directories = vec![None; layout.drives.len()];
+                let shard = found.entry(key).or_insert(Self { layout, directories });
+                if let Some(place) = shard.directories.get_mut(number) {
+                    *place = Some(directory);
+                }
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// The directories, if every drive is here.
+    ///
+    /// # Errors
+    /// Unavailable, naming the missing drive as it was called when the job was created.
+    pub fn complete(&self) -> Result<Vec<ShardDirectory>> {
+        let missing = |number: usize| {
+            let path = self.layout.drives.get(number).map_or(Path::new("?"), PathBuf::as_path);
+            Error::new(ErrorKind::Unavailable, "a drive of the job is not among those named")
+                .with("job", &self.layout.job)
+                .with("shard", self.layout.shard)
+                .with("drive", number)
+                .with("when created", path.display())
+                .hint("name it with --drives; if it is lost, start again from a checkpoint")
+        };
+        let directories = self.directories.iter().enumerate();
+        directories.map(|(number, place)| place.clone().ok_or_else(|| missing(number))).collect()
+    }
+
+    /// The newest record of this shard, whether or not other shards have its like.
+    ///
+    /// # Errors
+    /// As [`read_record`].
+    pub fn newest_record(&self) -> Result<Option<Record>> {
+        let Some(Some(first)) = self.directories.first() else { return Ok(None) };
+        let [a, b] = first.record_paths();
+        let records = [read_record(&a)?, read_record(&b)?].into_iter().flatten();
+        let ours = records.filter(|record| record.job_id == self.layout.job_id);
+        Ok(ours.max_by_key(|record| record.stamp))
+    }
+}

@@ -1,0 +1,195 @@
+//! What a durable shard says about itself: its layout, written once on every drive, and a record of
+//! each commit, in two places that take turns.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::commit::{Places, Stamp};
+use crate::error::{Error, ErrorKind, Result};
+use crate::state::{Codec, Parameter};
+use crate::wire::{Frame, Unsealed};
+
+const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 1 };
+const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 1 };
+
+/// How a durable shard lies on its drives. It wins over the configuration of a later start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardLayout {
+    /// Drawn when the job was created; the same in all its shards and on all their drives.
+    pub job_id: String,
+    /// The job's name.
+    pub job: String,
+    /// The number of this shard.
+    pub shard: u32,
+    /// The number of shards, which is that of ranks.
+    pub shards: u32,
+    /// The number of this drive in the shard's order.
+    pub drive: u32,
+    /// The path of every drive when the job was created.
+    pub drives: Vec<PathBuf>,
+    /// Relative speeds of the drives.
+    pub weights: Vec<f64>,
+    /// Bytes that lie together on one drive.
+    pub stripe_unit_bytes: u64,
+    /// Elements of a chunk.
+    pub chunk_elems: u64,
+    /// Elements of a sub-group.
+    pub sub_group_elems: u64,
+    /// State tensors in the order in which they lie in an extent.
+    pub tensors: Vec<(String, Codec)>,
+    /// The model's parameters, in inventory order.
+    pub parameters: Vec<Parameter>,
+}
+
+impl ShardLayout {
+    /// Writes the layout, once.
+    ///
+    /// # Errors
+    /// Cannot-create errors with the path.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let sealed = LAYOUT.seal(self)?;
+        std::fs::write(path, sealed).map_err(|error| {
+            Error::new(ErrorKind::CannotCreate, "the layout file cannot be written")
+                .with("path", path.display())
+                .because(error)
+        })
+    }
+
+    /// Reads a layout; `None` if there is none that was written to its end.
+    ///
+    /// # Errors
+    /// I/O errors; unavailable if another version of optswap wrote it.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(path).because(error)),
+        };
+        match LAYOUT.unseal(&bytes) {
+            Unsealed::Value(layout) => Ok(Some(layout)),
+            Unsealed::Damaged(why) => {
+                tracing::warn!("{}: no layout, as {why}", path.display());
+                Ok(None)
+            }
+            Unsealed::OtherVersion(version) => Err(other_version(path, version, LAYOUT)),
+        }
+    }
+}
+
+/// A commit of one shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Which commit.
+    pub stamp: Stamp,
+    /// The job it belongs to, see [`ShardLayout::job_id`].
+    pub job_id: String,
+    /// Steps attempted so far.
+    pub attempts: u64,
+    /// Updates taken, for each of the shard's pieces.
+    pub update_counts: Vec<u64>,
+    /// The committed slot of every chunk.
+    pub slots: Vec<u8>,
+    /// CRC32C of every chunk's state tensors in that slot, chunk by chunk.
+    pub checksums: Vec<u32>,
+    /// What the caller handed to the step, to be handed back.
+    pub user_blob: Vec<u8>,
+    /// The kernel's boot id. After another boot the state is only as good as its checksums, unless
+    /// it was flushed.
+    pub boot_id: String,
+    /// Whether state and record were flushed to the drives.
+    pub is_synced: bool,
+}
+
+/// The two places of a shard's records, open for as long as the shard is.
+#[derive(Debug)]
+pub struct RecordFiles {
+    files: [File; 2],
+    paths: [PathBuf; 2],
+}
+
+impl RecordFiles {
+    /// Opens both places; creates them, empty, if `is_new`.
+    ///
+    /// # Errors
+    /// I/O or cannot-create errors with the path.
+    pub fn open(paths: [PathBuf; 2], is_new: bool) -> Result<Self> {
+        let open = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(is_new);
+            options.open(path).map_err(|error| {
+                Error::new(ErrorKind::CannotCreate, "a record file cannot be opened")
+                    .with("path", path.display())
+                    .because(error)
+            })
+        };
+        Ok(Self { files: [open(&paths[0])?, open(&paths[1])?], paths })
+    }
+
+    /// Reads both places. One that holds no whole record is `None`: a commit was cut off there.
+    ///
+    /// # Errors
+    /// I/O errors; unavailable if another version of optswap wrote one.
+    pub fn read(&self) -> Result<[Option<Record>; 2]> {
+        let [first, second] = &self.paths;
+        Ok([read_record(first)?, read_record(second)?])
+    }
+
+    /// Writes a record into a place; with `sync`, to the drive.
+    ///
+    /// # Errors
+    /// I/O errors with the path.
+    pub fn write(&self, place: usize, record: &Record, sync: bool) -> Result<()> {
+        let sealed = RECORD.seal(record)?;
+        let file = &self.files[place];
+        let written = file.write_all_at(&sealed, 0);
+        let flushed = written.and_then(|()| if sync { file.sync_data() } else { Ok(()) });
+        flushed.map_err(|error| {
+            Error::new(ErrorKind::Io, "a record cannot be written")
+                .with("path", self.paths[place].display())
+                .with("length", sealed.len())
+                .because(error)
+        })
+    }
+}
+
+/// The record in a file, if there is a whole one.
+///
+/// # Errors
+/// I/O errors; unavailable if another version of optswap wrote it.
+pub fn read_record(path: &Path) -> Result<Option<Record>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(path).because(error)),
+    };
+    match RECORD.unseal(&bytes) {
+        Unsealed::Value(record) => Ok(Some(record)),
+        Unsealed::Damaged(why) => {
+            if !bytes.is_empty() {
+                tracing::warn!("{}: no record, as {why}", path.display());
+            }
+            Ok(None)
+        }
+        Unsealed::OtherVersion(version) => Err(other_version(path, version, RECORD)),
+    }
+}
+
+/// The stamps of two records.
+pub fn stamps(records: &[Option<Record>; 2]) -> Places {
+    [0, 1].map(|place| records[place].as_ref().map(|record| record.stamp))
+}
+
+fn unreadable(path: &Path) -> Error {
+    Error::new(ErrorKind::Io, "a file of the job cannot be read").with("path", path.display())
+}
+
+fn other_version(path: &Path, found: u32, frame: Frame) -> Error {
+    Error::new(ErrorKind::Unavailable, "a file was written by another version of optswap")
+        .with("path", path.display())
+        .with("format version", found)
+        .with("known version", frame.version)
+        .hint("use the optswap that wrote it, or another --job name")
+}
