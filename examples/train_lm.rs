@@ -30,11 +30,12 @@ use optswap::cli::{self, SwapArgs};
 use optswap::config::Config;
 use optswap::coord::{Communicator, agree, all_gather, gather_all, reduce_scatter};
 use optswap::error::{Error, Result};
-use optswap::job;
+use optswap::job::{self, Training};
 use optswap::partition::Run;
 use optswap::report::{bytes_per_param, rank_table, timer_table};
 use optswap::state::{Inventory, Parameter};
 use optswap::step::{Gradients, RankRecord, StepOptions, SwappedOptimizer, Verifier};
+use serde::{Deserialize, Serialize};
 
 use data::Corpus;
 use model::{Model, ModelConfig};
@@ -140,37 +141,46 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let parameters = model_config.parameters().into_iter();
     let parameters = parameters.map(|(name, shape)| Parameter::new(name, shape));
     let inventory = agree(&**comm, Inventory::new(parameters.collect()))?;
-    let mut optimizer = SwappedOptimizer::create(&config, inventory, Rc::clone(comm))?;
     let fill = |run: &Run, masters: &mut [f32]| {
         let (param, offset) = (run.param.index(), run.param_offset as usize);
         model_config.fill_initial(args.seed, param, offset, masters);
         Ok(())
     };
-    optimizer.initialize_parameters(fill)?;
-    let mut verifier = args.verify.then(|| Verifier::new(&optimizer, fill)).transpose()?;
+    let bar = cli::bytes_bar("loading", comm.rank().0 == 0);
+    let (mut training, origin) =
+        Training::start(&config, inventory, Rc::clone(comm), Some(bar), fill)?;
+    let mut verifier = match args.verify {
+        true => Some(Verifier::of_state(training.optimizer_mut())?),
+        false => None,
+    };
 
-    let mut replica = Replica::new(&optimizer, model_config.clone())?;
-    replica.start_from(&optimizer, fill)?;
-    let progress = Progress::new(args.steps, comm.rank().0 == 0);
+    let mut replica = Replica::new(training.optimizer(), model_config.clone())?;
+    training.optimizer_mut().emit_parameters(&mut replica.shard_params)?;
+    replica.collect_parameters(&**comm)?;
+    let progress = Progress::new(args.steps, origin.attempt(), comm.rank().0 == 0);
     let byte_entropy = corpus.byte_entropy();
-    let loss_first = replica.validation_loss(&**comm, &corpus)?;
-    progress.validation(0, loss_first, byte_entropy);
-    let (mut loss_last, mut skipped, mut step_seconds) = (loss_first, 0u64, Vec::new());
-    for step in 1..=args.steps {
+    let past: Past = match serde_json::from_slice(origin.user_blob()) {
+        Ok(past) => past,
+        Err(_) => Past { loss_first: replica.validation_loss(&**comm, &corpus)? },
+    };
+    progress.start(&origin, past.loss_first, byte_entropy);
+    let (mut loss_last, mut step_seconds) = (past.loss_first, Vec::new());
+    for step in origin.attempt() + 1..=args.steps {
         let batch = corpus.batch(args.seed, step, args.batch, comm.rank().index(), comm.size());
         let loss = replica.reduce_gradients(&**comm, &batch, args.batch)?;
         if let Some(verifier) = &verifier {
             // What the last step left on the drives, just before it is used again.
-            verifier.check(&mut optimizer)?;
+            verifier.check(training.optimizer_mut())?;
         }
-        let gradients = Gradients::of_shard(optimizer.partition(), &replica.shard_gradients)?;
-        let outcome =
-            optimizer.step(&gradients, &mut replica.shard_params, StepOptions::default())?;
+        let partition = training.optimizer().partition();
+        let gradients = Gradients::of_shard(partition, &replica.shard_gradients)?;
+        let user_blob = past.to_bytes();
+        let options = StepOptions { user_blob: &user_blob, ..StepOptions::default() };
+        let outcome = training.step(&gradients, &mut replica.shard_params, options)?;
         if let Some(verifier) = &mut verifier {
-            verifier.step(&optimizer, &outcome, &replica.shard_gradients);
+            verifier.step(training.optimizer(), &outcome, &replica.shard_gradients);
         }
         replica.collect_parameters(&**comm)?;
-        skipped += u64::from(outcome.skipped);
         step_seconds.push(outcome.duration.as_secs_f64());
         progress.step(loss, outcome.grad_norm, outcome.duration);
         if step % args.validate_every == 0 || step == args.steps {
@@ -179,15 +189,17 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         }
     }
     if let Some(verifier) = &verifier {
-        verifier.check(&mut optimizer)?;
+        verifier.check(training.optimizer_mut())?;
     }
     progress.finish();
 
-    let records = optimizer.gather_records()?;
+    let records = training.optimizer().gather_records()?;
     let seconds: Vec<Vec<f64>> = gather_all(&**comm, &step_seconds)?;
-    let state_digest = optimizer.state_digest()?;
-    let params = optimizer.plan().inventory().total_elems();
-    optimizer.close();
+    // Every parameter has a gradient in every step.
+    let steps_skipped = training.optimizer().attempts().saturating_sub(updates(&training));
+    let state_digest = training.optimizer_mut().state_digest()?;
+    let params = training.optimizer().plan().inventory().total_elems();
+    training.finish()?;
     if comm.rank().0 == 0 {
         println!("{}\n{}", rank_table(&records, &seconds), timer_table(&records));
         let result = serde_json::json!({
@@ -195,8 +207,9 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
             "drives": config.drives.paths.len(),
             "params": params,
             "steps": args.steps,
-            "steps_skipped": skipped,
-            "loss_first": loss_first,
+            "steps_before": origin.attempt(),
+            "steps_skipped": steps_skipped,
+            "loss_first": past.loss_first,
             "loss_last": loss_last,
             "byte_entropy": byte_entropy,
             "loss_unit": "nats per byte, validation",
@@ -211,6 +224,25 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         println!("{result}");
     }
     Ok(())
+}
+
+/// Updates that this rank's first parameter took.
+fn updates(training: &Training) -> u64 {
+    let optimizer = training.optimizer();
+    let first = optimizer.partition().pieces().first();
+    first.map_or(u64::MAX, |piece| optimizer.update_count(piece.param))
+}
+
+/// What a job that goes on must know of its past, beside its state.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Past {
+    loss_first: f64,
+}
+
+impl Past {
+    fn to_bytes(self) -> Vec<u8> {
+        serde_json::to_vec(&self).unwrap_or_default()
+    }
 }
 
 /// One rank's copy of the model, and its share of gradients and parameters.
@@ -240,21 +272,6 @@ impl Replica {
             shard_params: vec![bf16::ZERO; shard],
             params: vec![bf16::ZERO; total],
         })
-    }
-
-    /// Parameters before the first step: the initial masters, rounded.
-    fn start_from(
-        &mut self,
-        optimizer: &SwappedOptimizer,
-        fill: impl Fn(&Run, &mut [f32]) -> Result<()>,
-    ) -> Result<()> {
-        let mut masters = vec![0.0; self.shard_params.len()];
-        for run in optimizer.partition().runs() {
-            fill(run, &mut masters[run.in_shard()])?;
-        }
-        let rounded = masters.into_iter().map(bf16::from_f32);
-        self.shard_params.iter_mut().zip(rounded).for_each(|(param, value)| *param = value);
-        self.collect_parameters(optimizer.communicator())
     }
 
     /// Collective: every rank gets the parameters of all shards.

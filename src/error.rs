@@ -18,22 +18,50 @@ pub enum ErrorKind {
     Io,
     /// Another rank did not answer in time.
     Peer,
+    /// Committed steps lie on drives, but cannot be gone on with here: a drive or a node is
+    /// missing, or the number of ranks is another.
+    StateUnavailable,
+    /// Stopped by a signal; what has been trained is safe, and the same command goes on.
+    Requeue,
+    /// Stopped by SIGTERM or SIGUSR1 with nothing saved.
+    Terminated,
+    /// Stopped by SIGINT with nothing saved.
+    Interrupted,
 }
 
 impl ErrorKind {
-    const ALL: [Self; 6] =
-        [Self::Usage, Self::Unavailable, Self::Internal, Self::CannotCreate, Self::Io, Self::Peer];
+    const ALL: [Self; 10] = [
+        Self::Usage,
+        Self::Unavailable,
+        Self::Internal,
+        Self::CannotCreate,
+        Self::Io,
+        Self::Peer,
+        Self::StateUnavailable,
+        Self::Requeue,
+        Self::Terminated,
+        Self::Interrupted,
+    ];
 
     /// The process's exit code: 64 usage, 69 unavailable, 70 internal or mismatch, 73 cannot
-    /// create, 74 I/O. A silent peer counts as unavailable.
+    /// create, 74 I/O, 75 saved: please requeue. A silent peer counts as unavailable. Stopped with
+    /// nothing saved: 128 and the signal's number, as shells have it.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 64,
-            Self::Unavailable | Self::Peer => 69,
+            Self::Unavailable | Self::Peer | Self::StateUnavailable => 69,
             Self::Internal => 70,
             Self::CannotCreate => 73,
             Self::Io => 74,
+            Self::Requeue => 75,
+            Self::Interrupted => 130,
+            Self::Terminated => 143,
         }
+    }
+
+    /// Whether the job was asked to stop, and has: no failure.
+    pub fn is_stop(self) -> bool {
+        matches!(self, Self::Requeue | Self::Terminated | Self::Interrupted)
     }
 
     /// A small number for the wire; 0 is left for "no error".

@@ -30,6 +30,8 @@ pub mod coord;
 
 pub mod step;
 
+pub mod checkpoint;
+
 pub mod job;
 
 pub mod report;

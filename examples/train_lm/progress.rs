@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use optswap::job::Origin;
 
 /// Shows how training gets on; silent on all ranks but one.
 pub struct Progress {
@@ -13,16 +14,25 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Progress over `steps` steps.
-    pub fn new(steps: u64, is_shown: bool) -> Progress {
+    /// Progress over `steps` steps, of which some were done before.
+    pub fn new(steps: u64, before: u64, is_shown: bool) -> Progress {
         let template = "{bar:30} step {pos}/{len} {msg} (left {eta})";
         let bar = (is_shown && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template(template);
-            let bar = ProgressBar::new(steps);
+            let bar = ProgressBar::new(steps).with_position(before);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
         Progress { bar, steps, is_shown }
+    }
+
+    /// Training begins: from scratch with a first loss, or where an earlier run ended.
+    pub fn start(&self, origin: &Origin, loss_first: f64, byte_entropy: f64) {
+        match origin {
+            Origin::Fresh => self.validation(0, loss_first, byte_entropy),
+            _ if self.is_shown => eprintln!("{origin}"),
+            _ => {}
+        }
     }
 
     /// One step is done.

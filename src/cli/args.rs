@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Args, Parser};
 
-use crate::config::{Config, EngineName};
+use crate::config::{Config, Durability, EngineName};
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
 use crate::units::Bytes;
@@ -27,6 +28,27 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
             ExitCode::SUCCESS
         }
     })
+}
+
+/// The value of `--durability`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DurabilityArg {
+    mode: Durability,
+    commit_every: u64,
+}
+
+impl FromStr for DurabilityArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mode, commit_every) = match (text, text.parse::<u64>()) {
+            ("scratch", _) => (Durability::Scratch, 1),
+            ("step", _) => (Durability::Step, 1),
+            (_, Ok(every)) if every > 0 => (Durability::Step, every),
+            _ => return Err("neither `scratch`, nor `step`, nor a number of steps".to_owned()),
+        };
+        Ok(Self { mode, commit_every })
+    }
 }
 
 /// Where and how to swap.
@@ -60,6 +82,19 @@ pub struct SwapArgs {
     #[arg(long)]
     pub keep_files: bool,
 
+    /// What survives the process: `scratch` (nothing), `step` (every step), or a number K (every
+    /// K-th step) [default: scratch].
+    #[arg(long, value_name = "scratch|step|K")]
+    pub durability: Option<DurabilityArg>,
+
+    /// Where checkpoints go: a directory that all ranks see.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint_dir: Option<PathBuf>,
+
+    /// Save a checkpoint every so many steps, while training goes on.
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<u64>,
+
     /// Which ranks log to the terminal: all, or such as 0,3-5.
     #[arg(long, value_name = "RANKS", default_value = "0")]
     pub log_ranks: LogRanks,
@@ -85,6 +120,13 @@ impl SwapArgs {
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
         config.drives.allow_filesystems.extend_from_slice(&self.allow_fs);
         config.drives.keep_files |= self.keep_files;
+        if let Some(DurabilityArg { mode, commit_every }) = self.durability {
+            (config.durability.mode, config.durability.commit_every) = (mode, commit_every);
+        }
+        if let Some(dir) = &self.checkpoint_dir {
+            config.checkpoint.dir = Some(dir.clone());
+        }
+        config.checkpoint.every = self.checkpoint_every.unwrap_or(config.checkpoint.every);
         config.validate()?;
         Ok(config)
     }

@@ -3,6 +3,8 @@
 
 mod args;
 mod bench;
+mod care;
+mod progress;
 
 use std::process::ExitCode;
 
@@ -11,6 +13,7 @@ use clap::{Parser, Subcommand};
 use crate::job;
 
 pub use args::{SwapArgs, parse};
+pub use progress::bytes_bar;
 
 /// Optimizer state on NVMe drives, for training under MPI.
 #[derive(Debug, Parser)]
@@ -27,6 +30,16 @@ enum Command {
     /// Start it with mpirun for several ranks. Step time is the slowest rank's, from the start of
     /// the step until everything is on the drives and agreed.
     Bench(bench::BenchArgs),
+    /// List the jobs on drives; remove those that are dead.
+    Clean(care::CleanArgs),
+    /// Compare what lies on drives, or in a checkpoint, with its checksums.
+    Verify(care::VerifyArgs),
+    /// Repair corrupt chunks on drives from a checkpoint of the same step.
+    Scrub(care::ScrubArgs),
+    /// Write a checkpoint as safetensors files: masters and moments under the model's own names.
+    Export(care::ExportArgs),
+    /// Make a checkpoint of safetensors files.
+    Import(care::ImportArgs),
 }
 
 /// Runs the program.
@@ -37,5 +50,10 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
+        Command::Clean(args) => job::run_tool(|| care::clean(&args)),
+        Command::Verify(args) => job::run_tool(|| care::verify(&args)),
+        Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),
+        Command::Export(args) => job::run_tool(|| care::export(&args)),
+        Command::Import(args) => job::run_tool(|| care::import(&args)),
     }
 }

@@ -3,6 +3,8 @@
 
 mod launcher;
 mod logging;
+mod signals;
+mod training;
 
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -13,6 +15,8 @@ use crate::error::{Error, Result};
 
 pub use launcher::Launcher;
 pub use logging::LogRanks;
+pub use signals::{StopRequest, stop_request};
+pub use training::{Origin, Training};
 
 /// How to start.
 #[derive(Clone, Debug)]
@@ -42,6 +46,9 @@ pub fn run_main(
     let tag = format!("[{} {}/{}]", comm.host(), comm.rank().0, comm.size());
     logging::start(&tag, launch.log_ranks.includes(comm.rank()));
     install_panic_hook(tag.clone());
+    if let Err(error) = signals::listen(|signal| abort(128 + signal as u8)) {
+        tracing::warn!("signals cannot be listened to: {error}");
+    }
     let result = body(Rc::clone(&comm));
     let Err(error) = result else { return ExitCode::SUCCESS };
     if !error.is_agreed() {
@@ -50,9 +57,22 @@ pub fn run_main(
             abort(error.exit_code());
         }
     } else if comm.rank().0 == 0 {
-        eprintln!("error: {error}");
+        let what = if error.kind().is_stop() { "" } else { "error: " };
+        eprintln!("{what}{error}");
     }
     ExitCode::from(error.exit_code())
+}
+
+/// Runs a tool that needs no other ranks: logs, and the exit code.
+pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
+    logging::start("optswap", true);
+    match body() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
 }
 
 /// Prints an error of a rank that has not joined the others, on one of them as far as the launcher

@@ -126,7 +126,8 @@ impl Checksums {
     }
 }
 
-fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tensor: usize) -> Error {
+/// The error of a chunk whose state tensor is not what was written to this extent.
+pub(super) fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tensor: usize) -> Error {
     let layout = plan.layout(chunk);
     let section = layout.sections()[tensor].clone();
     let touches = |segment: &Segment| {

@@ -33,6 +33,8 @@ pub struct SwappedOptimizer {
     /// Updates taken so far, per parameter of the inventory.
     pub(super) update_counts: Vec<u64>,
     pub(super) attempts: u64,
+    /// Of the last step.
+    pub(super) loss_scale: f32,
     pub(super) slots: Slots,
     pub(super) checksums: Checksums,
     /// `None` for a scratch job.
@@ -115,6 +117,7 @@ impl SwappedOptimizer {
             groups: config.optimizer.hyperparameters(),
             update_counts: vec![0; plan.inventory().parameters().len()],
             attempts: 0,
+            loss_scale: 1.0,
             slots: Slots::new(plan.partition().chunks().len(), config.is_durable()),
             checksums: Checksums::new(&plan),
             durable,
@@ -163,6 +166,11 @@ impl SwappedOptimizer {
     /// Updates that a parameter has taken.
     pub fn update_count(&self, param: ParamIndex) -> u64 {
         self.update_counts[param.index()]
+    }
+
+    /// What the loss was multiplied by in the last step.
+    pub fn loss_scale(&self) -> f32 {
+        self.loss_scale
     }
 
     /// Collective: what every rank has recorded since the last [`Self::reset_records`].

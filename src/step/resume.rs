@@ -1,17 +1,15 @@
 //! Finding a durable job on the drives of its nodes, and which rank goes on with which shard.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use super::durable::choose_record;
 use super::plan::Plan;
-use crate::config::Config;
+use crate::config::{Config, Durability};
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{ADAMW_STATE, Inventory};
 use crate::storage::commit::Stamp;
-use crate::storage::{FoundShard, Owner, ShardDirectory, ShardFiles};
+use crate::storage::{FoundShard, Owner, ShardDirectory, ShardFiles, ShardLayout};
 use crate::units::{Bytes, Elems};
 
 /// What a rank sees of one shard.
@@ -125,10 +123,13 @@ fn decide(
         )
     } else if any.shards as usize != ranks {
         Some(
-            refuse("the steps on the drives are of another number of ranks")
-                .with("ranks then", any.shards)
-                .with("ranks now", ranks)
-                .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)),
+            Error::new(
+                ErrorKind::StateUnavailable,
+                "the steps on the drives are of another number of ranks",
+            )
+            .with("ranks then", any.shards)
+            .with("ranks now", ranks)
+            .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)),
         )
     } else {
         None
@@ -147,7 +148,7 @@ fn decide(
             let half = of_job().find(|sight| sight.shard as usize == shard);
             let why = half.and_then(|sight| sight.incomplete.clone());
             let why = why.unwrap_or_else(|| "no rank that is left sees it on its drives".into());
-            Err(Error::new(ErrorKind::Unavailable, "a shard of the job is missing")
+            Err(Error::new(ErrorKind::StateUnavailable, "a shard of the job is missing")
                 .with("shard", shard)
                 .because(why)
                 .hint("bring its node and drives back, or go on from a checkpoint"))
@@ -200,16 +201,27 @@ fn open(
     if !tensors.eq(ADAMW_STATE.map(|tensor| (tensor.name, tensor.codec))) {
         return Err(Error::usage("the steps on the drives have other state tensors"));
     }
-    let roots = directories.iter().map(|directory| directory.drive().to_owned());
-    let mut as_it_lies = config.clone();
-    as_it_lies.drives.paths = roots.collect::<Vec<PathBuf>>();
-    as_it_lies.drives.weights.clone_from(&layout.weights);
-    as_it_lies.drives.stripe_unit = Bytes(layout.stripe_unit_bytes);
-    as_it_lies.swap.chunk_elements = Elems(layout.chunk_elems);
-    as_it_lies.swap.sub_group_elements = Elems(layout.sub_group_elems);
-    let plan = Plan::resolve(&as_it_lies, inventory.clone(), &found.shards, comm.rank())?;
+    let config = as_it_lies(config, layout, &directories);
+    let plan = Plan::resolve(&config, inventory.clone(), &found.shards, comm.rank())?;
     let files = reopen_files(&plan, comm, directories)?;
     Ok((plan, files))
+}
+
+/// The configuration with everything that decides where bytes lie taken from the drives.
+pub(super) fn as_it_lies(
+    config: &Config,
+    layout: &ShardLayout,
+    directories: &[ShardDirectory],
+) -> Config {
+    let mut config = config.clone();
+    config.job.clone_from(&layout.job);
+    config.drives.paths = directories.iter().map(|it| it.drive().to_owned()).collect();
+    config.drives.weights.clone_from(&layout.weights);
+    config.drives.stripe_unit = Bytes(layout.stripe_unit_bytes);
+    config.swap.chunk_elements = Elems(layout.chunk_elems);
+    config.swap.sub_group_elements = Elems(layout.sub_group_elems);
+    config.durability.mode = Durability::Step;
+    config
 }
 
 fn reopen_files(

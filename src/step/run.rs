@@ -105,6 +105,7 @@ impl SwappedOptimizer {
         }
 
         self.attempts += 1;
+        self.loss_scale = options.loss_scale;
         let mut outcome = decide(world, self.attempts, clip_norm, options);
         let result = if outcome.skipped {
             sweep.abandon()

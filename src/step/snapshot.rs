@@ -1,12 +1,14 @@
 //! A copy of the whole state as it is between two steps, taken chunk by chunk: the next step hands
 //! over each chunk when it has swapped it in, before the update, so that nothing is read twice.
 
+use std::fs::File;
+
 use super::optimizer::SwappedOptimizer;
 use crate::coord::agree;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::ExtentLayout;
 use crate::swap::SweepKind;
-use crate::units::ChunkIndex;
+use crate::units::{ChunkIndex, DriveIndex};
 
 /// Where a snapshot goes: a checkpoint, for instance.
 pub trait ChunkSink {
@@ -78,11 +80,11 @@ impl SwappedOptimizer {
         self.snapshot = None;
     }
 
-    /// Collective: reads what the snapshot still lacks from the drives, and gives the sink back.
+    /// Collective: reads what the snapshot still lacks from the drives, and lets go of the sink.
     ///
     /// # Errors
     /// Agreed: the sink's first failure, or that of a drive. Training may go on after the former.
-    pub fn finish_snapshot(&mut self) -> Result<Box<dyn ChunkSink>> {
+    pub fn finish_snapshot(&mut self) -> Result<()> {
         let snapshot = self.snapshot.take();
         let read = snapshot
             .ok_or_else(|| Error::usage("no snapshot is under way"))
@@ -90,7 +92,7 @@ impl SwappedOptimizer {
         agree(&*self.comm, read)
     }
 
-    fn read_rest(&mut self, mut snapshot: Snapshot) -> Result<Box<dyn ChunkSink>> {
+    fn read_rest(&mut self, mut snapshot: Snapshot) -> Result<()> {
         self.check_usable()?;
         if snapshot.left > 0 {
             let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
@@ -106,9 +108,59 @@ impl SwappedOptimizer {
             }
             sweep.finish()?;
         }
-        match snapshot.failure {
-            Some(failure) => Err(failure),
-            None => Ok(snapshot.sink),
+        snapshot.failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether blocks of all state files can be shared with a file.
+    ///
+    /// # Errors
+    /// Unavailable: another file system, or one that does not share blocks.
+    pub fn can_clone_to(&self, file: &File) -> Result<()> {
+        let refused = |message: &str| Error::new(ErrorKind::Unavailable, message);
+        let place = |file: &File| {
+            let device = rustix::fs::fstat(file).map(|found| found.st_dev);
+            let kind = rustix::fs::fstatfs(file).map(|found| found.f_type as u64 & 0xffff_ffff);
+            device.and_then(|device| Ok((device, kind?)))
+        };
+        let target = place(file).map_err(|errno| refused("no file system").because(errno))?;
+        // XFS and btrfs, by the magic numbers of statfs(2).
+        if ![0x5846_5342, 0x9123_683e].contains(&target.1) {
+            return Err(refused("the checkpoint's file system does not share blocks"));
         }
+        let elsewhere = |drive: usize| {
+            place(self.files.file(DriveIndex::from_index(drive))).ok() != Some(target)
+        };
+        match (0..self.plan.config().drives.paths.len()).any(elsewhere) {
+            true => Err(refused("state files and checkpoint lie in different file systems")),
+            false => Ok(()),
+        }
+    }
+
+    /// Copies a chunk's extent, as it lies on the drives, to `offset` of a file in the same file
+    /// system, sharing blocks where that can; gives its checksums.
+    ///
+    /// # Errors
+    /// I/O: the file system does not copy from one file to the other.
+    pub fn clone_chunk(&self, chunk: ChunkIndex, to: &File, offset: u64) -> Result<Vec<u32>> {
+        self.check_usable()?;
+        let extent = self.slots.read_extent(chunk);
+        for segment in self.plan.placement().segments(extent) {
+            let (mut from, mut at) = (segment.file_offset, offset + segment.extent_offset as u64);
+            let mut left = segment.len;
+            while left > 0 {
+                let file = self.files.file(segment.drive);
+                let (source, target) = (Some(&mut from), Some(&mut at));
+                let copied = rustix::fs::copy_file_range(file, source, to, target, left);
+                let copied = copied.map_err(|errno| {
+                    Error::new(ErrorKind::Io, "the file system does not share blocks")
+                        .because(std::io::Error::from(errno))
+                })?;
+                if copied == 0 {
+                    return Err(Error::new(ErrorKind::Io, "a state file has been cut"));
+                }
+                left -= copied;
+            }
+        }
+        Ok(self.checksums.of(chunk).to_vec())
     }
 }

@@ -33,6 +33,23 @@ impl Verifier {
         Ok(Self { reference: ReferenceAdamW::new(master), update_counts: vec![0; params] })
     }
 
+    /// Collective: starts from the state as it lies on the drives, for a job that goes on.
+    ///
+    /// # Errors
+    /// Agreed errors of the drives.
+    pub fn of_state(optimizer: &mut SwappedOptimizer) -> Result<Self> {
+        let elems = optimizer.partition().elems() as usize;
+        let mut reference = ReferenceAdamW::new(vec![0.0; elems]);
+        optimizer.inspect(|view| {
+            let at = view.run.in_shard();
+            reference.master[at.clone()].copy_from_slice(view.master);
+            reference.exp_avg[at.clone()].copy_from_slice(view.exp_avg);
+            reference.exp_avg_sq[at].copy_from_slice(view.exp_avg_sq);
+            Ok(())
+        })?;
+        Ok(Self { reference, update_counts: optimizer.update_counts.clone() })
+    }
+
     /// Takes the step that the optimizer has just taken, with the gradients of the whole shard.
     pub fn step(&mut self, optimizer: &SwappedOptimizer, outcome: &StepOutcome, shard: &[f32]) {
         if outcome.skipped {

@@ -7,6 +7,7 @@ use super::directory::ShardDirectory;
 use super::owner::Owner;
 use super::record::{RecordFiles, ShardLayout};
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::DriveIndex;
 
 /// A shard's open files, one per drive, each with its lock. Dropped, they are closed and so
 /// unlocked, and deleted unless they are to be kept.
@@ -85,6 +86,11 @@ impl ShardFiles {
         handles.map_err(|error| {
             Error::new(ErrorKind::Unavailable, "cannot duplicate a file handle").because(error)
         })
+    }
+
+    /// The state file on one drive.
+    pub fn file(&self, drive: DriveIndex) -> &File {
+        &self.files[drive.index()]
     }
 
     /// Flushes what was written to the drives themselves.

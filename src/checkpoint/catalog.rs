@@ -1,0 +1,358 @@
+//! A job's checkpoints: saving while training goes on, finding the newest, loading, keeping the last
+//! few.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::manifest::{MANIFEST, Manifest, ShardEntry, hexadecimal};
+use super::reader::CheckpointReader;
+use super::save::{ShardWriter, WriterSink};
+use super::{Progress, copy};
+use crate::config::Config;
+use crate::coord::{Communicator, agree, gather_all};
+use crate::error::{Error, ErrorKind, Result};
+use crate::state::ADAMW_STATE;
+use crate::step::SwappedOptimizer;
+use crate::units::{Bytes, ChunkIndex};
+
+/// The checkpoints of one job in one directory. All ranks have one, and see the same directory.
+pub struct Checkpoints {
+    comm: Rc<dyn Communicator>,
+    job: String,
+    /// `DIR/JOB`
+    directory: PathBuf,
+    keep_last: usize,
+    reflink: bool,
+    progress: Option<Progress>,
+    under_way: Option<UnderWay>,
+}
+
+struct UnderWay {
+    directory: PathBuf,
+    writer: Rc<RefCell<ShardWriter>>,
+    /// Without shards yet.
+    manifest: Manifest,
+}
+
+/// A checkpoint that has just been saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Steps attempted up to it.
+    pub attempts: u64,
+    /// Bytes of data, all shards together.
+    pub bytes: u64,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the configured job; `None` without `checkpoint.dir`.
+    pub fn open(config: &Config, comm: Rc<dyn Communicator>) -> Option<Self> {
+        let directory = config.checkpoint.dir.as_ref()?.join(&config.job);
+        Some(Self {
+            comm,
+            job: config.job.clone(),
+            directory,
+            keep_last: config.checkpoint.keep_last,
+            reflink: config.checkpoint.reflink,
+            progress: None,
+            under_way: None,
+        })
+    }
+
+    /// Tells this function while bytes move.
+    pub fn set_progress(&mut self, progress: Progress) {
+        self.progress = Some(progress);
+    }
+
+    /// Whether a save is under way.
+    pub fn is_saving(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Collective: begins to save the state as it is now, under the name `step-N` if none is given.
+    /// The following steps write it; see [`Self::poll`]. A save that is under way is finished
+    /// first.
+    ///
+    /// # Errors
+    /// Agreed: usage for a name that is no plain name; cannot create if there is no room. Training
+    /// may go on.
+    pub fn begin(
+        &mut self,
+        optimizer: &mut SwappedOptimizer,
+        name: Option<&str>,
+        user_blob: &[u8],
+    ) -> Result<()> {
+        if self.under_way.is_some() {
+            self.finish(optimizer)?;
+        }
+        let attempts = optimizer.attempts();
+        let name = name.map_or_else(|| format!("step-{attempts:08}"), str::to_owned);
+        let directory = self.directory.join(&name);
+        let created = match self.comm.rank().0 {
+            0 => create_directory(&directory, &name, full_bytes(optimizer)),
+            _ => Ok(()),
+        };
+        agree(&*self.comm, created)?;
+        let generation = gather_all(&*self.comm, &draw_generation())?.swap_remove(0);
+        let file = directory.join(format!("shard-{:05}.{generation}", self.comm.rank().0));
+        let plan = optimizer.plan();
+        let writer =
+            ShardWriter::create(file, &generation, plan.partition(), |chunk| plan.layout(chunk));
+        let writer = Rc::new(RefCell::new(agree(&*self.comm, writer)?));
+        let manifest = self.manifest_of(optimizer, generation, user_blob);
+        let manifest = agree(&*self.comm, manifest)?;
+        self.under_way = Some(UnderWay { directory, writer: Rc::clone(&writer), manifest });
+        if self.reflink && self.clone_all(optimizer, &writer)? {
+            return Ok(());
+        }
+        let progress = self.progress.clone();
+        let sink = Box::new(WriterSink { writer, progress, put_bytes: 0 });
+        agree(&*self.comm, optimizer.begin_snapshot(sink))
+    }
+
+    /// Collective: shares the blocks of the state files, if that is possible on all ranks.
+    fn clone_all(
+        &self,
+        optimizer: &SwappedOptimizer,
+        writer: &RefCell<ShardWriter>,
+    ) -> Result<bool> {
+        let cloned = copy::clone_shard(optimizer, &mut writer.borrow_mut());
+        let mut refused = [u64::from(cloned.is_err())];
+        self.comm.all_reduce_sum(&mut refused)?;
+        if let Err(error) = cloned {
+            tracing::warn!("reflink refused, falling back to a copy: {error}");
+        }
+        Ok(refused[0] == 0)
+    }
+
+    /// Collective: whether the save under way has all it needs; if so, makes it a checkpoint.
+    /// Called after every step; costs nothing when none is under way.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn poll(&mut self, optimizer: &mut SwappedOptimizer) -> Result<Option<Saved>> {
+        if self.under_way.is_none() {
+            return Ok(None);
+        }
+        let mut left = [optimizer.snapshot_left().unwrap_or(0) as u64];
+        self.comm.all_reduce_sum(&mut left)?;
+        match left[0] {
+            0 => self.finish(optimizer).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Collective: makes the save under way a checkpoint; what no step has handed over yet is read
+    /// from the drives. Older checkpoints beyond the last few are removed then.
+    ///
+    /// # Errors
+    /// Agreed. There is no checkpoint then, and the older ones are as they were. Training may go on
+    /// unless a drive has failed.
+    pub fn finish(&mut self, optimizer: &mut SwappedOptimizer) -> Result<Saved> {
+        let under_way = self.under_way.take();
+        let UnderWay { directory, writer, mut manifest } =
+            under_way.ok_or_else(|| Error::usage("no checkpoint is under way"))?;
+        if optimizer.snapshot_left().is_some() {
+            optimizer.finish_snapshot()?;
+        }
+        let entry = agree(&*self.comm, writer.borrow_mut().finish())?;
+        let mut shards: Vec<ShardEntry> = gather_all(&*self.comm, &entry)?;
+        shards.sort_by_key(|shard| (shard.flat_start, shard.elems));
+        let bytes = shards.iter().map(|shard| shard.bytes).sum();
+        manifest.shards = shards;
+        let written = match self.comm.rank().0 {
+            0 => manifest.write(&directory),
+            _ => Ok(()),
+        };
+        agree(&*self.comm, written)?;
+        writer.borrow_mut().keep();
+        if self.comm.rank().0 == 0 {
+            remove_other_generations(&directory, &manifest);
+            self.remove_old(&directory);
+        }
+        self.comm.barrier()?;
+        Ok(Saved { directory, attempts: manifest.attempts, bytes })
+    }
+
+    /// Collective: saves now.
+    ///
+    /// # Errors
+    /// As [`Self::begin`] and [`Self::finish`].
+    pub fn save(
+        &mut self,
+        optimizer: &mut SwappedOptimizer,
+        name: Option<&str>,
+        user_blob: &[u8],
+    ) -> Result<Saved> {
+        self.begin(optimizer, name, user_blob)?;
+        self.finish(optimizer)
+    }
+
+    /// Forgets the save under way: there will be no checkpoint of it.
+    pub fn abandon(&mut self, optimizer: &mut SwappedOptimizer) {
+        optimizer.drop_snapshot();
+        self.under_way = None;
+    }
+
+    /// Collective: the newest checkpoint of this job, if there is one.
+    ///
+    /// # Errors
+    /// As every collective.
+    pub fn newest(&self) -> Result<Option<PathBuf>> {
+        let mine = match self.comm.rank().0 {
+            0 => list(&self.directory).pop().map(|(_, directory)| directory),
+            _ => None,
+        };
+        Ok(gather_all(&*self.comm, &mine)?.swap_remove(0))
+    }
+
+    /// Collective: starts an optimizer from a checkpoint, instead of initialising it. Gives what
+    /// the caller had handed over when it was saved.
+    ///
+    /// # Errors
+    /// Agreed: usage if it is of another model; I/O if it cannot be read or is corrupt.
+    pub fn load(&self, optimizer: &mut SwappedOptimizer, directory: &Path) -> Result<Vec<u8>> {
+        let opened = CheckpointReader::open(directory).and_then(|reader| {
+            reader.check_model(optimizer.plan().inventory())?;
+            Ok(reader)
+        });
+        let mut reader = agree(&*self.comm, opened)?;
+        let manifest = reader.manifest().clone();
+        let blob = manifest.user_blob();
+        let inventory = manifest.inventory()?;
+        let all_bytes = 12 * optimizer.partition().elems();
+        let mut bytes = 0;
+        optimizer.restore(manifest.attempts, manifest.update_counts, &blob, |run, out| {
+            reader.read_flat(inventory.flat_start(run.param) + run.param_offset, out)?;
+            bytes += 12 * run.elems;
+            self.progress.iter().for_each(|progress| progress(bytes, all_bytes));
+            Ok(())
+        })?;
+        Ok(blob)
+    }
+
+    fn manifest_of(
+        &self,
+        optimizer: &SwappedOptimizer,
+        generation: String,
+        user_blob: &[u8],
+    ) -> Result<Manifest> {
+        let inventory = optimizer.plan().inventory();
+        let pieces = optimizer.partition().pieces().iter();
+        let counts = pieces.map(|piece| (piece.param, optimizer.update_count(piece.param)));
+        let counts: Vec<_> = counts.collect();
+        let mut update_counts = vec![None; inventory.parameters().len()];
+        for (param, count) in gather_all(&*self.comm, &counts)?.into_iter().flatten() {
+            let known = *update_counts[param.index()].get_or_insert(count);
+            if known != count {
+                let name = &inventory.parameter(param).name;
+                return Err(Error::internal("ranks disagree about the updates of a parameter")
+                    .with("parameter", name)
+                    .with("updates", format!("{known} and {count}"))
+                    .hint("hand its gradient over on all ranks that hold a part, or on none"));
+            }
+        }
+        let blobs = gather_all(&*self.comm, &hexadecimal(user_blob))?;
+        Ok(Manifest {
+            job: self.job.clone(),
+            generation,
+            attempts: optimizer.attempts(),
+            parameters: inventory.parameters().to_vec(),
+            update_counts: update_counts.into_iter().map(Option::unwrap_or_default).collect(),
+            tensors: ADAMW_STATE.map(|tensor| (tensor.name.to_owned(), tensor.codec)).to_vec(),
+            groups: optimizer.groups().to_vec(),
+            loss_scale: optimizer.loss_scale(),
+            user_blob: blobs.into_iter().next().unwrap_or_default(),
+            shards: Vec::new(),
+        })
+    }
+
+    /// Removes all but the last few checkpoints; the one just saved is one of them.
+    fn remove_old(&self, just_saved: &Path) {
+        let mut checkpoints = list(&self.directory);
+        checkpoints.retain(|(_, directory)| directory != just_saved);
+        let keep = self.keep_last - 1;
+        let surplus = checkpoints.len().saturating_sub(keep);
+        for (_, directory) in checkpoints.drain(..surplus) {
+            // The manifest goes first, so that nobody takes the rest for a checkpoint.
+            let removed = std::fs::remove_file(directory.join(MANIFEST))
+                .and_then(|()| std::fs::remove_dir_all(&directory));
+            if let Err(error) = removed {
+                tracing::warn!("{}: an old checkpoint stays: {error}", directory.display());
+            }
+        }
+    }
+}
+
+/// Bytes of a checkpoint, all ranks together: what a file system must have free.
+fn full_bytes(optimizer: &SwappedOptimizer) -> u64 {
+    let plan = optimizer.plan();
+    let shard: u64 = (0..plan.partition().chunks().len())
+        .map(|chunk| plan.layout(ChunkIndex::from_index(chunk)).bytes())
+        .sum();
+    // Shards differ by a block at most; a shard's own padding is counted for all.
+    shard.max(12 * plan.inventory().total_elems().div_ceil(plan.ranges().len() as u64))
+        * plan.ranges().len() as u64
+}
+
+fn create_directory(directory: &Path, name: &str, bytes: u64) -> Result<()> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
+        return Err(Error::usage(format!("`{name}` is no name for a checkpoint"))
+            .hint("letters, digits, `.`, `_` and `-`, not beginning with `.`"));
+    }
+    let refused = |message: &str| {
+        Error::new(ErrorKind::CannotCreate, message).with("path", directory.display())
+    };
+    std::fs::create_dir_all(directory).map_err(|error| {
+        refused("the directory of a checkpoint cannot be created").because(error)
+    })?;
+    let space = rustix::fs::statvfs(directory)
+        .map_err(|errno| refused("the file system does not answer").because(errno))?;
+    let free = space.f_bavail * space.f_frsize;
+    if bytes > free {
+        // Gone again if it is new; one that holds a checkpoint stays.
+        let _ = std::fs::remove_dir(directory);
+        return Err(refused("there is no room for a checkpoint")
+            .with("needed", Bytes(bytes).human())
+            .with("free", Bytes(free).human())
+            .hint("free space, or lower checkpoint.keep_last"));
+    }
+    Ok(())
+}
+
+fn draw_generation() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    format!("{:016x}", now.map_or(0, |now| now.as_nanos()))
+}
+
+/// The checkpoints below a directory, oldest first: by steps attempted, then by name.
+fn list(directory: &Path) -> Vec<(u64, PathBuf)> {
+    let Ok(listing) = std::fs::read_dir(directory) else { return Vec::new() };
+    let paths = listing.filter_map(|entry| Some(entry.ok()?.path()));
+    let with_manifest = paths.filter(|path| path.join(MANIFEST).exists());
+    let read = |path: PathBuf| match Manifest::read(&path) {
+        Ok(manifest) => Some((manifest.attempts, path)),
+        Err(error) => {
+            tracing::warn!("a checkpoint is left out: {error}");
+            None
+        }
+    };
+    let mut found: Vec<(u64, PathBuf)> = with_manifest.filter_map(read).collect();
+    found.sort();
+    found
+}
+
+/// What earlier saves under this name have left, finished or not.
+fn remove_other_generations(directory: &Path, manifest: &Manifest) {
+    let Ok(listing) = std::fs::read_dir(directory) else { return };
+    for path in listing.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_ours = name.starts_with("shard-") || name.starts_with("manifest.");
+        if is_ours && name != MANIFEST && !name.contains(&manifest.generation) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

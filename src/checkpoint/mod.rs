@@ -1,0 +1,28 @@
+//! Checkpoints: copies of the whole state in a directory that all ranks see, which any number of
+//! ranks and drives can start from.
+//!
+//! ```text
+//! DIR/JOB/step-00000040/manifest.json            what it is; a checkpoint exists when this does
+//!                       shard-00000.GENERATION   chunks of rank 0's shard, end to end
+//!                       shard-00000.GENERATION.index   where they begin, and their checksums
+//! ```
+//!
+//! A save writes data under a new generation first and renames the manifest last, so that a reader
+//! sees the old checkpoint or the new one, never half of one, also when saving under a name again.
+
+mod catalog;
+mod copy;
+mod manifest;
+mod reader;
+mod safetensors;
+mod save;
+mod scrub;
+
+pub use catalog::{Checkpoints, Saved};
+pub use manifest::{Manifest, ShardEntry};
+pub use reader::CheckpointReader;
+pub use safetensors::{ExportSummary, export_safetensors, import_safetensors};
+pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};
+
+/// Told while this rank's bytes move: how many have, and how many will.
+pub type Progress = std::rc::Rc<dyn Fn(u64, u64)>;

@@ -1,0 +1,202 @@
+//! Writing one shard's data: chunks in any order, by a thread of its own, so that a step that hands
+//! them over goes on while they are written.
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use super::Progress;
+use super::manifest::{ChunkEntry, ShardEntry, ShardIndex};
+use crate::error::{Error, ErrorKind, Result};
+use crate::partition::Partition;
+use crate::step::ChunkSink;
+use crate::storage::ExtentLayout;
+use crate::units::ChunkIndex;
+
+/// The data file of one shard, until it is finished; dropped before that, it is removed.
+pub(super) struct ShardWriter {
+    path: PathBuf,
+    index: ShardIndex,
+    entry: ShardEntry,
+    file: File,
+    thread: Option<WriterThread>,
+    is_finished: bool,
+}
+
+/// At most two buffers: one that is being written and one that is being filled or waits.
+struct WriterThread {
+    filled: SyncSender<(u64, Vec<u8>)>,
+    empty: Receiver<Vec<u8>>,
+    buffers_left: usize,
+    handle: JoinHandle<std::io::Result<()>>,
+}
+
+impl ShardWriter {
+    /// Creates the file for a shard.
+    pub fn create(
+        path: PathBuf,
+        generation: &str,
+        partition: &Partition,
+        layout: impl Fn(ChunkIndex) -> ExtentLayout,
+    ) -> Result<Self> {
+        let mut bytes = 0;
+        let chunks = partition.chunks().iter().enumerate().map(|(chunk, it)| {
+            let offset = bytes;
+            bytes += layout(ChunkIndex::from_index(chunk)).bytes();
+            ChunkEntry {
+                flat_start: partition.flat().start + it.shard_offset,
+                elems: it.elems,
+                padded_elems: it.padded_elems,
+                offset,
+                checksums: Vec::new(),
+            }
+        });
+        let index = ShardIndex { generation: generation.to_owned(), chunks: chunks.collect() };
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let entry = ShardEntry {
+            file: name.unwrap_or_default(),
+            flat_start: partition.flat().start,
+            elems: partition.elems(),
+            bytes,
+        };
+        let refused = |error: std::io::Error| {
+            Error::new(ErrorKind::CannotCreate, "a file of a checkpoint cannot be created")
+                .with("path", path.display())
+                .because(error)
+        };
+        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(refused)?;
+        let thread = WriterThread::start(file.try_clone().map_err(refused)?).map_err(refused)?;
+        Ok(Self { path, index, entry, file, thread: Some(thread), is_finished: false })
+    }
+
+    /// The open file, for a copy within the file system.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where a chunk's extent begins.
+    pub fn offset(&self, chunk: ChunkIndex) -> u64 {
+        self.index.chunks[chunk.index()].offset
+    }
+
+    /// Says what a chunk must be.
+    pub fn promise(&mut self, chunk: ChunkIndex, checksums: &[u32]) {
+        self.index.chunks[chunk.index()].checksums = checksums.to_vec();
+    }
+
+    fn put(&mut self, chunk: ChunkIndex, bytes: &[u8]) -> Result<()> {
+        let offset = self.offset(chunk);
+        let thread = self.thread.as_mut().ok_or_else(|| Error::internal("the save has ended"))?;
+        if thread.put(offset, bytes) {
+            return Ok(());
+        }
+        // The thread has ended before its time: it failed.
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        drop(thread.filled);
+        let written = thread.handle.join();
+        let written = written.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")));
+        written.map_err(|error| {
+            Error::new(ErrorKind::CannotCreate, "a checkpoint cannot be written")
+                .with("path", self.path.display())
+                .because(error)
+                .hint("training goes on without it; free space where checkpoints go")
+        })
+    }
+
+    /// Everything is in the file: makes it durable.
+    pub fn finish(&mut self) -> Result<ShardEntry> {
+        self.join()?;
+        self.file.sync_all().map_err(|error| {
+            Error::new(ErrorKind::CannotCreate, "a checkpoint cannot be flushed")
+                .with("path", self.path.display())
+                .because(error)
+        })?;
+        if self.index.chunks.iter().any(|chunk| chunk.checksums.is_empty()) {
+            return Err(Error::internal("a checkpoint lacks a chunk"));
+        }
+        self.index.write(&self.path)?;
+        Ok(self.entry.clone())
+    }
+
+    /// The manifest names this file: it stays.
+    pub fn keep(&mut self) {
+        self.is_finished = true;
+    }
+}
+
+impl Drop for ShardWriter {
+    fn drop(&mut self) {
+        // Whoever drops it unfinished has an error already.
+        let _ = self.join();
+        if !self.is_finished {
+            let _ = std::fs::remove_file(&self.path);
+            let _ = std::fs::remove_file(ShardIndex::path(&self.path));
+        }
+    }
+}
+
+impl WriterThread {
+    fn start(file: File) -> std::io::Result<Self> {
+        let (filled, to_write) = sync_channel::<(u64, Vec<u8>)>(1);
+        let (written, empty) = channel();
+        let work = move || {
+            for (offset, buffer) in to_write {
+                file.write_all_at(&buffer, offset)?;
+                // Nobody wants the buffer back at the end.
+                let _ = written.send(buffer);
+            }
+            Ok(())
+        };
+        let handle = std::thread::Builder::new().name("optswap-save".to_owned()).spawn(work)?;
+        Ok(Self { filled, empty, buffers_left: 2, handle })
+    }
+
+    /// Hands bytes over; false if the thread has ended.
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> bool {
+        let mut buffer = if self.buffers_left > 0 {
+            self.buffers_left -= 1;
+            Vec::with_capacity(bytes.len())
+        } else {
+            let Ok(buffer) = self.empty.recv() else { return false };
+            buffer
+        };
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
+        self.filled.send((offset, buffer)).is_ok()
+    }
+}
+
+/// The writer as the end of a snapshot, shared with whoever finishes the checkpoint.
+pub(super) struct WriterSink {
+    pub writer: Rc<RefCell<ShardWriter>>,
+    pub progress: Option<Progress>,
+    pub put_bytes: u64,
+}
+
+impl ChunkSink for WriterSink {
+    fn put(
+        &mut self,
+        chunk: ChunkIndex,
+        layout: &ExtentLayout,
+        bytes: &[u8],
+        checksums: &[u32],
+    ) -> Result<()> {
+        let mut writer = self.writer.borrow_mut();
+        let bytes = &bytes[..layout.bytes() as usize];
+        writer.promise(chunk, checksums);
+        writer.put(chunk, bytes)?;
+        self.put_bytes += bytes.len() as u64;
+        if let Some(progress) = &self.progress {
+            progress(self.put_bytes, writer.entry.bytes);
+        }
+        Ok(())
+    }
+}

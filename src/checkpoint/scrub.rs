@@ -1,0 +1,244 @@
+//! Checking what lies on drives and in checkpoints between two runs, in parallel, and repairing
+//! chunks on drives from a checkpoint that has them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::reader::CheckpointReader;
+use crate::error::{Error, ErrorKind, Result};
+use crate::step::StoredShard;
+use crate::storage::commit::{Places, Verdict, judge};
+use crate::storage::{FoundShard, Record, read_record, stamps};
+use crate::units::ChunkIndex;
+
+/// Something wrong.
+#[derive(Debug)]
+pub struct Finding {
+    /// The job.
+    pub job: String,
+    /// The shard.
+    pub shard: u32,
+    /// What is wrong, where.
+    pub error: Error,
+}
+
+/// What a check has seen.
+#[derive(Debug, Default)]
+pub struct VerifyReport {
+    /// One line per shard: job, shard, commit.
+    pub shards: Vec<String>,
+    /// Chunks compared.
+    pub chunks: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// What a scrub has done.
+#[derive(Debug, Default)]
+pub struct ScrubReport {
+    /// Chunks compared.
+    pub chunks: u64,
+    /// Chunks that were corrupt and are right again.
+    pub repaired: u64,
+    /// What is still wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// Compares the committed state of every job on these drives, or of one, with its checksums.
+///
+/// # Errors
+/// Unavailable if there is none, or if drives cannot be looked at. What is wrong with the state is
+/// in the report.
+pub fn verify_drives(drives: &[PathBuf], job: Option<&str>) -> Result<VerifyReport> {
+    let mut report = VerifyReport::default();
+    let (shards, findings) = open_all(drives, job, false)?;
+    report.findings = findings;
+    for shard in &shards {
+        let layout = shard.plan().config();
+        let (stamp, attempts) = (shard.record().stamp, shard.record().attempts);
+        let number = shard.plan().shard();
+        report.shards.push(format!("{} shard {number}: {stamp}, step {attempts}", layout.job));
+    }
+    let (chunks, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let corrupt = for_every_chunk(&shards, |shard, chunk| {
+        let values = shard.read(chunk)?;
+        chunks.fetch_add(1, Ordering::Relaxed);
+        bytes.fetch_add(4 * values.len() as u64, Ordering::Relaxed);
+        shard.check(chunk, &values)
+    });
+    report.findings.extend(corrupt);
+    (report.chunks, report.bytes) = (chunks.into_inner(), bytes.into_inner());
+    Ok(report)
+}
+
+/// Compares a checkpoint with its checksums.
+///
+/// # Errors
+/// As [`CheckpointReader::open`]. What is wrong with its data is in the report.
+pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
+    let mut reader = CheckpointReader::open(directory)?;
+    let mut report = VerifyReport::default();
+    let job = reader.manifest().job.clone();
+    let mut chunks: Vec<(usize, usize)> = Vec::new();
+    for shard in 0..reader.manifest().shards.len() {
+        let file = &reader.manifest().shards[shard].file;
+        let attempts = reader.manifest().attempts;
+        report.shards.push(format!("{job} {file}: step {attempts}"));
+        match reader.chunks_of(shard) {
+            Ok(count) => chunks.extend((0..count).map(|chunk| (shard, chunk))),
+            Err(error) => {
+                report.findings.push(Finding { job: job.clone(), shard: shard as u32, error });
+            }
+        }
+    }
+    let found = Mutex::new(Vec::new());
+    let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
+    in_parallel(|| {
+        // Every thread has files and a buffer of its own.
+        let Ok(mut reader) = CheckpointReader::open(directory) else { return };
+        while let Some((shard, chunk)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match reader.check_chunk(*shard, *chunk) {
+                Ok(read) => drop(bytes.fetch_add(read, Ordering::Relaxed)),
+                Err(error) => {
+                    let finding = Finding { job: job.clone(), shard: *shard as u32, error };
+                    found.lock().unwrap_or_else(|held| held.into_inner()).push(finding);
+                }
+            }
+        }
+    });
+    report.findings.extend(found.into_inner().unwrap_or_else(|held| held.into_inner()));
+    (report.chunks, report.bytes) = (chunks.len() as u64, bytes.into_inner());
+    Ok(report)
+}
+
+/// Checks as [`verify_drives`] and writes every corrupt chunk anew from a checkpoint, where that has
+/// the very bytes that the record promises.
+///
+/// # Errors
+/// As [`verify_drives`] and [`CheckpointReader::open`].
+pub fn scrub(drives: &[PathBuf], job: Option<&str>, checkpoint: &Path) -> Result<ScrubReport> {
+    let manifest = CheckpointReader::open(checkpoint)?.manifest().clone();
+    let (shards, findings) = open_all(drives, job.or(Some(&manifest.job)), true)?;
+    let mut report = ScrubReport { findings, ..ScrubReport::default() };
+    let (chunks, repaired) = (AtomicU64::new(0), AtomicU64::new(0));
+    let left = for_every_chunk(&shards, |shard, chunk| {
+        chunks.fetch_add(1, Ordering::Relaxed);
+        let Err(corrupt) = shard.read(chunk).and_then(|values| shard.check(chunk, &values)) else {
+            return Ok(());
+        };
+        match repair(shard, chunk, checkpoint) {
+            Ok(()) => {
+                tracing::info!("repaired: {corrupt}");
+                repaired.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(why) => {
+                let steps = format!("{} and {}", manifest.attempts, shard.record().attempts);
+                Err(corrupt.because(why).with("steps of checkpoint and drives", steps))
+            }
+        }
+    });
+    report.findings.extend(left);
+    (report.chunks, report.repaired) = (chunks.into_inner(), repaired.into_inner());
+    Ok(report)
+}
+
+fn repair(shard: &StoredShard, chunk: ChunkIndex, checkpoint: &Path) -> Result<()> {
+    let mut reader = CheckpointReader::open(checkpoint)?;
+    reader.check_model(shard.plan().inventory())?;
+    let (layout, flat) = (shard.plan().layout(chunk), shard.flat_of(chunk));
+    let elems = (flat.end - flat.start) as usize;
+    let mut values = vec![0.0f32; layout.bytes() as usize / 4];
+    let mut rest = values.as_mut_slice();
+    let mut sections = layout.sections().iter();
+    let arrays = [(); 3].map(|()| {
+        let len = sections.next().map_or(0, ExactSizeIterator::len) / 4;
+        let (section, after) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = after;
+        &mut section[..elems]
+    });
+    reader.read_flat(flat.start, arrays)?;
+    let other = |_| Error::new(ErrorKind::Io, "the checkpoint has other bytes for this chunk");
+    shard.check(chunk, &values).map_err(other)?;
+    shard.repair(chunk, &values)
+}
+
+/// Opens all shards at the commit that all of their job's shards on these drives have.
+fn open_all(
+    drives: &[PathBuf],
+    job: Option<&str>,
+    for_repair: bool,
+) -> Result<(Vec<StoredShard>, Vec<Finding>)> {
+    let found = FoundShard::all_on(drives, job)?;
+    if found.is_empty() {
+        let paths: Vec<String> = drives.iter().map(|path| path.display().to_string()).collect();
+        return Err(Error::new(ErrorKind::Unavailable, "no durable job lies on these drives")
+            .with("drives", paths.join(", "))
+            .hint("name the directories that were given to --drives"));
+    }
+    let (mut shards, mut findings) = (Vec::new(), Vec::new());
+    for job in found.chunk_by(|a, b| a.layout.job == b.layout.job) {
+        let records: Result<Vec<_>> = job.iter().map(records_of).collect();
+        let records = records?;
+        let places: Vec<Places> = records.iter().map(stamps).collect();
+        let Verdict::Resume { stamp, .. } = judge(&places) else {
+            let error = Error::new(ErrorKind::Io, "its shards have no commit in common");
+            let name = job[0].layout.job.clone();
+            findings.push(Finding { job: name, shard: job[0].layout.shard, error });
+            continue;
+        };
+        for (found, records) in job.iter().zip(records) {
+            let record = records.into_iter().flatten().find(|record| record.stamp == stamp);
+            let Some(record) = record else { continue };
+            match StoredShard::open(found, record, for_repair) {
+                Ok(shard) => shards.push(shard),
+                Err(error) => findings.push(Finding {
+                    job: found.layout.job.clone(),
+                    shard: found.layout.shard,
+                    error,
+                }),
+            }
+        }
+    }
+    Ok((shards, findings))
+}
+
+fn records_of(found: &FoundShard) -> Result<[Option<Record>; 2]> {
+    let Some(Some(first)) = found.directories.first() else { return Ok([None, None]) };
+    let [a, b] = first.record_paths();
+    let ours = |record: Option<Record>| record.filter(|it| it.job_id == found.layout.job_id);
+    Ok([ours(read_record(&a)?), ours(read_record(&b)?)])
+}
+
+/// Looks at every chunk of all shards, in parallel; gives what is wrong.
+fn for_every_chunk(
+    shards: &[StoredShard],
+    look: impl Fn(&StoredShard, ChunkIndex) -> Result<()> + Sync,
+) -> Vec<Finding> {
+    let chunks_of = |shard: usize| (0..shards[shard].chunks()).map(move |chunk| (shard, chunk));
+    let chunks: Vec<(usize, usize)> = (0..shards.len()).flat_map(chunks_of).collect();
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    in_parallel(|| {
+        while let Some((shard, chunk)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let shard = &shards[*shard];
+            if let Err(error) = look(shard, ChunkIndex::from_index(*chunk)) {
+                let job = shard.plan().config().job.clone();
+                let finding = Finding { job, shard: shard.plan().shard(), error };
+                found.lock().unwrap_or_else(|held| held.into_inner()).push(finding);
+            }
+        }
+    });
+    found.into_inner().unwrap_or_else(|held| held.into_inner())
+}
+
+fn in_parallel(work: impl Fn() + Sync) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(&work);
+        }
+    });
+}

@@ -1,0 +1,222 @@
+//! `optswap clean`, `verify`, `scrub`, `export` and `import`: what lies on drives and in checkpoints
+//! between two runs.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use comfy_table::Table;
+use comfy_table::presets::ASCII_MARKDOWN;
+
+use super::bytes_bar;
+use crate::checkpoint::{self, Finding, VerifyReport};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{FoundShard, ShardDirectory};
+use crate::units::Bytes;
+
+#[derive(Debug, Args)]
+pub(super) struct CleanArgs {
+    /// The directories that were given to --drives.
+    #[arg(required = true, value_name = "DIR")]
+    drives: Vec<PathBuf>,
+
+    /// This job alone.
+    #[arg(long, value_name = "NAME")]
+    job: Option<String>,
+
+    /// Remove what is dead. Without it, nothing is changed.
+    #[arg(long)]
+    remove: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// The directories that were given to --drives, or the directory of one checkpoint.
+    #[arg(required = true, value_name = "DIR")]
+    paths: Vec<PathBuf>,
+
+    /// This job alone.
+    #[arg(long, value_name = "NAME")]
+    job: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ScrubArgs {
+    /// The directories that were given to --drives.
+    #[arg(required = true, value_name = "DIR")]
+    drives: Vec<PathBuf>,
+
+    /// The checkpoint to repair from.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+
+    /// The job [default: the checkpoint's].
+    #[arg(long, value_name = "NAME")]
+    job: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// The checkpoint's directory.
+    checkpoint: PathBuf,
+
+    /// The format.
+    #[arg(long = "to", value_enum, default_value_t = Format::Safetensors)]
+    format: Format,
+
+    /// Where the files go: model.safetensors, exp_avg.safetensors, exp_avg_sq.safetensors.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Safetensors,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// A directory that `optswap export` wrote, or one safetensors file with the weights alone.
+    from: PathBuf,
+
+    /// The checkpoint's directory, such as DIR/JOB/step-00000000 below checkpoint.dir.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+
+    /// The job that it is for.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    job: String,
+}
+
+pub(super) fn clean(args: &CleanArgs) -> Result<()> {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header([
+        "job",
+        "shard",
+        "drive",
+        "size",
+        "state",
+        "committed",
+    ]);
+    let committed = committed_steps(args);
+    let (mut dead, mut removed_bytes, mut found) = (0, 0, 0);
+    for drive in &args.drives {
+        for directory in ShardDirectory::all_on(drive, args.job.as_deref())? {
+            found += 1;
+            let bytes = directory.allocated_bytes();
+            let is_alive = directory.is_alive();
+            let state = match (is_alive, args.remove, directory.owner()) {
+                (true, _, Some(owner)) => format!("alive: process {} on {}", owner.pid, owner.host),
+                (true, _, None) => "alive".to_owned(),
+                (false, true, _) => "removed".to_owned(),
+                (false, false, _) => "dead".to_owned(),
+            };
+            let step = committed
+                .iter()
+                .find(|(job, shard, _)| *job == directory.job() && *shard == directory.shard());
+            table.add_row([
+                directory.job().to_owned(),
+                directory.shard().to_string(),
+                drive.display().to_string(),
+                Bytes(bytes).human(),
+                state,
+                step.map_or_else(|| "-".to_owned(), |(.., step)| format!("step {step}")),
+            ]);
+            if is_alive {
+                continue;
+            }
+            dead += 1;
+            removed_bytes += bytes;
+            if args.remove {
+                directory.remove();
+            }
+        }
+    }
+    if found == 0 {
+        println!("no job lies on these drives");
+        return Ok(());
+    }
+    println!("{table}");
+    let size = Bytes(removed_bytes).human();
+    match args.remove {
+        true => println!("{dead} dead shard directories removed, {size} freed"),
+        false => println!("{dead} dead shard directories, {size}; --remove removes them"),
+    }
+    Ok(())
+}
+
+/// Job, shard and committed step of every durable shard that can be read.
+fn committed_steps(args: &CleanArgs) -> Vec<(String, u32, u64)> {
+    let found = FoundShard::all_on(&args.drives, args.job.as_deref()).unwrap_or_default();
+    let step = |shard: FoundShard| {
+        let record = shard.newest_record().ok().flatten()?;
+        Some((shard.layout.job, shard.layout.shard, record.attempts))
+    };
+    found.into_iter().filter_map(step).collect()
+}
+
+pub(super) fn verify(args: &VerifyArgs) -> Result<()> {
+    let start = Instant::now();
+    let report = match args.paths.as_slice() {
+        [one] if one.join("manifest.json").exists() => checkpoint::verify_checkpoint(one)?,
+        drives => checkpoint::verify_drives(drives, args.job.as_deref())?,
+    };
+    report.shards.iter().for_each(|line| println!("{line}"));
+    let VerifyReport { chunks, bytes, findings, .. } = report;
+    let seconds = start.elapsed().as_secs_f64();
+    let rate = bytes as f64 / 1e9 / seconds.max(1e-9);
+    let size = Bytes(bytes).human();
+    println!("{chunks} chunks, {size}, compared in {seconds:.2} s ({rate:.2} GB/s)");
+    conclude(&findings)
+}
+
+/// Prints what is wrong; an I/O error if anything is.
+fn conclude(findings: &[Finding]) -> Result<()> {
+    for Finding { job, shard, error } in findings {
+        println!("{job} shard {shard}: {error}");
+    }
+    match findings {
+        [] => {
+            println!("all is as it was written");
+            Ok(())
+        }
+        [Finding { error, .. }] if error.kind() != ErrorKind::Io => {
+            Err(Error::new(error.kind(), "not everything could be looked at"))
+        }
+        some => Err(Error::new(ErrorKind::Io, format!("{} findings, see above", some.len()))),
+    }
+}
+
+pub(super) fn scrub(args: &ScrubArgs) -> Result<()> {
+    let report = checkpoint::scrub(&args.drives, args.job.as_deref(), &args.checkpoint)?;
+    println!("{} chunks compared, {} repaired", report.chunks, report.repaired);
+    conclude(&report.findings)
+}
+
+pub(super) fn export(args: &ExportArgs) -> Result<()> {
+    let Format::Safetensors = args.format;
+    let bar = bytes_bar("exporting", true);
+    let mut told = |elems: u64, all: u64| bar(12 * elems, 12 * all);
+    let written = checkpoint::export_safetensors(&args.checkpoint, &args.output, &mut told)?;
+    written.paths.iter().for_each(|path| println!("{}", path.display()));
+    println!(
+        "{} parameters, {} elements, after step {}",
+        written.parameters, written.elems, written.attempts
+    );
+    Ok(())
+}
+
+pub(super) fn import(args: &ImportArgs) -> Result<()> {
+    let bar = bytes_bar("importing", true);
+    let mut told = |elems: u64, all: u64| bar(12 * elems, 12 * all);
+    let (from, to) = (&args.from, &args.checkpoint);
+    let written = checkpoint::import_safetensors(from, &args.job, to, &mut told)?;
+    println!(
+        "{}: {} parameters, {} elements, after step {}",
+        to.display(),
+        written.parameters,
+        written.elems,
+        written.attempts
+    );
+    Ok(())
+}

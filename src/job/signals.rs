@@ -1,0 +1,49 @@
+//! Signals that ask a rank to stop: SIGTERM and SIGUSR1 (schedulers), SIGINT (people). One rank that
+//! gets one is enough; all agree on it in their next step. A second SIGINT ends the job at once.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+/// The first signal to stop, and when it came.
+#[derive(Clone, Copy, Debug)]
+pub struct StopRequest {
+    /// Its number.
+    pub signal: i32,
+    /// When.
+    pub since: Instant,
+}
+
+static REQUEST: OnceLock<Mutex<Option<StopRequest>>> = OnceLock::new();
+
+impl StopRequest {
+    /// The signal's name.
+    pub fn name(&self) -> &'static str {
+        signal_hook::low_level::signal_name(self.signal).unwrap_or("a signal")
+    }
+}
+
+/// What has been asked so far; always nothing where [`super::run_main`] has not installed handlers.
+pub fn stop_request() -> Option<StopRequest> {
+    *REQUEST.get()?.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts listening. `at_once` ends the job.
+pub(super) fn listen(at_once: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGUSR1, SIGINT])?;
+    let request = REQUEST.get_or_init(Mutex::default);
+    let listen = move || {
+        let mut interrupts = 0;
+        for signal in signals.forever() {
+            interrupts += u32::from(signal == SIGINT);
+            if interrupts > 1 {
+                at_once(signal);
+            }
+            let mut request = request.lock().unwrap_or_else(PoisonError::into_inner);
+            request.get_or_insert(StopRequest { signal, since: Instant::now() });
+        }
+    };
+    std::thread::Builder::new().name("optswap-signals".to_owned()).spawn(listen).map(drop)
+}

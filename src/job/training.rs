@@ -1,0 +1,289 @@
+//! A job from its start to its end, whatever happens in between: go on from the drives or from a
+//! checkpoint where there is one, step, save, stop when asked.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::signals::{StopRequest, stop_request};
+use crate::checkpoint::{Checkpoints, Progress};
+use crate::config::Config;
+use crate::coord::{Communicator, gather_all};
+use crate::error::{Error, ErrorKind, Result};
+use crate::optim::{GradElem, ParamElem};
+use crate::partition::Run;
+use crate::state::Inventory;
+use crate::step::{Gradients, Resumed, StepOptions, StepOutcome, Stop, SwappedOptimizer};
+
+/// Where a job's state came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was initialised.
+    Fresh,
+    /// It lay on the drives.
+    Drives(Resumed),
+    /// It was loaded from a checkpoint.
+    Checkpoint {
+        /// Which.
+        directory: PathBuf,
+        /// Steps attempted up to it.
+        attempt: u64,
+        /// What had been handed to the last step before it was saved, by rank 0.
+        user_blob: Vec<u8>,
+    },
+}
+
+impl Origin {
+    /// Steps attempted before this start.
+    pub fn attempt(&self) -> u64 {
+        match self {
+            Self::Fresh => 0,
+            Self::Drives(resumed) => resumed.attempt,
+            Self::Checkpoint { attempt, .. } => *attempt,
+        }
+    }
+
+    /// What had been handed to the last step before; empty for a new job.
+    pub fn user_blob(&self) -> &[u8] {
+        match self {
+            Self::Fresh => &[],
+            Self::Drives(resumed) => &resumed.user_blob,
+            Self::Checkpoint { user_blob, .. } => user_blob,
+        }
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fresh => write!(f, "a new job"),
+            Self::Drives(Resumed { stamp, attempt, why, .. }) => {
+                write!(f, "going on after step {attempt} from the drives: {stamp}, {why}")
+            }
+            Self::Checkpoint { directory, attempt, .. } => {
+                write!(f, "going on after step {attempt} from checkpoint {}", directory.display())
+            }
+        }
+    }
+}
+
+/// A job under way. All methods but the getters are collective.
+pub struct Training {
+    optimizer: SwappedOptimizer,
+    checkpoints: Option<Checkpoints>,
+    comm: Rc<dyn Communicator>,
+    checkpoint_every: u64,
+    grace_period: Duration,
+    last_step: Duration,
+    last_save: Duration,
+}
+
+impl Training {
+    /// Starts the job: from its drives if it has committed steps there, else from its newest
+    /// checkpoint, else with masters by `fill`. If the steps on the drives cannot be gone on with
+    /// here (a drive or a node is gone, another number of ranks), the newest checkpoint replaces
+    /// them, with a warning that names both.
+    ///
+    /// # Errors
+    /// As [`SwappedOptimizer::create`], [`Checkpoints::load`] and
+    /// [`SwappedOptimizer::initialize_parameters`].
+    pub fn start(
+        config: &Config,
+        inventory: Inventory,
+        comm: Rc<dyn Communicator>,
+        progress: Option<Progress>,
+        fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
+    ) -> Result<(Self, Origin)> {
+        let mut checkpoints = Checkpoints::open(config, Rc::clone(&comm));
+        if let (Some(checkpoints), Some(progress)) = (&mut checkpoints, progress) {
+            checkpoints.set_progress(progress);
+        }
+        let newest = match &checkpoints {
+            Some(checkpoints) => checkpoints.newest()?,
+            None => None,
+        };
+        let created = SwappedOptimizer::create(config, inventory.clone(), Rc::clone(&comm));
+        let optimizer = match created {
+            Err(error) if newest.is_some() && can_be_replaced(&error) => {
+                tracing::warn!("{error}\n  the newest checkpoint replaces what is on the drives");
+                SwappedOptimizer::create_anew(config, inventory, Rc::clone(&comm))?
+            }
+            created => created?,
+        };
+        let mut training = Self {
+            optimizer,
+            checkpoints,
+            comm,
+            checkpoint_every: config.checkpoint.every,
+            grace_period: config.grace_period(),
+            last_step: Duration::ZERO,
+            last_save: Duration::ZERO,
+        };
+        let origin = training.fill_state(newest, fill)?;
+        tracing::info!("{origin}");
+        Ok((training, origin))
+    }
+
+    fn fill_state(
+        &mut self,
+        newest: Option<PathBuf>,
+        fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
+    ) -> Result<Origin> {
+        if let Some(resumed) = self.optimizer.resumed() {
+            return Ok(Origin::Drives(resumed.clone()));
+        }
+        let (Some(checkpoints), Some(directory)) = (&self.checkpoints, newest) else {
+            self.optimizer.initialize_parameters(fill)?;
+            return Ok(Origin::Fresh);
+        };
+        let user_blob = checkpoints.load(&mut self.optimizer, &directory)?;
+        Ok(Origin::Checkpoint { directory, attempt: self.optimizer.attempts(), user_blob })
+    }
+
+    /// The optimizer.
+    pub fn optimizer(&self) -> &SwappedOptimizer {
+        &self.optimizer
+    }
+
+    /// The optimizer, to look at its state or to change hyper-parameters.
+    pub fn optimizer_mut(&mut self) -> &mut SwappedOptimizer {
+        &mut self.optimizer
+    }
+
+    /// One step, and what follows from it: a checkpoint that is due begins, one that is under way
+    /// ends. A failed checkpoint is a warning.
+    ///
+    /// # Errors
+    /// As [`SwappedOptimizer::step`]. If a rank has been asked to stop, all ranks get an error of
+    /// kind [`ErrorKind::Requeue`] if the job can go on later (committed, or saved), otherwise
+    /// [`ErrorKind::Terminated`].
+    pub fn step<G: GradElem, P: ParamElem>(
+        &mut self,
+        gradients: &Gradients<'_, G>,
+        params: &mut [P],
+        options: StepOptions<'_>,
+    ) -> Result<StepOutcome> {
+        let options = StepOptions { stop: self.stop_wanted(), ..options };
+        let outcome = self.optimizer.step(gradients, params, options)?;
+        if outcome.is_taken {
+            self.last_step = outcome.duration;
+        }
+        if outcome.stop {
+            return Err(self.stop(options.user_blob)?);
+        }
+        let due = self.checkpoint_every > 0 && outcome.attempt % self.checkpoint_every == 0;
+        if let Some(checkpoints) = &mut self.checkpoints {
+            let polled = checkpoints.poll(&mut self.optimizer);
+            let begun = match due {
+                true => checkpoints.begin(&mut self.optimizer, None, options.user_blob),
+                false => Ok(()),
+            };
+            match polled.and_then(|saved| begun.map(|()| saved)) {
+                Ok(Some(saved)) => log_saved(&saved),
+                Ok(None) => {}
+                Err(error) if error.is_agreed() => tracing::warn!("no checkpoint: {error}"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn stop_wanted(&self) -> Stop {
+        match stop_request() {
+            None => Stop::No,
+            // Half again as long as the last one, so that the commit fits too.
+            Some(request) if self.time_left(request) < self.last_step.mul_f64(1.5) => Stop::Now,
+            Some(_) => Stop::AfterThisStep,
+        }
+    }
+
+    fn time_left(&self, request: StopRequest) -> Duration {
+        self.grace_period.saturating_sub(request.since.elapsed())
+    }
+
+    /// The error that ends a stopped job, after saving what can be saved.
+    fn stop(&mut self, user_blob: &[u8]) -> Result<Error> {
+        let asked: Vec<Option<(String, i32, u64)>> = {
+            let left_ms = |request| self.time_left(request).as_millis() as u64;
+            let mine = stop_request().map(|it| (it.name().to_owned(), it.signal, left_ms(it)));
+            gather_all(&*self.comm, &mine)?
+        };
+        let by = asked.iter().enumerate().find_map(|(rank, asked)| Some((rank, asked.as_ref()?)));
+        let (rank, name, signal) = match by {
+            Some((rank, (name, signal, _))) => (rank, name.as_str(), *signal),
+            None => (0, "its caller", 0),
+        };
+        let left_ms = asked.iter().flatten().map(|(.., left_ms)| *left_ms).min().unwrap_or(0);
+        let step = self.optimizer.attempts();
+        let is_committed = self.optimizer.epoch().is_some();
+        self.save_before_end(user_blob, is_committed, left_ms)?;
+        let newest = match &self.checkpoints {
+            Some(checkpoints) => checkpoints.newest()?,
+            None => None,
+        };
+        let stopped = format!("stopped by {name} (rank {rank}) after step {step}");
+        let again = "start the same command again to go on";
+        let error = match (self.optimizer.epoch(), newest) {
+            (Some(epoch), _) => {
+                Error::new(ErrorKind::Requeue, format!("{stopped}; epoch {epoch} is committed"))
+                    .hint(again)
+            }
+            (None, Some(newest)) => {
+                let saved = format!("{stopped}; checkpoint {} is there", newest.display());
+                Error::new(ErrorKind::Requeue, saved).hint(again)
+            }
+            (None, None) if signal == signal_hook::consts::SIGINT => {
+                Error::new(ErrorKind::Interrupted, format!("{stopped}; nothing is saved"))
+            }
+            (None, None) => {
+                Error::new(ErrorKind::Terminated, format!("{stopped}; nothing is saved"))
+                    .hint("set durability.mode = \"step\", or checkpoint.dir, to go on later")
+            }
+        };
+        Ok(error.agreed())
+    }
+
+    /// A checkpoint of the last state, if one is configured and there is time. A committed job needs
+    /// none to go on where it is, only to go on elsewhere.
+    fn save_before_end(&mut self, blob: &[u8], is_committed: bool, left_ms: u64) -> Result<()> {
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+        checkpoints.abandon(&mut self.optimizer);
+        // All ranks must decide alike: the slowest save so far, of any rank.
+        let saves: Vec<u64> = gather_all(&*self.comm, &(self.last_save.as_millis() as u64))?;
+        let expected_ms = saves.into_iter().max().unwrap_or(0);
+        let has_time = left_ms > 2 * expected_ms;
+        if !has_time && is_committed {
+            return Ok(());
+        }
+        let start = Instant::now();
+        match checkpoints.save(&mut self.optimizer, None, blob) {
+            Ok(saved) => log_saved(&saved),
+            Err(error) if error.is_agreed() => tracing::warn!("no checkpoint: {error}"),
+            Err(error) => return Err(error),
+        }
+        self.last_save = start.elapsed();
+        Ok(())
+    }
+
+    /// Ends the job: finishes the checkpoint under way and removes the files from the drives,
+    /// unless the configuration keeps them.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::finish`].
+    pub fn finish(mut self) -> Result<()> {
+        if let Some(checkpoints) = self.checkpoints.as_mut().filter(|it| it.is_saving()) {
+            log_saved(&checkpoints.finish(&mut self.optimizer)?);
+        }
+        self.optimizer.close();
+        Ok(())
+    }
+}
+
+fn log_saved(saved: &crate::checkpoint::Saved) {
+    tracing::info!("checkpoint of step {} saved: {}", saved.attempts, saved.directory.display());
+}
+
+/// Whether a checkpoint may take the place of what is on the drives.
+fn can_be_replaced(error: &Error) -> bool {
+    error.is_agreed() && matches!(error.kind(), ErrorKind::StateUnavailable | ErrorKind::Io)
+}

@@ -1,0 +1,155 @@
+//! A durable shard that nobody holds, as it lies on its drives: for looking at it, checking it and
+//! putting it right between two runs of its job.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::checksums::corrupt;
+use super::plan::Plan;
+use super::resume::as_it_lies;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::state::Inventory;
+use crate::storage::{FoundShard, Record, ShardDirectory, Slots};
+use crate::units::{Bytes, ChunkIndex, ExtentIndex, Rank};
+use crate::wire::crc32c;
+
+/// A shard at one of its commits.
+pub struct StoredShard {
+    plan: Plan,
+    record: Record,
+    slots: Slots,
+    directories: Vec<ShardDirectory>,
+    files: Vec<File>,
+}
+
+impl StoredShard {
+    /// Opens a shard as a record has it.
+    ///
+    /// # Errors
+    /// Unavailable if a drive is missing or its job is alive; I/O if a file cannot be opened.
+    pub fn open(found: &FoundShard, record: Record, for_repair: bool) -> Result<Self> {
+        let directories = found.complete()?;
+        if let Some(held) = directories.iter().find(|directory| directory.is_alive()) {
+            return Err(Error::new(ErrorKind::Unavailable, "the job is alive")
+                .with("job", held.job())
+                .with("path", held.path().display())
+                .hint("it checks every chunk itself; look again when it has ended"));
+        }
+        let layout = &found.layout;
+        let mut config = as_it_lies(&Config::default(), layout, &directories);
+        // No buffers are allocated here.
+        config.swap.memory_budget = Bytes(1 << 62);
+        let shards: Vec<u32> = (0..layout.shards).collect();
+        let inventory = Inventory::new(layout.parameters.clone())?;
+        let plan = Plan::resolve(&config, inventory, &shards, Rank(layout.shard))?;
+        let chunks = plan.partition().chunks().len();
+        if record.slots.len() != chunks || record.checksums.len() != chunks * plan.tensors() {
+            return Err(Error::new(ErrorKind::Io, "a record does not fit its layout")
+                .with("job", &layout.job)
+                .with("shard", layout.shard));
+        }
+        let open = |directory: &ShardDirectory| {
+            let path = directory.state_path();
+            let opened = OpenOptions::new().read(true).write(for_repair).open(&path);
+            opened.map_err(|error| {
+                Error::new(ErrorKind::Io, "a state file cannot be opened")
+                    .with("path", path.display())
+                    .because(error)
+            })
+        };
+        let files = directories.iter().map(open).collect::<Result<_>>()?;
+        let slots = Slots::from_committed(record.slots.clone());
+        Ok(Self { plan, record, slots, directories, files })
+    }
+
+    /// The plan that the shard follows.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The commit.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Number of chunks.
+    pub fn chunks(&self) -> usize {
+        self.plan.partition().chunks().len()
+    }
+
+    /// The live elements of a chunk in the flat space.
+    pub fn flat_of(&self, chunk: ChunkIndex) -> Range<u64> {
+        let partition = self.plan.partition();
+        let start = partition.flat().start + partition.chunk(chunk).shard_offset;
+        start..start + partition.chunk(chunk).elems
+    }
+
+    fn extent(&self, chunk: ChunkIndex) -> ExtentIndex {
+        self.slots.read_extent(chunk)
+    }
+
+    /// Reads a chunk's extent, as f32 values.
+    ///
+    /// # Errors
+    /// I/O: what cannot be read where.
+    pub fn read(&self, chunk: ChunkIndex) -> Result<Vec<f32>> {
+        let mut values = vec![0.0f32; self.plan.layout(chunk).bytes() as usize / 4];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        for segment in self.plan.placement().segments(self.extent(chunk)) {
+            let part = &mut bytes[segment.extent_offset..][..segment.len];
+            let read = self.files[segment.drive.index()].read_exact_at(part, segment.file_offset);
+            read.map_err(|error| {
+                let path = self.directories[segment.drive.index()].state_path();
+                Error::new(ErrorKind::Io, "a chunk cannot be read")
+                    .with("path", path.display())
+                    .with("offset", segment.file_offset)
+                    .with("length", segment.len)
+                    .with("holding", self.plan.describe(chunk))
+                    .because(error)
+            })?;
+        }
+        Ok(values)
+    }
+
+    /// Compares a chunk's extent with the record.
+    ///
+    /// # Errors
+    /// I/O: which state tensor of which parameters differs, and where it lies.
+    pub fn check(&self, chunk: ChunkIndex, values: &[f32]) -> Result<()> {
+        let tensors = self.plan.tensors();
+        let expected = &self.record.checksums[chunk.index() * tensors..][..tensors];
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let layout = self.plan.layout(chunk);
+        let differs = |tensor: &usize| {
+            crc32c(&bytes[layout.sections()[*tensor].clone()]) != expected[*tensor]
+        };
+        match (0..tensors).find(differs) {
+            None => Ok(()),
+            Some(tensor) => Err(corrupt(&self.plan, chunk, self.extent(chunk), tensor)),
+        }
+    }
+
+    /// Writes a chunk's extent anew, if it is what the record promises.
+    ///
+    /// # Errors
+    /// As [`Self::check`], and nothing is written then; I/O if it cannot be written.
+    pub fn repair(&self, chunk: ChunkIndex, values: &[f32]) -> Result<()> {
+        self.check(chunk, values)?;
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        for segment in self.plan.placement().segments(self.extent(chunk)) {
+            let file = &self.files[segment.drive.index()];
+            let part = &bytes[segment.extent_offset..][..segment.len];
+            let written = file.write_all_at(part, segment.file_offset);
+            written.and_then(|()| file.sync_data()).map_err(|error| {
+                let path = self.directories[segment.drive.index()].state_path();
+                Error::new(ErrorKind::Io, "a chunk cannot be repaired")
+                    .with("path", path.display())
+                    .with("offset", segment.file_offset)
+                    .because(error)
+            })?;
+        }
+        Ok(())
+    }
+}
