@@ -30,7 +30,7 @@ use optswap::cli::{self, SwapArgs};
 use optswap::config::Config;
 use optswap::coord::{Communicator, agree, all_gather, gather_all, reduce_scatter};
 use optswap::error::{Error, Result};
-use optswap::job::{self, Training};
+use optswap::job::{self, Origin, Training};
 use optswap::partition::Run;
 use optswap::report::{bytes_per_param, rank_table, timer_table};
 use optswap::state::{Inventory, Parameter};
@@ -163,7 +163,9 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         Ok(past) => past,
         Err(_) => Past { loss_first: replica.validation_loss(&**comm, &corpus)? },
     };
-    progress.start(&origin, past.loss_first, byte_entropy);
+    if origin == Origin::Fresh {
+        progress.validation(0, past.loss_first, byte_entropy);
+    }
     let (mut loss_last, mut step_seconds) = (past.loss_first, Vec::new());
     for step in origin.attempt() + 1..=args.steps {
         let batch = corpus.batch(args.seed, step, args.batch, comm.rank().index(), comm.size());

@@ -4,7 +4,6 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use optswap::job::Origin;
 
 /// Shows how training gets on; silent on all ranks but one.
 pub struct Progress {
@@ -24,15 +23,6 @@ impl Progress {
             bar
         });
         Progress { bar, steps, is_shown }
-    }
-
-    /// Training begins: from scratch with a first loss, or where an earlier run ended.
-    pub fn start(&self, origin: &Origin, loss_first: f64, byte_entropy: f64) {
-        match origin {
-            Origin::Fresh => self.validation(0, loss_first, byte_entropy),
-            _ if self.is_shown => eprintln!("{origin}"),
-            _ => {}
-        }
     }
 
     /// One step is done.

@@ -116,6 +116,21 @@ pub fn ranks(count: usize, program: &Path) -> Command {
     command
 }
 
+/// The processes of a job: those of `train_lm` or `optswap` whose command line has this text.
+pub fn rank_pids(tag: &str) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let pid = path.file_name()?.to_str()?.parse::<u32>().ok()?;
+        let name = std::fs::read_to_string(path.join("comm")).ok()?;
+        let line = std::fs::read_to_string(path.join("cmdline")).ok()?;
+        let is_ours = ["train_lm", "optswap"].contains(&name.trim()) && line.contains(tag);
+        is_ours.then_some(pid)
+    });
+    let mut pids: Vec<u32> = processes.collect();
+    pids.sort_unstable();
+    pids
+}
+
 /// Tests with several ranks run one after the other: there are few cores.
 pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
