@@ -9,61 +9,17 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
 
 use half::bf16;
-use optswap::config::{Config, EngineName, FaultConfig, FaultKind, GroupConfig};
-use optswap::coord::{Communicator, ThreadCommunicator};
+use optswap::config::{Config, EngineName, FaultConfig, FaultKind, VerifyChecksums};
+use optswap::coord::Communicator;
 use optswap::error::{Error, ErrorKind, Result};
 use optswap::partition::Run;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{
-    Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_gradients,
-    fill_synthetic_masters,
-};
+use optswap::step::{Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_masters};
 use optswap::units::{Bytes, Elems, ParamIndex};
 use proptest::prelude::*;
 use support::Drives;
-
-/// Small stripe units and chunks, clipping, and two parameter groups.
-fn config_for(drives: &Drives) -> Config {
-    let mut config = Config::default();
-    config.drives.paths = drives.paths();
-    config.drives.stripe_unit = Bytes(16 << 10);
-    config.swap.chunk_elements = Elems(4096);
-    config.optimizer.clip_norm = 0.5;
-    config.optimizer.groups.push(GroupConfig {
-        names: vec!["*.bias".to_owned()],
-        weight_decay: Some(0.0),
-        lr: Some(0.01),
-        ..GroupConfig::default()
-    });
-    config
-}
-
-fn inventory(sizes: &[usize]) -> Inventory {
-    let parameter = |(index, size): (usize, &usize)| {
-        let kind = if index % 2 == 0 { "weight" } else { "bias" };
-        Parameter::new(format!("layer{index}.{kind}"), [*size])
-    };
-    Inventory::new(sizes.iter().enumerate().map(parameter).collect()).unwrap()
-}
-
-/// Runs `body` on every rank of a world of threads; gives every rank's result.
-fn on_ranks<T: Send>(
-    ranks: usize,
-    body: impl Fn(Rc<dyn Communicator>) -> Result<T> + Sync,
-) -> Vec<Result<T>> {
-    let world = ThreadCommunicator::world(ranks, Duration::from_secs(20));
-    std::thread::scope(|scope| {
-        let run = |comm: ThreadCommunicator| {
-            let body = &body;
-            scope.spawn(move || body(Rc::new(comm)))
-        };
-        let threads: Vec<_> = world.into_iter().map(run).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
+use support::world::{config_for, inventory, on_ranks, shard_gradients};
 
 /// An initialised optimizer with synthetic masters, and its twin in memory.
 fn start(
@@ -80,13 +36,6 @@ fn start(
     optimizer.initialize_parameters(fill)?;
     let verifier = Verifier::new(&optimizer, fill)?;
     Ok((optimizer, verifier))
-}
-
-fn shard_gradients(optimizer: &SwappedOptimizer, step: u64) -> Vec<f32> {
-    let range = optimizer.partition().flat();
-    let mut shard = vec![0.0; (range.end - range.start) as usize];
-    fill_synthetic_gradients(5, step, range.start, &mut shard, |gradient| gradient);
-    shard
 }
 
 /// Trains for some steps, verified after each; gives the digest.
@@ -305,6 +254,8 @@ fn one_flipped_byte_of_a_live_extent_is_found_and_named() {
     // Chunk 1, elements 4096 to 8191: in master, exp_avg and exp_avg_sq.
     for (section, name) in ["master", "exp_avg", "exp_avg_sq"].iter().enumerate() {
         let results = on_ranks(1, |comm| {
+            let mut config = config.clone();
+            config.durability.verify = VerifyChecksums::Off;
             let (mut optimizer, verifier) = start(&config, &SIZES, comm)?;
             let state = drives.paths()[0].join("optswap/default/shard-00000/state");
             flip(&state, (4096 * 12 + section * 4096 * 4 + 100 * 4 + 1) as u64);

@@ -31,11 +31,8 @@ impl StoredShard {
     /// Unavailable if a drive is missing or its job is alive; I/O if a file cannot be opened.
     pub fn open(found: &FoundShard, record: Record, for_repair: bool) -> Result<Self> {
         let directories = found.complete()?;
-        if let Some(held) = directories.iter().find(|directory| directory.is_alive()) {
-            return Err(Error::new(ErrorKind::Unavailable, "the job is alive")
-                .with("job", held.job())
-                .with("path", held.path().display())
-                .hint("it checks every chunk itself; look again when it has ended"));
+        for directory in &directories {
+            directory.reclaimable_bytes()?;
         }
         let layout = &found.layout;
         let mut config = as_it_lies(&Config::default(), layout, &directories);

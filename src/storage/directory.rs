@@ -16,6 +16,8 @@ use crate::units::Bytes;
 
 /// A killed process holds its lock until the kernel has ended its last operation.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// So long may a ring that has been closed keep its files.
+const CLOSING_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Where one shard lives on one drive.
 #[derive(Clone, Debug)]
@@ -113,7 +115,7 @@ impl ShardDirectory {
     /// Whether a living process holds the directory at this moment.
     pub fn is_alive(&self) -> bool {
         let Ok(file) = File::open(self.state_path()) else { return false };
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+        self.lock(&file, CLOSING_PATIENCE).is_err()
     }
 
     /// Checks that nobody alive holds the directory, without changing it. Gives the bytes that a
@@ -123,13 +125,13 @@ impl ShardDirectory {
     /// Unavailable if a living process holds it.
     pub fn reclaimable_bytes(&self) -> Result<u64> {
         match File::open(self.state_path()) {
-            Ok(file) => self.lock(&file).map(|()| self.allocated_bytes()),
+            Ok(file) => self.lock(&file, LOCK_PATIENCE).map(|()| self.allocated_bytes()),
             Err(_) => Ok(0),
         }
     }
 
-    fn lock(&self, file: &File) -> Result<()> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
+    fn lock(&self, file: &File, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
         loop {
             match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(()),
@@ -185,7 +187,7 @@ impl ShardDirectory {
     fn open_and_lock(&self, create: bool) -> Result<File> {
         let file = open_direct(&self.state_path(), create)
             .map_err(|error| self.refused("the state file cannot be opened").because(error))?;
-        self.lock(&file)?;
+        self.lock(&file, LOCK_PATIENCE)?;
         Ok(file)
     }
 

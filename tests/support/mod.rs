@@ -1,6 +1,8 @@
-//! Running the built programs as a user would.
+//! Running the built programs as a user would; `world` has ranks that are threads.
 
 #![allow(dead_code, reason = "every test file uses its own part")]
+
+pub mod world;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
