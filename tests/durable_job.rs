@@ -251,7 +251,13 @@ fn a_corrupt_chunk_is_named_never_trained_on_and_repaired_from_a_checkpoint() {
     let report = verify_drives(&drives.paths(), Some("default")).unwrap();
     assert!(!report.findings.is_empty());
     let error = report.findings[0].error.to_string();
-    for word in ["corrupt", "chunk ", "state tensor", "which lies on drive 0", " at "] {
+    for word in [
+        "corrupt",
+        "chunk ",
+        "state tensor",
+        "which lies on drive 0: ",
+        "shard-00001/state offset ",
+    ] {
         assert!(error.contains(word), "`{word}` is not in: {error}");
     }
     let results = on_ranks(2, |comm| {

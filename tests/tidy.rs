@@ -140,6 +140,10 @@ fn libraries_stay_in_their_rooms() {
             forbid("io_uring::", &["src/io/uring.rs"]);
             forbid("mpi::ffi", &["src/coord/mpi.rs"]);
             forbid("bincode::", &["src/wire.rs"]);
+            forbid("crc_fast::", &["src/wire.rs"]);
+            forbid("safetensors::Dtype", &["src/checkpoint/safetensors.rs"]);
+            forbid("signal_hook::", &["src/job/"]);
+            forbid("indicatif::", &["src/cli/"]);
             forbid("rayon::prelude", &["src/optim/", "src/step/"]);
             forbid(concat!("print", "ln!("), &["src/cli/", "src/job/"]);
             forbid("process::exit", &["src/job/"]);

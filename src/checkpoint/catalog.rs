@@ -1,5 +1,5 @@
-//! A job's checkpoints: saving while training goes on, finding the newest, loading, keeping the last
-//! few.
+//! A job's checkpoints: saving while training goes on, finding the newest, loading, keeping the
+//! last few.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
 //! names in `model.safetensors`, moments under the same names in `exp_avg.safetensors` and
 //! `exp_avg_sq.safetensors`.
 //!
-//! Format: <https://github.com/huggingface/safetensors>, read and written by the crate of that name;
-//! data is streamed here, so that memory holds one piece at a time.
+//! Format: <https://github.com/huggingface/safetensors>, read and written by the crate of that
+//! name; data is streamed here, so that memory holds one piece at a time.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -214,12 +214,12 @@ impl TensorSource {
 }
 
 /// Makes a checkpoint of safetensors files: a directory as [`export_safetensors`] writes it, or one
-/// file with the masters alone, and moments of zero. Parameters are taken in the order in which they
-/// lie in the file.
+/// file with the masters alone, and moments of zero. Parameters are taken in the order in which
+/// they lie in the file.
 ///
 /// # Errors
-/// Usage if a file is cut short, has overlapping offsets, or the files do not fit each other; cannot
-/// create if there is a checkpoint already.
+/// Usage if a file is cut short, has overlapping offsets, or the files do not fit each other;
+/// cannot create if there is a checkpoint already.
 pub fn import_safetensors(
     from: &Path,
     job: &str,

@@ -114,8 +114,8 @@ pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
     Ok(report)
 }
 
-/// Checks as [`verify_drives`] and writes every corrupt chunk anew from a checkpoint, where that has
-/// the very bytes that the record promises.
+/// Checks as [`verify_drives`] and writes every corrupt chunk anew from a checkpoint, where that
+/// has the very bytes that the record promises.
 ///
 /// # Errors
 /// As [`verify_drives`] and [`CheckpointReader::open`].

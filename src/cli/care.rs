@@ -1,5 +1,5 @@
-//! `optswap clean`, `verify`, `scrub`, `export` and `import`: what lies on drives and in checkpoints
-//! between two runs.
+//! `optswap clean`, `verify`, `scrub`, `export` and `import`: what lies on drives and in
+//! checkpoints between two runs.
 
 use std::path::PathBuf;
 use std::time::Instant;

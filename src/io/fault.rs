@@ -1,7 +1,7 @@
-//! Faults on purpose. The wrapped engine behaves as told at chosen operations, so that every promise
-//! about failures can be tested. A rank survives short operations and transient errnos, stops on any
-//! other errno, reports a stall when its I/O timeout is over, and finds torn writes and flipped bits
-//! by their checksums when it reads them.
+//! Faults on purpose. The wrapped engine behaves as told at chosen operations, so that every
+//! promise about failures can be tested. A rank survives short operations and transient errnos,
+//! stops on any other errno, reports a stall when its I/O timeout is over, and finds torn writes
+//! and flipped bits by their checksums when it reads them.
 
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! Signals that ask a rank to stop: SIGTERM and SIGUSR1 (schedulers), SIGINT (people). One rank that
-//! gets one is enough; all agree on it in their next step. A second SIGINT ends the job at once.
+//! Signals that ask a rank to stop: SIGTERM and SIGUSR1 (schedulers), SIGINT (people). One rank
+//! that gets one is enough; all agree on it in their next step. A second SIGINT ends the job at
+//! once.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;

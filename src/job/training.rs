@@ -243,8 +243,8 @@ impl Training {
         Ok(error.agreed())
     }
 
-    /// A checkpoint of the last state, if one is configured and there is time. A committed job needs
-    /// none to go on where it is, only to go on elsewhere.
+    /// A checkpoint of the last state, if one is configured and there is time. A committed job
+    /// needs none to go on where it is, only to go on elsewhere.
     fn save_before_end(&mut self, blob: &[u8], is_committed: bool, left_ms: u64) -> Result<()> {
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         checkpoints.abandon(&mut self.optimizer);

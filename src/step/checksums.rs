@@ -7,7 +7,7 @@ use super::plan::Plan;
 use crate::config::VerifyChecksums;
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::SPLIT_ELEMS;
-use crate::storage::{ExtentLayout, Segment};
+use crate::storage::{ExtentLayout, Segment, ShardDirectory};
 use crate::units::{ChunkIndex, ExtentIndex};
 use crate::wire::{crc32c, crc32c_joined};
 
@@ -138,8 +138,10 @@ pub(super) fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tenso
         let from = section.start.max(segment.extent_offset);
         let to = section.end.min(segment.extent_offset + segment.len);
         let offset = segment.file_offset + (from - segment.extent_offset) as u64;
-        let drive = &plan.config().drives.paths[segment.drive.index()];
-        format!("{} ({}) at {offset}, {} B", segment.drive, drive.display(), to - from)
+        let config = plan.config();
+        let drive = &config.drives.paths[segment.drive.index()];
+        let path = ShardDirectory::new(drive, &config.job, plan.shard()).state_path();
+        format!("{}: {} offset {offset} length {}", segment.drive, path.display(), to - from)
     });
     Error::new(ErrorKind::Io, "a chunk on the drives is corrupt")
         .with("holding", plan.describe(chunk))

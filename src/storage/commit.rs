@@ -1,13 +1,14 @@
-//! The commit protocol, as far as it is decisions: pure functions of what every shard's records say.
-//! `tests/commit_protocol.rs` walks every interleaving of two and three ranks over these functions.
+//! The commit protocol, as far as it is decisions: pure functions of what every shard's records
+//! say. `tests/commit_protocol.rs` walks every interleaving of two and three ranks over these
+//! functions.
 //!
 //! Each shard has two places for a record. A commit of epoch e + 1 writes the place that does not
-//! hold the last agreed record, on every rank, and is agreed when all have written. So at any moment
-//! every shard holds the last agreed record, and perhaps one newer that not all have.
+//! hold the last agreed record, on every rank, and is agreed when all have written. So at any
+//! moment every shard holds the last agreed record, and perhaps one newer that not all have.
 //!
 //! A resume takes the newest stamp that all shards have, and first writes it again under a new
-//! incarnation, which overwrites whatever is newer: a redone step may give other bytes, and a record
-//! of the step that was lost must never be taken for one of the step that replaced it.
+//! incarnation, which overwrites whatever is newer: a redone step may give other bytes, and a
+//! record of the step that was lost must never be taken for one of the step that replaced it.
 
 use serde::{Deserialize, Serialize};
 

@@ -157,7 +157,9 @@ impl ShardDirectory {
         std::fs::create_dir_all(&self.path).map_err(|error| {
             self.refused("the shard directory cannot be created").because(error)
         })?;
-        let file = self.open_and_lock(true)?;
+        let file = open_direct(&self.state_path(), true)
+            .map_err(|error| self.refused("the state file cannot be opened").because(error))?;
+        self.lock(&file, LOCK_PATIENCE)?;
         // From here on the directory is ours.
         match self.prepare(&file, bytes, owner) {
             Ok(()) => Ok(file),
@@ -170,25 +172,25 @@ impl ShardDirectory {
 
     /// Opens and locks the state file of a durable shard as it is.
     pub(super) fn reopen(&self, bytes: u64, owner: &Owner) -> Result<File> {
-        let file = self.open_and_lock(false)?;
+        let file = open_direct(&self.state_path(), false)
+            .map_err(|error| self.damaged("a state file cannot be opened").because(error))?;
+        self.lock(&file, LOCK_PATIENCE)?;
         let found = file.metadata().map_or(0, |metadata| metadata.len());
         if found < bytes {
-            return Err(Error::new(ErrorKind::Io, "a state file has been cut")
-                .with("drive", self.drive.display())
-                .with("path", self.state_path().display())
+            return Err(self
+                .damaged("a state file has been cut")
                 .with("needed", format!("{bytes} B"))
-                .with("found", format!("{found} B"))
-                .hint("this shard's state is lost: load a checkpoint"));
+                .with("found", format!("{found} B")));
         }
         self.write_owner(owner)?;
         Ok(file)
     }
 
-    fn open_and_lock(&self, create: bool) -> Result<File> {
-        let file = open_direct(&self.state_path(), create)
-            .map_err(|error| self.refused("the state file cannot be opened").because(error))?;
-        self.lock(&file, LOCK_PATIENCE)?;
-        Ok(file)
+    fn damaged(&self, message: &str) -> Error {
+        Error::new(ErrorKind::Io, message)
+            .with("drive", self.drive.display())
+            .with("path", self.state_path().display())
+            .hint("this shard's committed steps are lost: go on from a checkpoint")
     }
 
     fn prepare(&self, file: &File, bytes: u64, owner: &Owner) -> Result<()> {

@@ -1,4 +1,5 @@
-//! Slots: where a chunk is read from and written to, so that what is committed is never overwritten.
+//! Slots: where a chunk is read from and written to, so that what is committed is never
+//! overwritten.
 
 use crate::units::{ChunkIndex, ExtentIndex};
 
