@@ -207,6 +207,7 @@ fn open(
     as_it_lies.drives.stripe_unit = Bytes(layout.stripe_unit_bytes);
     as_it_lies.swap.chunk_elements = Elems(layout.chunk_elems);
     as_it_lies.swap.sub_group_elements = Elems(layout.sub_group_elems);
+    as_it_lies.validate()?;
     let plan = Plan::resolve(&as_it_lies, inventory.clone(), &found.shards, comm.rank())?;
     let files = reopen_files(&plan, comm, directories)?;
     Ok((plan, files))
