@@ -2,9 +2,9 @@
 //! ranks get one error that says where, and a durable job comes back from it. Never a wrong digest,
 //! never a hang.
 //!
-//! Two ranks are threads; rank 1 has the fault, in its second step of three. Operations are numbered
-//! per rank since start-up; which of them reads or writes which chunk depends on the moment, so
-//! every number is tried, with both engines.
+//! Two ranks are threads; rank 1 has the fault, in its second step of three. Operations are
+//! numbered per rank since start-up; which of them reads or writes which chunk depends on the
+//! moment, so every number is tried, with both engines.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
