@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 /// What one value may take; a length beyond this is damage.
 const VALUE_BYTES_MAX: usize = 1 << 30;
 
+const FEW_BYTES: usize = 64 << 10;
+const SOME_BYTES: usize = 8 << 20;
+
 const FORMAT: Configuration<LittleEndian, Fixint, Limit<VALUE_BYTES_MAX>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<VALUE_BYTES_MAX>();
 
@@ -47,7 +50,16 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 /// # Errors
 /// Internal if they are no such value, or more than one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    match bincode::serde::decode_from_slice(bytes, FORMAT) {
+    // A length within the value is believed, and allocated, up to the limit. So few bytes have a
+    // low one.
+    let decoded = if bytes.len() <= FEW_BYTES {
+        bincode::serde::decode_from_slice(bytes, FORMAT.with_limit::<FEW_BYTES>())
+    } else if bytes.len() <= SOME_BYTES {
+        bincode::serde::decode_from_slice(bytes, FORMAT.with_limit::<SOME_BYTES>())
+    } else {
+        bincode::serde::decode_from_slice(bytes, FORMAT)
+    };
+    match decoded {
         Ok((value, used)) if used == bytes.len() => Ok(value),
         Ok(_) => Err(Error::internal("an encoded value is longer than it should be")),
         Err(error) => Err(Error::internal("an encoded value cannot be read").because(error)),

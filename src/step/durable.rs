@@ -211,6 +211,7 @@ impl SwappedOptimizer {
         let Some(Chosen { record, place, incarnation, why }) = chosen else {
             return Err(Error::internal("there is no commit to go back to"));
         };
+        agree(&*self.comm, check_fit(&self.plan, &record))?;
         self.slots = Slots::from_committed(record.slots.clone());
         self.checksums.restore(&record.checksums);
         self.attempts = record.attempts;
@@ -300,6 +301,20 @@ impl SwappedOptimizer {
             self.files.keep(true);
         }
     }
+}
+
+/// A record of another cut of the state, or of none, is damage that its checksum does not show.
+fn check_fit(plan: &Plan, record: &Record) -> Result<()> {
+    let chunks = plan.partition().chunks().len();
+    let found = [record.slots.len(), record.checksums.len(), record.update_counts.len()];
+    let expected = [chunks, chunks * plan.tensors(), plan.partition().pieces().len()];
+    if found == expected && record.slots.iter().all(|slot| *slot < 2) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Io, "the record of the last commit does not fit the shard's layout")
+        .with("slots, checksums and pieces", format!("{found:?}"))
+        .with("expected", format!("{expected:?}"))
+        .hint("the state of that shard cannot be trusted: load a checkpoint"))
 }
 
 /// The update counts of a shard's pieces.

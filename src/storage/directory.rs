@@ -224,6 +224,17 @@ impl ShardDirectory {
             .map_err(|error| self.refused("the owner file cannot be written").because(error))
     }
 
+    /// Makes the names of files and directories durable, up to the drive's own directory. Some file
+    /// systems refuse to flush a directory; then names are as durable as they make them.
+    pub(super) fn sync_names(&self) {
+        let below = |path: &&Path| path.starts_with(&self.drive);
+        for path in self.path.ancestors().take_while(below) {
+            if let Ok(directory) = File::open(path) {
+                let _ = directory.sync_all();
+            }
+        }
+    }
+
     fn refused(&self, message: &str) -> Error {
         Error::new(ErrorKind::CannotCreate, message)
             .with("drive", self.drive.display())

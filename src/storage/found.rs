@@ -20,12 +20,16 @@ impl FoundShard {
     /// All durable shards below these drives, of every job or of one, by job and number.
     ///
     /// # Errors
-    /// I/O errors; unavailable if another version of optswap wrote one.
+    /// I/O errors, also if a shard has committed but lost its layout; unavailable if another
+    /// version of optswap wrote one.
     pub fn all_on(drives: &[PathBuf], job: Option<&str>) -> Result<Vec<Self>> {
         let mut found: BTreeMap<(String, u32, String), Self> = BTreeMap::new();
         for drive in drives {
             for directory in ShardDirectory::all_on(drive, job)? {
-                let Some(layout) = directory.layout()? else { continue };
+                let Some(layout) = directory.layout()? else {
+                    refuse_lost_layout(&directory)?;
+                    continue;
+                };
                 let key = (layout.job.clone(), layout.shard, layout.job_id.clone());
                 let number = layout.drive as usize;
                 let directories = vec![None; layout.drives.len()];
@@ -67,4 +71,22 @@ impl FoundShard {
         let ours = records.filter(|record| record.job_id == self.layout.job_id);
         Ok(ours.max_by_key(|record| record.stamp))
     }
+}
+
+/// A layout is written before the first record and removed after the last. So a record without one
+/// is no creation that was cut off, which may be done again, but damage, which must not be.
+fn refuse_lost_layout(directory: &ShardDirectory) -> Result<()> {
+    let layout = directory.layout_path();
+    for path in directory.record_paths() {
+        if let Some(record) = read_record(&path)? {
+            return Err(Error::new(ErrorKind::Io, "a shard has lost its layout")
+                .with("path", layout.display())
+                .with("its record", record.stamp)
+                .hint(
+                    "the drive has changed or lost bytes: go on from a checkpoint, or remove the \
+                     job with optswap clean --remove",
+                ));
+        }
+    }
+    Ok(())
 }

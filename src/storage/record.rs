@@ -2,6 +2,7 @@
 //! each commit, in two places that take turns.
 
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -51,7 +52,13 @@ impl ShardLayout {
     /// Cannot-create errors with the path.
     pub fn write(&self, path: &Path) -> Result<()> {
         let sealed = LAYOUT.seal(self)?;
-        std::fs::write(path, sealed).map_err(|error| {
+        // Once, at creation; so it need not be asked whether commits are flushed.
+        let write = || {
+            let mut file = File::create(path)?;
+            file.write_all(&sealed)?;
+            file.sync_all()
+        };
+        write().map_err(|error| {
             Error::new(ErrorKind::CannotCreate, "the layout file cannot be written")
                 .with("path", path.display())
                 .because(error)

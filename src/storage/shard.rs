@@ -41,6 +41,7 @@ impl ShardFiles {
             if let Some(layout) = layout {
                 ShardLayout { drive: drive as u32, ..layout.clone() }
                     .write(&directory.layout_path())?;
+                directory.sync_names();
             }
         }
         Ok(created)
@@ -73,7 +74,11 @@ impl ShardFiles {
     pub fn records(&self, is_new: bool) -> Result<RecordFiles> {
         let first = self.directories.first();
         let first = first.ok_or_else(|| Error::internal("a shard without a drive"))?;
-        RecordFiles::open(first.record_paths(), is_new)
+        let records = RecordFiles::open(first.record_paths(), is_new)?;
+        if is_new {
+            first.sync_names();
+        }
+        Ok(records)
     }
 
     /// Second handles on the same open file descriptions, for the engine: the locks live as long

@@ -34,6 +34,8 @@ pub struct Swapper {
     events: Receiver<Event>,
     thread: Option<JoinHandle<()>>,
     failed: bool,
+    /// The I/O thread has ended, because an operation did not.
+    gave_up: bool,
 }
 
 impl Swapper {
@@ -54,7 +56,7 @@ impl Swapper {
         })?;
         let waker = ready.recv().map_err(|_| thread_is_gone())??;
         let inbox = Arc::new(Inbox { commands, waker });
-        Ok(Self { inbox, events, thread: Some(handle), failed: false })
+        Ok(Self { inbox, events, thread: Some(handle), failed: false, gave_up: false })
     }
 
     /// Begins a sweep over all chunks, which are read from and written to where `slots` says.
@@ -63,6 +65,13 @@ impl Swapper {
     /// # Errors
     /// If an earlier sweep failed: what lies on the drives is then of no step.
     pub fn sweep(&mut self, kind: SweepKind, slots: &Slots) -> Result<Sweep<'_>> {
+        if self.gave_up {
+            let gave_up = "the I/O thread has given up: an operation never came back";
+            return Err(Error::new(ErrorKind::Io, gave_up).hint(
+                "end this process and start the job again: if it is durable, it goes on from its \
+                 last commit",
+            ));
+        }
         if self.failed {
             return Err(Error::new(ErrorKind::Io, "the swapper stopped after an earlier failure"));
         }
@@ -114,7 +123,9 @@ impl Sweep<'_> {
             return Ok(None);
         }
         let event = self.swapper.events.recv();
-        match event.unwrap_or_else(|_| Event::Ended(Err(thread_is_gone()))) {
+        let event = event.unwrap_or_else(|_| Event::Ended(Err(thread_is_gone())));
+        self.swapper.gave_up |= matches!(event, Event::GaveUp(_));
+        match event {
             Event::Lent(index, buffer) => {
                 let inbox = Arc::clone(&self.swapper.inbox);
                 Ok(Some(ResidentChunk { index, buffer: Some(buffer), inbox }))
@@ -123,7 +134,7 @@ impl Sweep<'_> {
                 self.state = SweepState::Ended(totals);
                 Ok(None)
             }
-            Event::Ended(Err(error)) => {
+            Event::Ended(Err(error)) | Event::GaveUp(error) => {
                 self.state = SweepState::Failed;
                 self.swapper.failed = true;
                 Err(error)

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::pipeline::SweepKind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveTotals, EngineSpec, Waker};
 use crate::storage::{Placement, Slots};
 use crate::units::ChunkIndex;
@@ -55,6 +55,8 @@ pub(super) enum Command {
 pub(super) enum Event {
     Lent(ChunkIndex, Buffer),
     Ended(Result<SweepTotals>),
+    /// The I/O thread ends although operations are in flight.
+    GaveUp(Error),
 }
 
 pub(super) type ReadySender = Sender<Result<Arc<dyn Waker>>>;

@@ -268,6 +268,6 @@ impl Worker {
     /// Ends the thread although operations may be in flight. Their buffers are never freed.
     fn give_up(self, error: Error) {
         self.transfers.abandon();
-        let _ = self.events.send(Event::Ended(Err(error)));
+        let _ = self.events.send(Event::GaveUp(error));
     }
 }

@@ -1,0 +1,251 @@
+//! Every way in which ranks can crash around commits and resumes, walked over the functions that
+//! decide: `judge`, `place_of`, `place_beside` and `Slots`.
+//!
+//! The model. A rank's drives are two slots of one chunk and two places for records; while one of
+//! them is written it is torn. A life of the job is one list of actions that every rank goes
+//! through at its own pace; nobody passes a collective before all have come to it. A crash may find
+//! the ranks at any combination of places in that list, and leaves only the drives. A slot's value
+//! says by which step, and in which life, it was computed, so a step that is done again gives other
+//! bytes. A record's checksum is the value that it promises.
+//!
+//! One life's crashes are the next one's beginnings: breadth first, every different set of drives
+//! once (ranks are alike, so their order does not count). After each crash the job must go on from
+//! one commit that all ranks have, whole, which is the last agreed one or one that the last life
+//! added; never from bytes of two attempts; never is it taken for lost or new.
+//!
+//! Bounds, each searched whole. 2 ranks, 4 commits after the initial one, 4 crashes; 3 ranks, 3
+//! commits, 4 crashes (so also: one in a step, one in the resume, one in the step that is done
+//! again, one more in its resume); 3 ranks, 3 commits at every second of 6 steps, 3 crashes. With
+//! chunks without a gradient, so that a rank may leave out the write of any step: 2 ranks, 3
+//! commits, 3 crashes; 3 ranks, 2 commits, 2 crashes. With a power loss without `durability.sync`,
+//! which may undo the last write of any slot and place: 2 ranks, 3 commits, 2 crashes, one of them
+//! a power loss. Then a job may be refused, as its records or checksums do not fit, but not go on
+//! from a mixture. (With `sync`, a power loss leaves what the death of all ranks leaves: a torn
+//! write or a whole one.)
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
+#[path = "support/commit_rank.rs"]
+mod commit_rank;
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
+use std::time::Instant;
+
+use commit_rank::{Drives, Life, Made, Model, Mutation, Record, Slot, Start};
+use optswap::storage::commit::{Places, Stamp, Verdict, judge, place_of};
+
+/// What a crash leaves, and what is known about it from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct World {
+    ranks: Vec<Drives>,
+    /// Epoch and origin of the newest commit that all ranks have agreed on.
+    agreed: Option<(u8, Made)>,
+    /// Writes may have been undone: the job may be refused, but not go on from something wrong.
+    lost_power: bool,
+}
+
+impl World {
+    fn sorted(mut self) -> Self {
+        self.ranks.sort_unstable();
+        self
+    }
+}
+
+const USUAL: Model = Model {
+    ranks: 2,
+    steps: 3,
+    commit_every: 1,
+    may_leave_out: false,
+    may_lose_power: false,
+    crashes: 3,
+    mutation: Mutation::None,
+};
+
+impl Model {
+    /// What a start finds, as `optswap::step::resume` and `choose_record` go about it; and whether
+    /// it is right.
+    fn resume(&self, world: &World) -> Result<Start, String> {
+        let of = |drives: &Drives| drives.now.places;
+        let job = world.ranks.iter().flat_map(of).flatten().map(|record| record.job).max();
+        let records = world.ranks.iter().map(of);
+        let records = records.map(|places| places.map(|it| it.filter(|it| Some(it.job) == job)));
+        let records: Vec<[Option<Record>; 2]> = records.collect();
+        let stamp = |record: Record| match self.mutation {
+            Mutation::IncarnationIgnored => Stamp { incarnation: 0, ..record.stamp() },
+            _ => record.stamp(),
+        };
+        let all: Vec<Places> =
+            records.iter().map(|places| places.map(|it| it.map(stamp))).collect();
+        let (stamp, incarnation) = match judge(&all) {
+            Verdict::Resume { stamp, incarnation } => (stamp, incarnation),
+            Verdict::Fresh if world.agreed.is_none() => return Ok(Start::Fresh),
+            Verdict::Fresh => return Err("taken for new".into()),
+            Verdict::Broken { .. } if world.lost_power => return Ok(Start::Refused),
+            Verdict::Broken { .. } => return Err("taken for lost".into()),
+        };
+        let mut chosen = Vec::new();
+        for (places, records) in all.iter().zip(&records) {
+            let place = place_of(places, stamp).ok_or("a rank has no such record")?;
+            chosen.push((records[place].ok_or("a rank has no such record")?, place));
+        }
+        let is_whole = |(drives, (record, _)): (&Drives, &(Record, usize))| {
+            drives.now.slots[usize::from(record.slot)] == Slot::Whole(record.value)
+        };
+        if !world.ranks.iter().zip(&chosen).all(is_whole) {
+            // After another boot, the checksums of all chunks are compared first.
+            let refused = if world.lost_power { Ok(Start::Refused) } else { Err(()) };
+            return refused
+                .map_err(|()| "a committed slot has not what its record promises".into());
+        }
+        let first = chosen[0].0;
+        if chosen.iter().any(|(it, _)| it.commit != first.commit || it.epoch != first.epoch) {
+            return Err("ranks resume different commits".into());
+        }
+        let values = chosen.iter().map(|(record, _)| record.value);
+        if !self.may_leave_out && values.into_iter().any(|value| value != first.commit) {
+            return Err("bytes of different attempts".into());
+        }
+        match world.agreed {
+            Some((epoch, _)) if first.epoch < epoch => Err("an agreed commit is lost".into()),
+            Some((epoch, commit)) if first.epoch == epoch && first.commit != commit => {
+                Err("an agreed commit has become another".into())
+            }
+            _ => Ok(Start::Resume { records: chosen, incarnation }),
+        }
+    }
+
+    /// What a crash leaves, for every combination of moments that the collectives allow.
+    fn crashes(&self, world: &World, lives: &[Life]) -> Vec<World> {
+        let collectives = &lives[0].collectives;
+        let last = lives[0].moments.len() - 1;
+        let mut crashes = Vec::new();
+        for slowest in 0..=last {
+            let passed = collectives.iter().filter(|(at, _)| *at <= slowest);
+            let newest = passed.filter_map(|(_, agreed)| *agreed).next_back();
+            // Nobody is beyond the first collective that the slowest has not come to.
+            let next = collectives.iter().map(|(at, _)| *at).find(|at| *at > slowest);
+            let fastest = next.unwrap_or(last);
+            let versions =
+                |rank: usize, moments: RangeInclusive<usize>| lives[rank].moments[moments].concat();
+            for first_slow in 0..lives.len() {
+                let choices = (0..lives.len()).map(|rank| match rank.cmp(&first_slow) {
+                    Ordering::Less => versions(rank, slowest + 1..=fastest),
+                    Ordering::Equal => versions(rank, slowest..=slowest),
+                    Ordering::Greater => versions(rank, slowest..=fastest),
+                });
+                crashes.extend(every_choice(choices).into_iter().map(|ranks| World {
+                    ranks,
+                    agreed: newest.or(world.agreed),
+                    lost_power: world.lost_power && newest.is_none(),
+                }));
+            }
+        }
+        crashes
+    }
+
+    /// Walks everything; gives the number of states seen, or the first thing that is wrong.
+    fn explore(&self) -> Result<usize, String> {
+        let empty = World { ranks: vec![Drives::default(); self.ranks], ..World::default() };
+        let mut worlds = HashSet::from([empty]);
+        let mut states = 0;
+        for life in 0..self.crashes {
+            let mut next = HashSet::new();
+            for world in &worlds {
+                let start = self.resume(world).map_err(|wrong| format!("{wrong}: {world:?}"))?;
+                if matches!(start, Start::Refused) {
+                    continue;
+                }
+                let ranks = world.ranks.iter().enumerate();
+                let lives = ranks.map(|(rank, drives)| self.live(&start, rank, *drives, life));
+                let lives: Vec<Life> = lives.collect::<Result<_, _>>()?;
+                for crashed in self.crashes(world, &lives) {
+                    states += 1;
+                    if self.may_lose_power && !world.lost_power {
+                        next.extend(power_losses(&crashed));
+                    }
+                    next.insert(crashed.sorted());
+                }
+            }
+            worlds = next;
+        }
+        states += worlds.len();
+        worlds.iter().try_for_each(|world| {
+            self.resume(world).map(drop).map_err(|wrong| format!("{wrong}: {world:?}"))
+        })?;
+        Ok(states)
+    }
+}
+
+/// Every combination of what each rank may have.
+fn every_choice(choices: impl Iterator<Item = Vec<Drives>>) -> Vec<Vec<Drives>> {
+    choices.fold(vec![Vec::new()], |ranks, versions| {
+        let longer = |ranks: &Vec<Drives>| {
+            let ranks = ranks.clone();
+            versions.iter().map(move |drives| [ranks.as_slice(), &[*drives]].concat())
+        };
+        ranks.iter().flat_map(longer).collect()
+    })
+}
+
+/// Every world in which some of the last writes are undone.
+fn power_losses(crashed: &World) -> impl Iterator<Item = World> {
+    let undone = |drives: &Drives, which: usize| {
+        let mut now = drives.now;
+        for index in 0..2 {
+            if which & 1 << index != 0 {
+                now.slots[index] = drives.before.slots[index];
+            }
+            if which & 4 << index != 0 {
+                now.places[index] = drives.before.places[index];
+            }
+        }
+        Drives { now, before: now }
+    };
+    let versions = |drives: &Drives| (0..16).map(|which| undone(drives, which)).collect();
+    let worlds = every_choice(crashed.ranks.iter().map(versions)).into_iter();
+    worlds.map(|ranks| World { ranks, agreed: None, lost_power: true }.sorted())
+}
+
+fn models() -> [(&'static str, Model); 6] {
+    let three = Model { ranks: 3, ..USUAL };
+    [
+        ("2 ranks", Model { steps: 4, crashes: 4, ..USUAL }),
+        ("3 ranks", Model { crashes: 4, ..three }),
+        ("3 ranks, a commit every 2 steps", Model { steps: 6, commit_every: 2, ..three }),
+        ("2 ranks that leave out writes", Model { may_leave_out: true, ..USUAL }),
+        (
+            "3 ranks that leave out writes",
+            Model { steps: 2, crashes: 2, may_leave_out: true, ..three },
+        ),
+        ("2 ranks, power loss", Model { may_lose_power: true, crashes: 2, ..USUAL }),
+    ]
+}
+
+#[test]
+fn every_crash_is_survived() {
+    for (name, model) in models() {
+        let start = Instant::now();
+        let states = model.explore().unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+        println!("{name}: {states} states in {:.1} s", start.elapsed().as_secs_f64());
+        assert!(states > 10_000, "{name}: only {states} states");
+    }
+}
+
+#[test]
+fn every_mutation_is_found() {
+    for mutation in [
+        Mutation::ResumeWritesNothing,
+        Mutation::ResumeIsNotAgreed,
+        Mutation::RecordOverAgreed,
+        Mutation::StepsWriteCommitted,
+    ] {
+        let wrong = Model { mutation, ..USUAL }.explore().expect_err("it is not found");
+        println!("{mutation:?}: {wrong}");
+    }
+    let mutation = Mutation::IncarnationIgnored;
+    Model { mutation, ..USUAL }.explore().expect("harmless while writes stay written");
+    let model = Model { steps: 2, may_lose_power: true, crashes: 2, mutation, ..USUAL };
+    println!("{mutation:?}: {}", model.explore().expect_err("it is not found"));
+}

@@ -1,0 +1,277 @@
+//! One rank's part of the model of commits: what lies on its drives, and its way through one life
+//! of the job. See `tests/commit_protocol.rs`.
+
+use optswap::storage::Slots;
+use optswap::storage::commit::{Stamp, place_beside};
+use optswap::units::ChunkIndex;
+
+/// The only chunk: its extent has the number of its slot.
+const CHUNK: ChunkIndex = ChunkIndex(0);
+
+/// By which step, in which life of the job, something was computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Made {
+    pub step: u8,
+    pub life: u8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Slot {
+    #[default]
+    Empty,
+    Torn,
+    Whole(Made),
+}
+
+/// What counts of `optswap::storage::Record`; numbers are small here, so that worlds are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Record {
+    /// The life in which the job was created, for the job's id.
+    pub job: u8,
+    pub epoch: u8,
+    pub incarnation: u8,
+    pub slot: u8,
+    /// The checksum: what the slot holds if it is whole.
+    pub value: Made,
+    /// Which commit it is really; the protocol cannot see this.
+    pub commit: Made,
+}
+
+impl Record {
+    pub fn stamp(&self) -> Stamp {
+        Stamp { epoch: self.epoch.into(), incarnation: self.incarnation.into() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Content {
+    pub slots: [Slot; 2],
+    /// `None`: no record, or a torn one.
+    pub places: [Option<Record>; 2],
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Drives {
+    pub now: Content,
+    /// What each of the four was before its last write; kept only where power may be lost.
+    pub before: Content,
+}
+
+/// What is done wrong on purpose, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    None,
+    /// A resume does not write its record again under a new incarnation.
+    ResumeWritesNothing,
+    /// Steps begin before all ranks have written the record that they resume again.
+    ResumeIsNotAgreed,
+    RecordOverAgreed,
+    StepsWriteCommitted,
+    /// As long as writes stay written this is harmless: a resume has overwritten every newer record
+    /// before a slot is written, so one epoch never exists in two versions afterwards. Only a power
+    /// loss brings back the old version, on some ranks; the incarnation is there for this.
+    IncarnationIgnored,
+}
+
+/// How a life begins.
+pub enum Start {
+    Fresh,
+    /// Every rank's record and its place.
+    Resume {
+        records: Vec<(Record, usize)>,
+        incarnation: u64,
+    },
+    /// An error, after a power loss.
+    Refused,
+}
+
+#[derive(Clone, Copy)]
+pub struct Model {
+    pub ranks: usize,
+    pub steps: u8,
+    pub commit_every: u8,
+    pub may_leave_out: bool,
+    pub may_lose_power: bool,
+    pub crashes: u8,
+    pub mutation: Mutation,
+}
+
+/// The moment at which a rank comes to a collective, and the commit that is agreed on there.
+pub type Collective = (usize, Option<(u8, Made)>);
+
+/// One rank's drives after so many actions, in several versions where the rank had a choice.
+#[derive(Default)]
+pub struct Life {
+    pub moments: Vec<Vec<Drives>>,
+    pub collectives: Vec<Collective>,
+}
+
+/// One rank in one life.
+struct Rank<'a> {
+    model: &'a Model,
+    drives: Drives,
+    slots: Slots,
+    place: usize,
+    agreed: Option<Record>,
+    /// What the newest slot holds.
+    value: Option<Made>,
+    job: u8,
+    moments: Vec<Drives>,
+    collectives: Vec<Collective>,
+}
+
+impl Rank<'_> {
+    fn done(&mut self) {
+        self.moments.push(self.drives);
+    }
+
+    fn remove_record(&mut self, place: usize) {
+        self.drives.before.places[place] = self.keep(self.drives.now.places[place]);
+        self.drives.now.places[place] = None;
+        self.done();
+    }
+
+    fn keep<T: Default>(&self, before: T) -> T {
+        if self.model.may_lose_power { before } else { T::default() }
+    }
+
+    /// A step's swap-in, and its swap-out in two actions; or none, for a chunk without a gradient.
+    fn write_slot(&mut self, value: Made, is_left_out: bool) -> Result<(), String> {
+        let newest = self.slots.read_extent(CHUNK).index();
+        let mut slot = self.slots.write_extent(CHUNK).index();
+        if self.model.mutation == Mutation::StepsWriteCommitted && self.agreed.is_some() {
+            slot = self.slots.committed()[0].into();
+        }
+        if let Some(value) = self.value
+            && self.drives.now.slots[newest] != Slot::Whole(value)
+        {
+            return Err(format!("step {} reads wrong bytes", value.step));
+        }
+        if !is_left_out {
+            self.drives.before.slots[slot] = self.keep(self.drives.now.slots[slot]);
+            self.drives.now.slots[slot] = Slot::Torn;
+        }
+        self.done();
+        if !is_left_out {
+            self.drives.now.slots[slot] = Slot::Whole(value);
+            self.value = Some(value);
+            self.slots.mark_written(CHUNK);
+        }
+        self.done();
+        Ok(())
+    }
+
+    fn write_record(&mut self, record: Record) {
+        let place = match self.model.mutation {
+            Mutation::RecordOverAgreed => self.place,
+            _ => place_beside(self.place),
+        };
+        self.drives.before.places[place] = self.keep(self.drives.now.places[place]);
+        self.drives.now.places[place] = None;
+        self.done();
+        self.drives.now.places[place] = Some(record);
+        self.done();
+        (self.agreed, self.place) = (Some(record), place);
+    }
+
+    /// Nobody goes on before all have come here.
+    fn meet(&mut self, agreed: Option<Record>) {
+        let agreed = agreed.map(|record| (record.epoch, record.commit));
+        self.collectives.push((self.moments.len() - 1, agreed));
+    }
+
+    /// Writes the next record and agrees on it.
+    fn commit(&mut self, commit: Made) -> Result<(), String> {
+        let mut slots = self.slots.clone();
+        slots.commit();
+        let record = Record {
+            job: self.job,
+            epoch: self.agreed.map_or(0, |agreed| agreed.epoch + 1),
+            incarnation: self.agreed.map_or(0, |agreed| agreed.incarnation),
+            slot: slots.committed()[0],
+            value: self.value.ok_or("a commit of nothing")?,
+            commit,
+        };
+        self.write_record(record);
+        self.meet(Some(record));
+        // In memory alone, so when each rank does it does not matter.
+        self.slots.commit();
+        Ok(())
+    }
+
+    fn begin(&mut self, start: &Start, rank: usize, life: u8) -> Result<(), String> {
+        self.done();
+        let Start::Resume { records, incarnation } = start else {
+            self.job = life;
+            self.remove_record(0);
+            self.remove_record(1);
+            self.meet(None);
+            let made = Made { step: 0, life };
+            self.write_slot(made, false)?;
+            return self.commit(made);
+        };
+        let (record, place) = records[rank];
+        self.slots = Slots::from_committed(vec![record.slot]);
+        (self.agreed, self.place, self.job) = (Some(record), place, record.job);
+        self.value = Some(record.value);
+        if self.model.mutation != Mutation::ResumeWritesNothing {
+            self.write_record(Record { incarnation: *incarnation as u8, ..record });
+        }
+        if self.model.mutation != Mutation::ResumeIsNotAgreed {
+            self.meet(Some(record));
+        }
+        Ok(())
+    }
+
+    fn train(&mut self, life: u8, left_out: u32) -> Result<(), String> {
+        let every = self.model.commit_every;
+        let first = self.agreed.map_or(0, |agreed| agreed.epoch * every) + 1;
+        for step in first..=self.model.steps {
+            let made = Made { step, life };
+            self.write_slot(made, left_out & 1 << step != 0)?;
+            match step.is_multiple_of(every) {
+                true => self.commit(made)?,
+                false => self.meet(None),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// The life of one rank, with all its choices.
+    pub fn live(
+        &self,
+        start: &Start,
+        rank: usize,
+        drives: Drives,
+        life: u8,
+    ) -> Result<Life, String> {
+        let mut all = Life::default();
+        let choices = if self.may_leave_out { 1 << (self.steps + 1) } else { 1 };
+        for left_out in (0..choices).filter(|choice| choice & 1 == 0) {
+            let mut rank_now = Rank {
+                model: self,
+                drives,
+                slots: Slots::new(1, true),
+                // As in `Durable::new`: place 0 is written first.
+                place: 1,
+                agreed: None,
+                value: None,
+                job: 0,
+                moments: Vec::new(),
+                collectives: Vec::new(),
+            };
+            rank_now.begin(start, rank, life)?;
+            rank_now.train(life, left_out)?;
+            all.moments.resize(rank_now.moments.len(), Vec::new());
+            for (versions, moment) in all.moments.iter_mut().zip(rank_now.moments) {
+                if !versions.contains(&moment) {
+                    versions.push(moment);
+                }
+            }
+            all.collectives = rank_now.collectives;
+        }
+        Ok(all)
+    }
+}
