@@ -1,4 +1,4 @@
-//! The MPI communicator, over rsmpi. This file alone knows MPI.
+//! The MPI communicator, over rsmpi. This folder alone knows MPI.
 //!
 //! Collectives are the non-blocking ones of MPI-3 (chapter 5.12), tested until a deadline: a dead
 //! link is never detected by MPI itself, and a rank must not wait for ever. rsmpi ties a request to
