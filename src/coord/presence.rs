@@ -174,6 +174,16 @@ impl Presence {
         self.change(|record| record.collective = 0);
     }
 
+    /// Where every rank runs.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Whether this rank sees what that one says.
+    pub fn sees(&self, rank: Rank) -> bool {
+        self.locals.contains(&rank)
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut Record) -> T) -> T {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         record.changed_ms = now_ms();
@@ -195,16 +205,6 @@ impl Presence {
 /// What those who wait look at.
 #[cfg(feature = "mpi")]
 impl Presence {
-    /// Where every rank runs.
-    pub(super) fn topology(&self) -> &Topology {
-        &self.topology
-    }
-
-    /// Whether this rank sees what that one says.
-    pub(super) fn sees(&self, rank: Rank) -> bool {
-        self.locals.contains(&rank)
-    }
-
     /// A sign of life while waiting.
     pub(super) fn beat(&self) {
         self.write(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
