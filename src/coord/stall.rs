@@ -98,10 +98,15 @@ impl NodeView {
 }
 
 impl LateRank {
-    /// As seen some time later.
-    pub fn aged(self, by_ms: u64) -> Self {
-        let (unchanged_ms, silent_ms) = (self.unchanged_ms + by_ms, self.silent_ms + by_ms);
-        Self { unchanged_ms, silent_ms, ..self }
+    /// As a notice that came `ago_ms` ago tells of it. What was going on then is taken to go on
+    /// until the next notice is due; what stood still then has stood still ever since.
+    pub fn told(self, ago_ms: u64, limits: Limits) -> Self {
+        let overdue_ms = ago_ms.saturating_sub(limits.warning_ms);
+        let since = |ms: u64| match ms > limits.silence_ms() {
+            true => ms + ago_ms,
+            false => ms + overdue_ms,
+        };
+        Self { unchanged_ms: since(self.unchanged_ms), silent_ms: since(self.silent_ms), ..self }
     }
 
     /// Whether it is held up itself, in an earlier collective.
@@ -225,8 +230,12 @@ mod tests {
             describe(&view.late[3..], &[], &hosts, LIMITS.silence_ms()),
             "rank 3 on a, in step: norm, in MPI_Ibarrier, waiting as well"
         );
-        let later = view.late[1].aged(2_500).describe("a", LIMITS.silence_ms());
-        assert!(later.contains("no progress for 2.5 s"), "{later}");
+        let told = |index: usize, ago_ms| {
+            view.late[index].told(ago_ms, LIMITS).describe("a", LIMITS.silence_ms())
+        };
+        assert!(told(1, 900).contains("making progress"), "the next notice is not due");
+        assert!(told(1, 2_500).contains("no progress for 1.5 s"), "{}", told(1, 2_500));
+        assert!(told(2, 900).contains("no progress for 3.9 s"), "{}", told(2, 900));
     }
 
     #[test]

@@ -229,7 +229,9 @@ impl Inspector {
             for rank in others.filter(|rank| !self.presence.sees(*rank)) {
                 match wait.told.get(&rank.0) {
                     Some(Told::Waiting) => {}
-                    Some(Told::Late(rank, told_ms)) => late.push(rank.aged(now_ms - told_ms)),
+                    Some(Told::Late(rank, told_ms)) => {
+                        late.push(rank.told(now_ms - told_ms, self.limits));
+                    }
                     None => unknown.push(rank.0),
                 }
             }
