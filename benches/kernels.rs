@@ -14,7 +14,7 @@ use optswap::optim::{AdamW, SPLIT_ELEMS, UpdateTask, run_tasks, sum_of_squares};
 use optswap::state::Hyperparameters;
 use optswap::step::fill_synthetic_gradients;
 use optswap::storage::Placement;
-use optswap::units::ChunkIndex;
+use optswap::units::ExtentIndex;
 
 /// A chunk of the default size times sixteen: 64 MiB an array, beyond any cache.
 const ELEMS: usize = 16 << 20;
@@ -71,7 +71,7 @@ fn placement(criterion: &mut Criterion) {
     let extents = vec![12 << 20; 1000];
     let placement = Placement::weighted(&extents, 1 << 20, &[1.0, 2.0, 3.0, 4.0], 0);
     criterion.bench_function("segments of a chunk", |bencher| {
-        bencher.iter(|| placement.segments(ChunkIndex(500)));
+        bencher.iter(|| placement.segments(ExtentIndex(500)));
     });
 }
 

@@ -7,10 +7,12 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Drives, Run, TINY, one_at_a_time, optswap, ranks, train_lm};
+use support::{
+    Drives, Run, TINY, long_job, one_at_a_time, optswap, process_of, ranks, signal, train_lm,
+};
 
 fn mpich_program() -> Option<PathBuf> {
     std::env::var_os("OPTSWAP_MPICH").map(PathBuf::from)
@@ -98,16 +100,6 @@ fn the_other_mpis_launcher_is_refused_with_the_line_that_fixes_it() {
     Run::of(&srun.output().unwrap()).expect(64, &["srun --mpi=pmix"]);
 }
 
-/// A job in chunks of one block that would last; gives the command.
-fn long_job(count: usize, drives: &Drives, config: &str) -> Command {
-    let text = format!("{config}\n[swap]\nchunk_elements = 4096\n");
-    let config = drives.write("job.toml", &text);
-    let mut command = ranks(count, &train_lm());
-    command.args(["--drives", &drives.list(1), "--config", &config, "--steps", "100000"]);
-    command.args(TINY).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
 fn timed(mut command: Command) -> (Run, Duration) {
     let start = Instant::now();
     let run = Run::of(&command.output().unwrap());
@@ -136,26 +128,6 @@ fn a_rank_that_panics_ends_all_with_its_message_first() {
     let (run, took) = timed(long_job(3, &drives, fault));
     run.expect(70, &[" 1/3] error: panicked", "injected at operation 40"]);
     assert!(took < Duration::from_secs(20), "{took:?}");
-}
-
-/// Waits until a rank has its files, and gives its process.
-fn process_of(drives: &Drives, rank: usize) -> String {
-    let owner = drives.shard("default", rank).join("owner");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let text = std::fs::read_to_string(&owner).unwrap_or_default();
-        if let Some(pid) = text.lines().find_map(|line| line.strip_prefix("pid = ")) {
-            // Some steps later.
-            std::thread::sleep(Duration::from_millis(300));
-            return pid.to_owned();
-        }
-        assert!(Instant::now() < deadline, "no owner file");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn signal(pid: &str, signal: &str) {
-    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
 }
 
 #[test]

@@ -134,6 +134,10 @@ impl SwapArgs {
     /// How to start the ranks. A configuration that cannot be read is reported later, by all.
     pub fn launch(&self) -> Launch {
         let config = self.resolve().unwrap_or_default();
-        Launch { peer_timeout: config.peer_timeout(), log_ranks: self.log_ranks.clone() }
+        Launch {
+            peer_timeout: config.peer_timeout(),
+            stall_warning: config.stall_warning(),
+            log_ranks: self.log_ranks.clone(),
+        }
     }
 }

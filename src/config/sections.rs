@@ -157,7 +157,8 @@ pub struct CheckpointConfig {
 pub struct TimeoutsConfig {
     /// No completed operation for this long, with some in flight, is an error. Default 60.
     pub io_timeout: f64,
-    /// Waiting this long for other ranks in one collective is an error. Default 600.
+    /// Waiting this long for other ranks in one collective is an error, unless they make progress.
+    /// Default 600.
     pub peer_timeout: f64,
     /// Waiting this long in one collective names those that are late, in the log. Default 30.
     pub stall_warning: f64,

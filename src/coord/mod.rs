@@ -10,7 +10,13 @@ mod gather;
 mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod page;
+mod presence;
+#[cfg(feature = "mpi")]
+mod stall;
 mod topology;
+
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::units::Rank;
@@ -19,11 +25,16 @@ pub use agree::agree;
 pub use bulk::{all_gather, reduce_scatter};
 pub use gather::gather_all;
 pub use local::{Solo, ThreadCommunicator};
+pub use presence::{Activity, Collective, Phase, Presence};
 pub use topology::Topology;
 
-/// The ranks of a job and what they can do together. Every method but the first three is
-/// collective: all ranks call it, in the same order, and it ends on all of them or gives an error
-/// within the communicator's deadline.
+/// The target of stall warnings in the log. They come from whichever rank can tell, so a program
+/// whose other ranks are silent should let these through.
+pub const STALL_TARGET: &str = "optswap::stall";
+
+/// The ranks of a job and what they can do together. Every method but the first three and the last
+/// is collective: all ranks call it, in the same order, and it ends on all of them or gives an
+/// error within the communicator's deadline.
 ///
 /// Sums are taken in rank order wherever order matters, so every communicator gives the same bits.
 pub trait Communicator {
@@ -66,4 +77,10 @@ pub trait Communicator {
         recv: &mut [u8],
         recv_counts: &[usize],
     ) -> Result<()>;
+
+    /// Where this rank says what it is doing, for those who wait for it. None where a communicator
+    /// has no use for it.
+    fn presence(&self) -> Option<&Arc<Presence>> {
+        None
+    }
 }

@@ -21,8 +21,10 @@ pub use training::{Origin, Training};
 /// How to start.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// Waiting this long for other ranks in one collective is an error.
+    /// Waiting this long for other ranks in one collective is an error, unless they make progress.
     pub peer_timeout: Duration,
+    /// Waiting this long in one collective names those that are late, in the log.
+    pub stall_warning: Duration,
     /// Which ranks log to the terminal.
     pub log_ranks: LogRanks,
 }
@@ -49,7 +51,8 @@ pub fn run_main(
     if let Err(error) = signals::listen(|signal| abort(128 + signal as u8)) {
         tracing::warn!("signals cannot be listened to: {error}");
     }
-    let result = body(Rc::clone(&comm));
+    let watched = world.watch_stalls(launch.stall_warning);
+    let result = watched.and_then(|()| body(Rc::clone(&comm)));
     let Err(error) = result else { return ExitCode::SUCCESS };
     if !error.is_agreed() {
         eprintln!("{tag} error: {error}");
@@ -104,7 +107,9 @@ fn abort(exit_code: u8) -> ! {
 struct World {
     comm: Rc<dyn Communicator>,
     #[cfg(feature = "mpi")]
-    _mpi: crate::coord::mpi::World,
+    mpi_comm: Rc<crate::coord::mpi::MpiCommunicator>,
+    #[cfg(feature = "mpi")]
+    mpi: crate::coord::mpi::World,
 }
 
 impl World {
@@ -113,14 +118,25 @@ impl World {
         let library = crate::coord::mpi::library_version();
         launcher.check_before_start(Some(&library))?;
         let mpi = crate::coord::mpi::World::start()?;
-        let comm: Rc<dyn Communicator> = Rc::new(mpi.communicator(peer_timeout));
-        launcher.check_world_size(comm.size())?;
-        Ok(Self { comm, _mpi: mpi })
+        let mpi_comm = Rc::new(mpi.communicator(peer_timeout));
+        launcher.check_world_size(mpi_comm.size())?;
+        Ok(Self { comm: Rc::clone(&mpi_comm) as Rc<dyn Communicator>, mpi_comm, mpi })
+    }
+
+    /// Collective, and so not before errors of one rank can end all.
+    #[cfg(feature = "mpi")]
+    fn watch_stalls(&self, stall_warning: Duration) -> Result<()> {
+        self.mpi.watch_stalls(&self.mpi_comm, stall_warning)
     }
 
     #[cfg(not(feature = "mpi"))]
     fn start(launcher: &Launcher, _peer_timeout: Duration) -> Result<Self> {
         launcher.check_before_start(None)?;
         Ok(Self { comm: Rc::new(crate::coord::Solo::default()) })
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn watch_stalls(&self, _stall_warning: Duration) -> Result<()> {
+        Ok(())
     }
 }

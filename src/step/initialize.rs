@@ -2,7 +2,7 @@
 
 use super::optimizer::SwappedOptimizer;
 use super::view::{StateView, sections, sections_mut};
-use crate::coord::agree;
+use crate::coord::{Activity, Phase, agree};
 use crate::error::Result;
 use crate::partition::Run;
 use crate::swap::{ResidentChunk, SweepKind, SweepTotals};
@@ -50,6 +50,7 @@ impl SwappedOptimizer {
         &mut self,
         fill: &mut impl FnMut(&Run, [&mut [f32]; 3]) -> Result<()>,
     ) -> Result<SweepTotals> {
+        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let mut sweep = self.swapper.sweep(SweepKind::Fill, &self.slots)?;
         while let Some(mut resident) = sweep.next_chunk()? {
             let index = resident.index();
@@ -72,6 +73,7 @@ impl SwappedOptimizer {
     /// # Errors
     /// Agreed errors of `look` or of the drives.
     pub fn inspect(&mut self, mut look: impl FnMut(StateView<'_>) -> Result<()>) -> Result<()> {
+        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let result = self.check_usable().and_then(|()| {
             let plan = &self.plan;
             let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
@@ -103,6 +105,7 @@ impl SwappedOptimizer {
         mut look: impl FnMut(&super::Plan, &ResidentChunk),
     ) -> Result<()> {
         self.check_usable()?;
+        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
         while let Some(resident) = sweep.next_chunk()? {
             let extent = self.slots.read_extent(resident.index());

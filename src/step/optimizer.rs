@@ -110,7 +110,7 @@ impl SwappedOptimizer {
         agree(&*comm, neighbours(&plan))?;
         check_node_memory(&plan, &*comm, &topology)?;
         tracing::info!("{plan}");
-        let parts = agree(&*comm, open_parts(&plan, comm.rank().0, &files, job_id, comes_back))?;
+        let parts = agree(&*comm, open_parts(&plan, &*comm, &files, job_id, comes_back))?;
         let (swapper, pool, durable) = parts;
         let mut optimizer = Self {
             swapper,
@@ -275,7 +275,7 @@ fn remove_dead_shards(config: &Config, ranks: u32) -> Result<()> {
 /// Opens records, buffers, I/O thread and update threads.
 fn open_parts(
     plan: &Plan,
-    rank: u32,
+    comm: &dyn Communicator,
     files: &ShardFiles,
     job_id: String,
     comes_back: bool,
@@ -284,12 +284,12 @@ fn open_parts(
         true => Some(Durable::new(files.records(!comes_back)?, job_id)),
         false => None,
     };
-    Ok((open_swapper(plan, rank, files)?, update_pool()?, durable))
+    Ok((open_swapper(plan, comm, files)?, update_pool()?, durable))
 }
 
-fn open_swapper(plan: &Plan, rank: u32, files: &ShardFiles) -> Result<Swapper> {
+fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Result<Swapper> {
     let config = plan.config();
-    let faults = config.faults.iter().filter(|fault| fault.rank == rank);
+    let faults = config.faults.iter().filter(|fault| fault.rank == comm.rank().0);
     let faults: Vec<FaultConfig> = faults.copied().collect();
     Swapper::open(SwapperSpec {
         engine: EngineSpec {
@@ -303,7 +303,10 @@ fn open_swapper(plan: &Plan, rank: u32, files: &ShardFiles) -> Result<Swapper> {
         chunks: plan.partition().chunks().len(),
         buffers: allocate_buffers(plan.buffer_count(), plan.buffer_bytes())?,
         io_timeout: config.io_timeout(),
-        on_progress: Box::new(|_| ()),
+        on_progress: match comm.presence().cloned() {
+            Some(presence) => Box::new(move |completed_ops| presence.progress(completed_ops)),
+            None => Box::new(|_| ()),
+        },
         describe: plan.describer(),
     })
 }

@@ -9,7 +9,7 @@ use super::optimizer::SwappedOptimizer;
 use super::plan::Plan;
 use super::snapshot::Snapshot;
 use super::update::ChunkUpdate;
-use crate::coord::agree;
+use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
 use crate::optim::{AdamW, BlockNorm, GradElem, ParamElem};
 use crate::partition::Partition;
@@ -74,6 +74,7 @@ impl SwappedOptimizer {
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
         let start = Instant::now();
+        let activity = Activity::begin(&*self.comm, Phase::Norm);
         let kernel_before = self.process_io.bytes();
         let accepted = self.check_usable().and_then(|()| {
             check_arguments(self.plan.partition(), params, options)?;
@@ -114,6 +115,7 @@ impl SwappedOptimizer {
                 let hyper = &self.groups[self.plan.inventory().parameter(param).group];
                 AdamW::new(hyper, self.update_counts[param.index()] + 1, outcome.grad_scale)
             };
+            activity.turn_to(Phase::SwapAndUpdate);
             let mut work = Work {
                 plan: &self.plan,
                 pool: &self.pool,
@@ -134,6 +136,7 @@ impl SwappedOptimizer {
             }
         }
         // A record is written before the agreement: it counts only if all ranks have theirs.
+        activity.turn_to(Phase::Commit);
         let commit_start = Instant::now();
         let result = result.and_then(|totals| {
             let is_due = outcome.stop || self.is_commit_due();

@@ -5,8 +5,9 @@
 pub mod world;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Directories that stand for drives, gone with the test.
 pub struct Drives {
@@ -137,4 +138,34 @@ pub fn rank_pids(tag: &str) -> Vec<u32> {
 pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A job in chunks of one block that would last; gives the command.
+pub fn long_job(count: usize, drives: &Drives, config: &str) -> Command {
+    let text = format!("{config}\n[swap]\nchunk_elements = 4096\n");
+    let config = drives.write("job.toml", &text);
+    let mut command = ranks(count, &train_lm());
+    command.args(["--drives", &drives.list(1), "--config", &config, "--steps", "100000"]);
+    command.args(TINY).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Waits until a rank has its files, and gives its process.
+pub fn process_of(drives: &Drives, rank: usize) -> String {
+    let owner = drives.shard("default", rank).join("owner");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = std::fs::read_to_string(&owner).unwrap_or_default();
+        if let Some(pid) = text.lines().find_map(|line| line.strip_prefix("pid = ")) {
+            // Some steps later.
+            std::thread::sleep(Duration::from_millis(300));
+            return pid.to_owned();
+        }
+        assert!(Instant::now() < deadline, "no owner file");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub fn signal(pid: &str, signal: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
 }

@@ -1,10 +1,15 @@
-//! The MPI communicator, over rsmpi. This file alone knows MPI.
+//! The MPI communicator, over rsmpi. This folder alone knows MPI.
 //!
 //! Collectives are the non-blocking ones of MPI-3 (chapter 5.12), tested until a deadline: a dead
 //! link is never detected by MPI itself, and a rank must not wait for ever. rsmpi ties a request to
 //! a scope that cannot be left before the request is complete; a deadline has to leave, so the
 //! requests here are raw, and abandoned with their buffers when the deadline passes.
 
+mod inspector;
+mod mail;
+
+use std::cell::OnceCell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mpi::Threading;
@@ -13,8 +18,12 @@ use mpi::ffi;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{AsRaw, Communicator as _};
 
+use self::inspector::{Inspector, timed_out};
+use self::mail::Mail;
 use super::Communicator;
 use super::local::host_name;
+use super::presence::{Collective, Presence};
+use super::stall::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Rank;
 
@@ -39,7 +48,23 @@ impl World {
     /// Collectives give up after `timeout`.
     pub fn communicator(&self, timeout: Duration) -> MpiCommunicator {
         let comm = self.universe.world().duplicate();
-        MpiCommunicator { comm, host: host_name(), timeout }
+        MpiCommunicator { comm, host: host_name(), timeout, inspector: OnceCell::new() }
+    }
+
+    /// Collective, once: from now on the ranks find out who is late, say so in the log after
+    /// `stall_warning`, and wait on as long as the late ones make progress.
+    ///
+    /// # Errors
+    /// As every collective.
+    pub fn watch_stalls(&self, comm: &MpiCommunicator, stall_warning: Duration) -> Result<()> {
+        if comm.size() == 1 {
+            return Ok(());
+        }
+        let presence = Presence::share(comm)?;
+        let limits = Limits::new(stall_warning, comm.timeout);
+        let mail = Mail::new(self.universe.world().duplicate());
+        let inspector = Inspector::new(presence, comm.rank(), limits, mail);
+        comm.inspector.set(inspector).map_err(|_| Error::internal("stalls are watched already"))
     }
 }
 
@@ -76,6 +101,7 @@ pub struct MpiCommunicator {
     comm: SimpleCommunicator,
     host: String,
     timeout: Duration,
+    inspector: OnceCell<Inspector>,
 }
 
 /// The buffers of a collective, owned by it until it is complete.
@@ -89,7 +115,7 @@ impl MpiCommunicator {
     /// they are; they come back when MPI no longer uses them, and never if the deadline passes.
     fn collective<B>(
         &self,
-        name: &str,
+        name: Collective,
         buffers: B,
         start: impl FnOnce(&mut B, ffi::MPI_Comm, *mut ffi::MPI_Request) -> i32,
     ) -> Result<B> {
@@ -97,11 +123,11 @@ impl MpiCommunicator {
         let null = unsafe { ffi::RSMPI_REQUEST_NULL };
         let mut pending = Box::new(Pending { request: null, buffers });
         let request = &raw mut pending.request;
+        let mut watch = self.inspector.get().map(|it| (it, it.begin(name)));
         let code = start(&mut pending.buffers, self.comm.as_raw(), request);
         if code != ffi::MPI_SUCCESS as i32 {
-            return Err(
-                Error::new(ErrorKind::Peer, format!("MPI_{name} failed")).with("MPI error", code)
-            );
+            let failed = format!("{} failed", name.name());
+            return Err(Error::new(ErrorKind::Peer, failed).with("MPI error", code));
         }
         let begin = Instant::now();
         let mut polls = 0u32;
@@ -110,22 +136,24 @@ impl MpiCommunicator {
             // SAFETY: `request` is valid until `done`; MPI_STATUS_IGNORE asks for no status.
             unsafe { ffi::MPI_Test(request, &raw mut done, ffi::RSMPI_STATUS_IGNORE) };
             if done != 0 {
+                watch.inspect(|(inspector, _)| inspector.end());
                 return Ok(pending.buffers);
             }
-            if begin.elapsed() > self.timeout {
+            let error = match &mut watch {
+                Some((inspector, wait)) => inspector.look(wait),
+                None if begin.elapsed() > self.timeout => {
+                    Some(timed_out(name, self.timeout.as_millis() as u64))
+                }
+                None => None,
+            };
+            if let Some(error) = error {
                 // MPI may still write into the buffers: they are never freed.
                 Box::leak(pending);
-                return Err(self.timed_out(name));
+                return Err(error);
             }
             polls = polls.saturating_add(1);
             back_off(polls);
         }
-    }
-
-    fn timed_out(&self, name: &str) -> Error {
-        let waited = format!("waited {} s in MPI_{name} for other ranks", self.timeout.as_secs());
-        Error::new(ErrorKind::Peer, waited)
-            .hint("a rank or the network between hosts hangs; see peer_timeout")
     }
 }
 
@@ -164,9 +192,13 @@ impl Communicator for MpiCommunicator {
         &self.host
     }
 
+    fn presence(&self) -> Option<&Arc<Presence>> {
+        self.inspector.get().map(Inspector::presence)
+    }
+
     /// MPI_Ibarrier, MPI 3.1 section 5.12.1.
     fn barrier(&self) -> Result<()> {
-        self.collective("Ibarrier", (), |(), comm, request| {
+        self.collective(Collective::Barrier, (), |(), comm, request| {
             // SAFETY: no buffers; `request` lives until the collective is complete.
             unsafe { ffi::MPI_Ibarrier(comm, request) }
         })
@@ -175,20 +207,21 @@ impl Communicator for MpiCommunicator {
     /// MPI_Iallreduce, MPI 3.1 section 5.12.8. Integers: the order of addition does not matter.
     fn all_reduce_sum(&self, values: &mut [u64]) -> Result<()> {
         let buffers = (values.to_vec(), vec![0u64; values.len()]);
-        let (_, sums) = self.collective("Iallreduce", buffers, |(send, recv), comm, request| {
-            // SAFETY: both buffers hold `len` u64 and are kept by `collective` until complete.
-            unsafe {
-                ffi::MPI_Iallreduce(
-                    send.as_ptr().cast(),
-                    recv.as_mut_ptr().cast(),
-                    send.len() as i32,
-                    ffi::RSMPI_UINT64_T,
-                    ffi::RSMPI_SUM,
-                    comm,
-                    request,
-                )
-            }
-        })?;
+        let (_, sums) =
+            self.collective(Collective::AllReduce, buffers, |(send, recv), comm, request| {
+                // SAFETY: both buffers hold `len` u64 and are kept by `collective` until complete.
+                unsafe {
+                    ffi::MPI_Iallreduce(
+                        send.as_ptr().cast(),
+                        recv.as_mut_ptr().cast(),
+                        send.len() as i32,
+                        ffi::RSMPI_UINT64_T,
+                        ffi::RSMPI_SUM,
+                        comm,
+                        request,
+                    )
+                }
+            })?;
         values.copy_from_slice(&sums);
         Ok(())
     }
@@ -197,7 +230,8 @@ impl Communicator for MpiCommunicator {
     fn all_gather_bytes(&self, mine: &[u8], counts: &[usize], all: &mut [u8]) -> Result<()> {
         let (counts, offsets) = counts_and_offsets(counts)?;
         let buffers = (mine.to_vec(), vec![0u8; all.len()], counts, offsets);
-        let (_, recv, ..) = self.collective("Iallgatherv", buffers, |buffers, comm, request| {
+        let name = Collective::AllGather;
+        let (_, recv, ..) = self.collective(name, buffers, |buffers, comm, request| {
             let (send, recv, counts, offsets) = buffers;
             // SAFETY: `recv` holds the sum of `counts` bytes; all four are kept by `collective`.
             unsafe {
@@ -230,7 +264,7 @@ impl Communicator for MpiCommunicator {
             (counts_and_offsets(send_counts)?, counts_and_offsets(recv_counts)?);
         let buffers = (send.to_vec(), send_layout, vec![0u8; recv.len()], recv_layout);
         let (.., received, _) =
-            self.collective("Ialltoallv", buffers, |buffers, comm, request| {
+            self.collective(Collective::AllToAll, buffers, |buffers, comm, request| {
                 let (send, send_layout, recv, recv_layout) = buffers;
                 // SAFETY: both buffers hold the sum of their counts; all are kept by `collective`.
                 unsafe {

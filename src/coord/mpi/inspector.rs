@@ -1,0 +1,264 @@
+//! The stall inspector: who is late in a collective, what was it last doing, and is it worth
+//! waiting on. Runs in the loop that waits, on the thread that calls MPI.
+//!
+//! Of its own node a rank knows from the page. Between nodes, the lowest waiting rank of a node
+//! (its speaker) tells rank 0, and rank 0 answers with the progress that it knows of, which the
+//! speaker passes on through its page. So waiting goes on everywhere as long as a late rank
+//! anywhere makes progress, with two limits:
+//!
+//! - If rank 0 itself is late nobody answers, and ranks on other hosts give up after `peer_timeout`
+//!   although rank 0, or another rank on its node, may have made progress.
+//! - Notices go out once per `stall_warning`, so what they tell is up to twice that old. A
+//!   `peer_timeout` that is shorter is over before progress on another host is known.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::mail::Mail;
+use crate::coord::STALL_TARGET;
+use crate::coord::page::now_ms;
+use crate::coord::presence::{Collective, Presence};
+use crate::coord::stall::{LateRank, Limits, NodeView, describe, seconds};
+use crate::error::{Error, ErrorKind};
+use crate::units::Rank;
+use crate::wire;
+
+/// Rank 0 hears the others.
+const HUB: Rank = Rank(0);
+
+/// Ranks in one notice, so that it stays short (`mail::MESSAGE_BYTES_MAX`). Of more late ranks of
+/// one node, the rest count as those of whom nothing is known.
+const LATE_TOLD_MAX: usize = 32;
+const WAITING_TOLD_MAX: usize = 256;
+
+/// What speakers and the hub tell each other, about the collective of this number.
+#[derive(Serialize, Deserialize)]
+enum Message {
+    /// From a speaker: who waits on its node, and who is late.
+    Notice { number: u64, waiting: Vec<u32>, late: Vec<LateRank> },
+    /// From the hub: how long ago a late rank made progress, if any did.
+    Answer { number: u64, progress_ms_ago: Option<u64> },
+}
+
+/// What a notice said about a rank.
+enum Told {
+    Waiting,
+    Late(LateRank, u64),
+}
+
+/// One wait in one collective.
+pub(super) struct Wait {
+    collective: Collective,
+    number: u64,
+    begin_ms: u64,
+    /// When a late rank last made progress, or the wait began.
+    progress_ms: u64,
+    next_look_ms: u64,
+    next_words_ms: u64,
+    /// The hub's: what notices said.
+    told: BTreeMap<u32, Told>,
+    /// A speaker's: whether its last notice awaits an answer.
+    is_unanswered: bool,
+}
+
+pub(super) struct Inspector {
+    presence: Arc<Presence>,
+    rank: Rank,
+    limits: Limits,
+    mail: RefCell<Mail>,
+}
+
+impl Inspector {
+    pub fn new(presence: Arc<Presence>, rank: Rank, limits: Limits, mail: Mail) -> Self {
+        Self { presence, rank, limits, mail: RefCell::new(mail) }
+    }
+
+    pub fn presence(&self) -> &Arc<Presence> {
+        &self.presence
+    }
+
+    /// This rank enters a collective.
+    pub fn begin(&self, collective: Collective) -> Wait {
+        let number = self.presence.enter_collective(collective);
+        let begin_ms = now_ms();
+        let mut first_words_ms = self.limits.warning_ms;
+        if self.rank == HUB && self.hosts().iter().any(|host| *host != self.hosts()[0]) {
+            // The others' notices are sent when they have waited as long, and are on their way.
+            first_words_ms += self.limits.warning_ms / 4;
+        }
+        Wait {
+            collective,
+            number,
+            begin_ms,
+            progress_ms: begin_ms,
+            next_look_ms: begin_ms + self.limits.look_every_ms(),
+            next_words_ms: begin_ms + first_words_ms,
+            told: BTreeMap::new(),
+            is_unanswered: false,
+        }
+    }
+
+    /// The collective is complete.
+    pub fn end(&self) {
+        self.presence.leave_collective();
+    }
+
+    /// Looks around, if it is time to. Gives an error if this rank has waited long enough.
+    pub fn look(&self, wait: &mut Wait) -> Option<Error> {
+        let now_ms = now_ms();
+        if now_ms < wait.next_look_ms {
+            return None;
+        }
+        wait.next_look_ms = now_ms + self.limits.look_every_ms();
+        self.presence.beat();
+        let silence_ms = self.limits.silence_ms();
+        let view = NodeView::of(&self.presence.look(), wait.number, now_ms, silence_ms);
+        wait.progress_ms = wait.progress_ms.max(view.progress_ms);
+        self.read_mail(wait, now_ms);
+        if now_ms >= wait.next_words_ms {
+            wait.next_words_ms = now_ms + self.limits.warning_ms;
+            self.speak(wait, &view, now_ms);
+        }
+        self.judge(wait, &view, now_ms)
+    }
+
+    fn hosts(&self) -> &[String] {
+        self.presence.topology().hosts()
+    }
+
+    /// A warning, or a notice to the one who warns.
+    fn speak(&self, wait: &mut Wait, view: &NodeView, now_ms: u64) {
+        let is_speaker = view.speaker() == Some(self.rank.0);
+        if self.rank == HUB {
+            self.warn(wait, view, "", now_ms);
+        } else if is_speaker && self.presence.sees(HUB) {
+            // The hub is late itself: were it waiting, it would be the speaker.
+            self.warn(wait, view, "", now_ms);
+        } else if is_speaker {
+            if wait.is_unanswered {
+                // Late, or out of reach. Every node without the hub says so: none knows of others.
+                let host = &self.hosts()[HUB.index()];
+                let silent = format!("{HUB} on {host} has not answered, so it may be late; ");
+                self.warn(wait, view, &silent, now_ms);
+            }
+            self.send_notice(wait, view);
+        }
+    }
+
+    fn warn(&self, wait: &Wait, view: &NodeView, first: &str, now_ms: u64) {
+        tracing::warn!(
+            target: STALL_TARGET,
+            "waiting for {} in {} for other ranks: {first}{}",
+            seconds(now_ms - wait.begin_ms),
+            wait.collective.name(),
+            self.describe_late(wait, view, now_ms).unwrap_or("no late rank on this host".to_owned())
+        );
+    }
+
+    fn send_notice(&self, wait: &mut Wait, view: &NodeView) {
+        let waiting = view.waiting.iter().copied().take(WAITING_TOLD_MAX).collect();
+        let late = view.late.iter().copied().take(LATE_TOLD_MAX).collect();
+        self.send(HUB.0, &Message::Notice { number: wait.number, waiting, late });
+        wait.is_unanswered = true;
+    }
+
+    fn send(&self, to: u32, message: &Message) {
+        if let Ok(bytes) = wire::encode(message) {
+            self.mail.borrow_mut().send(to, bytes);
+        }
+    }
+
+    /// Takes what has come. Messages about earlier collectives came too late, with one exception: a
+    /// rank that hangs inside of one may have let this rank pass, but not others. What was in the
+    /// letter-box before this rank had a reason to look is not such a message.
+    fn read_mail(&self, wait: &mut Wait, now_ms: u64) {
+        let mut speakers = Vec::new();
+        let is_long = now_ms - wait.begin_ms >= self.limits.warning_ms;
+        loop {
+            let Some((from, bytes)) = self.mail.borrow_mut().receive() else { break };
+            match wire::decode(&bytes) {
+                Ok(Message::Notice { number, waiting, late })
+                    if number == wait.number || (number + 1 == wait.number && is_long) =>
+                {
+                    self.take_notice(wait, &waiting, &late, now_ms);
+                    speakers.push((from, number));
+                }
+                Ok(Message::Answer { number, progress_ms_ago }) if number == wait.number => {
+                    wait.is_unanswered = false;
+                    self.learn_progress(wait, progress_ms_ago, now_ms);
+                }
+                _ => {}
+            }
+        }
+        let has_progress = wait.progress_ms > wait.begin_ms;
+        let progress_ms_ago = has_progress.then(|| now_ms.saturating_sub(wait.progress_ms));
+        for (speaker, number) in speakers {
+            self.send(speaker, &Message::Answer { number, progress_ms_ago });
+        }
+    }
+
+    fn take_notice(&self, wait: &mut Wait, waiting: &[u32], late: &[LateRank], now_ms: u64) {
+        for rank in waiting {
+            wait.told.insert(*rank, Told::Waiting);
+        }
+        for rank in late {
+            wait.told.insert(rank.rank, Told::Late(*rank, now_ms));
+        }
+        self.learn_progress(wait, late.iter().map(|late| late.unchanged_ms).min(), now_ms);
+    }
+
+    /// A late rank on another host has made progress; those who share the page learn it as well.
+    fn learn_progress(&self, wait: &mut Wait, ms_ago: Option<u64>, now_ms: u64) {
+        let Some(ms_ago) = ms_ago else { return };
+        let progress_ms = now_ms.saturating_sub(ms_ago);
+        if progress_ms > wait.progress_ms {
+            wait.progress_ms = progress_ms;
+            self.presence.tell_progress_elsewhere(progress_ms);
+        }
+    }
+
+    /// Who is late, in words, as far as this rank knows.
+    fn describe_late(&self, wait: &Wait, view: &NodeView, now_ms: u64) -> Option<String> {
+        let mut late = view.late.clone();
+        let mut unknown = Vec::new();
+        if self.rank == HUB {
+            let others = (0..self.hosts().len()).map(Rank::from_index);
+            for rank in others.filter(|rank| !self.presence.sees(*rank)) {
+                match wait.told.get(&rank.0) {
+                    Some(Told::Waiting) => {}
+                    Some(Told::Late(rank, told_ms)) => {
+                        late.push(rank.told(now_ms - told_ms, self.limits));
+                    }
+                    None => unknown.push(rank.0),
+                }
+            }
+        }
+        let said = describe(&late, &unknown, self.hosts(), self.limits.silence_ms());
+        (!said.is_empty()).then_some(said)
+    }
+
+    fn judge(&self, wait: &Wait, view: &NodeView, now_ms: u64) -> Option<Error> {
+        let still_ms = now_ms.saturating_sub(wait.progress_ms);
+        if still_ms <= self.limits.peer_ms {
+            return None;
+        }
+        let late = self.describe_late(wait, view, now_ms);
+        if late.is_none() && still_ms <= self.limits.peer_ms + self.limits.patience_ms() {
+            return None;
+        }
+        let waited_ms = now_ms - wait.begin_ms;
+        let late = late.unwrap_or("none on this host".to_owned());
+        Some(timed_out(wait.collective, waited_ms).with("late", late))
+    }
+}
+
+/// Nobody came in time.
+pub(super) fn timed_out(collective: Collective, waited_ms: u64) -> Error {
+    let (waited_s, name) = (waited_ms / 1000, collective.name());
+    let waited = format!("waited {waited_s} s in {name} for other ranks");
+    Error::new(ErrorKind::Peer, waited)
+        .hint("a rank or the network between hosts hangs; see peer_timeout")
+}

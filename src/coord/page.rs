@@ -1,0 +1,115 @@
+//! The page that the ranks of a node share: one small file in memory, one record for each of them.
+//! Writing a record is one pwrite, reading the page one pread, so it costs a step nothing.
+//!
+//! The file has no name any more once all have opened it, so nothing stays behind, however the job
+//! ends. A record that is read while it is written may be half old and half new: good enough for a
+//! diagnosis, which is all it is for.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytemuck::{Pod, Zeroable};
+
+/// Where the page may be, the best place first: in memory, so that a slow drive cannot stall it.
+pub(super) const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
+
+const RECORD_BYTES: usize = size_of::<Record>();
+
+/// What a rank says about itself: 64 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Record {
+    /// The rank's number plus one; zero where nothing was written.
+    pub mark: u64,
+    /// Number of a [`super::Phase`].
+    pub phase: u64,
+    /// Number of a [`super::Collective`] plus one; zero outside of collectives.
+    pub collective: u64,
+    /// Collectives entered so far.
+    pub entered: u64,
+    /// I/O operations completed so far.
+    pub completed_ops: u64,
+    /// When one of the above last changed.
+    pub changed_ms: u64,
+    /// When the rank was last heard of: as `changed_ms`, and now and then while it waits.
+    pub alive_ms: u64,
+    /// The last progress of late ranks on other hosts that this rank knows of.
+    pub elsewhere_ms: u64,
+}
+
+/// Milliseconds on a clock that all processes of a node share.
+pub(super) fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// The open page.
+#[derive(Debug)]
+pub(super) struct Page {
+    file: File,
+    path: PathBuf,
+}
+
+impl Page {
+    /// Opens the page of this name in the first place that lets it, and creates it if no other rank
+    /// has.
+    pub fn open(places: &[&str], name: &str) -> io::Result<Self> {
+        let mut refused = io::Error::from(io::ErrorKind::NotFound);
+        for place in places {
+            let path = Path::new(place).join(name);
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            match options.custom_flags(libc::O_NOFOLLOW).open(&path) {
+                Ok(file) => return Ok(Self { file, path }),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Takes the name away; who has the page open keeps it. Another rank may have done it.
+    pub fn unlink(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// Writes the record of one slot.
+    pub fn write(&self, slot: usize, record: &Record) -> io::Result<()> {
+        self.file.write_all_at(bytemuck::bytes_of(record), (slot * RECORD_BYTES) as u64)
+    }
+
+    /// The records of the first slots.
+    pub fn read(&self, slots: usize) -> io::Result<Vec<Record>> {
+        let mut records = vec![Record::default(); slots];
+        self.file.read_exact_at(bytemuck::cast_slice_mut(&mut records), 0)?;
+        Ok(records)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_openers_see_each_other_when_the_name_is_gone() {
+        let name = format!("optswap-test-{}", std::process::id());
+        let folder = tempfile::tempdir().unwrap();
+        let places = ["/no/such/place", folder.path().to_str().unwrap()];
+        let [first, second] = [0, 1].map(|_| Page::open(&places, &name).unwrap());
+        let said = [3, 4].map(|mark| Record { mark, entered: 10 + mark, ..Record::default() });
+        second.write(1, &said[1]).unwrap();
+        first.unlink();
+        second.unlink();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        first.write(0, &said[0]).unwrap();
+        assert_eq!(first.read(2).unwrap(), said);
+        assert_eq!(second.read(2).unwrap(), said);
+        assert!(first.read(3).is_err(), "nobody has written so far");
+    }
+
+    #[test]
+    fn where_no_place_lets_it_there_is_no_page() {
+        assert!(Page::open(&["/no/such/place", "/proc"], "page").is_err());
+    }
+}

@@ -1,0 +1,264 @@
+//! What a rank says about itself while it works, so that those who wait for it can say whom they
+//! wait for. A communicator that has a [`Presence`] hands it out; the step sets the phase, the I/O
+//! thread counts.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::page::{PLACES, Page, Record, now_ms};
+use super::{Communicator, Topology, gather_all};
+use crate::error::Result;
+use crate::units::Rank;
+
+/// I/O that completes is told to the page this often, at most.
+const PROGRESS_EVERY_MS: u64 = 50;
+
+/// What a rank is doing, collectives aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// No step yet.
+    Starting,
+    /// The caller's own work.
+    BetweenSteps,
+    /// Looking through the gradients.
+    Norm,
+    /// Swapping in, updating, swapping out.
+    SwapAndUpdate,
+    /// Writing the record of a commit.
+    Commit,
+    /// Writing or reading the whole state, not in a step.
+    Sweep,
+}
+
+impl Phase {
+    #[cfg(feature = "mpi")]
+    const ALL: [Self; 6] = [
+        Self::Starting,
+        Self::BetweenSteps,
+        Self::Norm,
+        Self::SwapAndUpdate,
+        Self::Commit,
+        Self::Sweep,
+    ];
+
+    /// In words, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::BetweenSteps => "computing between steps",
+            Self::Norm => "in step: norm",
+            Self::SwapAndUpdate => "in step: swapping and updating",
+            Self::Commit => "in step: committing",
+            Self::Sweep => "swapping outside of a step",
+        }
+    }
+
+    /// The phase behind a number of the page.
+    #[cfg(feature = "mpi")]
+    pub(super) fn from_number(number: u64) -> Self {
+        Self::ALL.get(number as usize).copied().unwrap_or(Self::Starting)
+    }
+}
+
+/// The collectives of a [`Communicator`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Collective {
+    /// [`Communicator::barrier`]
+    Barrier,
+    /// [`Communicator::all_reduce_sum`]
+    AllReduce,
+    /// [`Communicator::all_gather_bytes`]
+    AllGather,
+    /// [`Communicator::all_to_all_bytes`]
+    AllToAll,
+}
+
+impl Collective {
+    #[cfg(feature = "mpi")]
+    const ALL: [Self; 4] = [Self::Barrier, Self::AllReduce, Self::AllGather, Self::AllToAll];
+
+    /// The name of the MPI call.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Barrier => "MPI_Ibarrier",
+            Self::AllReduce => "MPI_Iallreduce",
+            Self::AllGather => "MPI_Iallgatherv",
+            Self::AllToAll => "MPI_Ialltoallv",
+        }
+    }
+
+    /// The collective behind a number of the page.
+    #[cfg(feature = "mpi")]
+    pub(super) fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?.checked_sub(1)?).copied()
+    }
+}
+
+/// What this rank says about itself, and where it says it. May be shared with other threads.
+#[derive(Debug)]
+pub struct Presence {
+    topology: Topology,
+    /// The ranks of this node that share the page, this one among them.
+    locals: Vec<Rank>,
+    /// This rank's place among them.
+    slot: usize,
+    page: Option<Page>,
+    record: Mutex<Record>,
+}
+
+impl Presence {
+    /// Collective: opens the page of every node. A node whose ranks cannot share one does without:
+    /// then a rank knows of no other what it does.
+    ///
+    /// # Errors
+    /// As every collective.
+    pub fn share(comm: &dyn Communicator) -> Result<Arc<Self>> {
+        let topology = Topology::discover(comm)?;
+        let mut locals: Vec<Rank> = topology.local_ranks().collect();
+        // Nobody can guess the name, and no two jobs have the same.
+        let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+        let mine = format!("optswap-{}-{}", std::process::id(), random.trim());
+        let name = gather_all(comm, &mine)?.swap_remove(locals[0].index());
+        let mut slot = locals.iter().position(|rank| *rank == comm.rank()).unwrap_or(0);
+        let now_ms = now_ms();
+        let mark = u64::from(comm.rank().0) + 1;
+        let record = Record { mark, changed_ms: now_ms, alive_ms: now_ms, ..Record::default() };
+
+        let page = Page::open(&PLACES, &name);
+        let written = page.as_ref().is_ok_and(|page| page.write(slot, &record).is_ok());
+        comm.barrier()?;
+        if let Ok(page) = &page {
+            page.unlink();
+        }
+        let page = page.ok().filter(|page| written && has_all(page, &locals));
+        if page.is_none() {
+            tracing::info!(
+                "the ranks of {} share no page in {}: of a late one, only its number is known",
+                comm.host(),
+                PLACES.join(" or ")
+            );
+            (locals, slot) = (vec![comm.rank()], 0);
+        }
+        Ok(Arc::new(Self { topology, locals, slot, page, record: Mutex::new(record) }))
+    }
+
+    /// From now on this rank is in this phase.
+    pub fn enter(&self, phase: Phase) {
+        self.change(|record| record.phase = phase as u64);
+    }
+
+    /// So many I/O operations have completed. May be called for every one of them: the page learns
+    /// it when something else has not just been written, or with what is written next.
+    pub fn progress(&self, completed_ops: u64) {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.completed_ops = completed_ops;
+        let now_ms = now_ms();
+        if now_ms >= record.changed_ms + PROGRESS_EVERY_MS {
+            record.changed_ms = now_ms;
+            self.write(&mut record);
+        }
+    }
+
+    /// Enters a collective and gives its number, counted from 1, the same on all ranks.
+    pub fn enter_collective(&self, collective: Collective) -> u64 {
+        self.change(|record| {
+            record.collective = collective as u64 + 1;
+            record.entered += 1;
+            record.entered
+        })
+    }
+
+    /// Leaves it.
+    pub fn leave_collective(&self) {
+        self.change(|record| record.collective = 0);
+    }
+
+    /// Where every rank runs.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Whether this rank sees what that one says.
+    pub fn sees(&self, rank: Rank) -> bool {
+        self.locals.contains(&rank)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Record) -> T) -> T {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.changed_ms = now_ms();
+        let value = change(&mut record);
+        self.write(&mut record);
+        value
+    }
+
+    /// Called with the record locked, so that an older one never follows a newer one.
+    fn write(&self, record: &mut Record) {
+        record.alive_ms = now_ms();
+        if let Some(page) = &self.page {
+            // A page that cannot be written makes a diagnosis worse, and nothing else.
+            let _ = page.write(self.slot, record);
+        }
+    }
+}
+
+/// What those who wait look at.
+#[cfg(feature = "mpi")]
+impl Presence {
+    /// A sign of life while waiting.
+    pub(super) fn beat(&self) {
+        self.write(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Late ranks on other hosts made progress at this time; the others of the node read it here.
+    pub(super) fn tell_progress_elsewhere(&self, elsewhere_ms: u64) {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.elsewhere_ms = record.elsewhere_ms.max(elsewhere_ms);
+        self.write(&mut record);
+    }
+
+    /// What the ranks say that this one sees, itself included.
+    pub(super) fn look(&self) -> Vec<(Rank, Record)> {
+        let read = self.page.as_ref().and_then(|page| page.read(self.locals.len()).ok());
+        match read {
+            Some(records) => self.locals.iter().copied().zip(records).collect(),
+            None => {
+                let mine = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+                vec![(self.locals[self.slot], *mine)]
+            }
+        }
+    }
+}
+
+/// Whether all of these ranks have written into this very page, and not into another of its name.
+fn has_all(page: &Page, locals: &[Rank]) -> bool {
+    let records = page.read(locals.len()).unwrap_or_default();
+    let is_from = |(record, rank): (&Record, &Rank)| record.mark == u64::from(rank.0) + 1;
+    records.len() == locals.len() && records.iter().zip(locals).all(is_from)
+}
+
+/// Says what this rank does as long as it lives, and afterwards that the caller computes.
+#[derive(Debug)]
+pub struct Activity(Option<Arc<Presence>>);
+
+impl Activity {
+    /// Begins with this phase; nothing is said where the communicator has no [`Presence`].
+    pub fn begin(comm: &dyn Communicator, phase: Phase) -> Self {
+        let activity = Self(comm.presence().cloned());
+        activity.turn_to(phase);
+        activity
+    }
+
+    /// Goes on with another phase.
+    pub fn turn_to(&self, phase: Phase) {
+        if let Some(presence) = &self.0 {
+            presence.enter(phase);
+        }
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.turn_to(Phase::BetweenSteps);
+    }
+}
