@@ -201,7 +201,6 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let steps_skipped = training.optimizer().attempts().saturating_sub(updates(&training));
     let state_digest = training.optimizer_mut().state_digest()?;
     let params = training.optimizer().plan().inventory().total_elems();
-    training.finish()?;
     if comm.rank().0 == 0 {
         println!("{}\n{}", rank_table(&records, &seconds), timer_table(&records));
         let result = serde_json::json!({
@@ -225,7 +224,8 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         });
         println!("{result}");
     }
-    Ok(())
+    // Last of all: what is on the drives goes now.
+    training.finish(&past.to_bytes())
 }
 
 /// Updates that this rank's first parameter took.

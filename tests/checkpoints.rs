@@ -209,7 +209,7 @@ fn damage_is_found_and_named() {
     file.write_all_at(&[byte[0] ^ 4], at).unwrap();
     refuse(&["corrupt", "exp_avg", "elements 4096..8192", "older checkpoint"], 74);
     file.write_all_at(&byte, at).unwrap();
-    let index = data.with_added_extension("index");
+    let index = PathBuf::from(format!("{}.index", data.display()));
     let whole = std::fs::read(&index).unwrap();
     std::fs::write(&index, &whole[..whole.len() - 3]).unwrap();
     refuse(&["index", "ends before its length"], 74);

@@ -1,7 +1,7 @@
 //! Ranks killed at random moments of random steps, and started again with the same command, until
 //! the job ends: with the state of a job that nobody disturbed.
 //!
-//! `OPTSWAP_KILLS` says how many kills (default 12), `OPTSWAP_SEED` which; `launch/soak` asks for
+//! `OPTSWAP_KILLS` says how many kills (default 15), `OPTSWAP_SEED` which; `launch/soak` asks for
 //! 200.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
@@ -82,20 +82,20 @@ fn digest(run: &Run) -> String {
 #[test]
 fn whatever_is_killed_whenever_no_step_is_lost() {
     let _turn = one_at_a_time();
-    let (kills_wanted, seed) = (setting("OPTSWAP_KILLS", 12), setting("OPTSWAP_SEED", 1));
+    let (kills_wanted, seed) = (setting("OPTSWAP_KILLS", 15), setting("OPTSWAP_SEED", 1));
     println!("OPTSWAP_KILLS={kills_wanted} OPTSWAP_SEED={seed}");
     let mut dice = Dice(seed);
     let (mut kills, mut resumes, mut jobs) = (0, 0, 0u64);
     while kills < kills_wanted {
         let drives = Drives::new(2);
         let ranks = 1 + (jobs % 4) as usize;
-        let durability = if (jobs / 4).is_multiple_of(2) { "step" } else { "3" };
+        let durability = if (jobs / 4 + jobs).is_multiple_of(2) { "step" } else { "3" };
         let steps = [300, 200, 150, 100][ranks - 1];
         let job = Job { drives: &drives, ranks, durability, steps };
         jobs += 1;
         let undisturbed = Run::of(&job.command("scratch").output().unwrap());
         let expected = digest(&undisturbed);
-        let mut reached = 0;
+        let (mut reached, mut has_left_all) = (0, true);
         for attempt in 0.. {
             assert!(attempt < 100, "{ranks} ranks do not get on: step {reached}");
             let (run, was_killed) = job.disturbed(&mut dice);
@@ -107,14 +107,16 @@ fn whatever_is_killed_whenever_no_step_is_lost() {
                 reached = step;
                 resumes += 1;
             }
-            if run.code == 0 {
-                assert_eq!(digest(&run), expected, "{said}");
+            // One that is killed after its last word, while it leaves, has ended as well.
+            if let Some(result) = run.result() {
+                assert_eq!(result["state_digest"], expected.as_str(), "{said}");
+                has_left_all = run.code == 0;
                 break;
             }
             assert!(was_killed, "it ended by itself: {said}");
             kills += 1;
         }
-        assert!(drives.are_empty(), "nothing is left after a clean end");
+        assert!(drives.are_empty() || !has_left_all, "nothing is left after a clean end");
         println!("{ranks} ranks, durability {durability}: {kills} kills so far");
     }
     println!(

@@ -60,8 +60,9 @@ fn the_same_seed_gives_the_same_digest_for_any_engine_drives_and_budget() {
 }
 
 /// Starts training that lasts, in chunks of one block; gives the child.
-fn start_long(drives: &Drives, more: &[&str]) -> std::process::Child {
-    let small = drives.write("small.toml", "[swap]\nchunk_elements = 4096\n");
+fn start_long(drives: &Drives, config: &str, more: &[&str]) -> std::process::Child {
+    let small = format!("{config}[swap]\nchunk_elements = 4096\n");
+    let small = drives.write("small.toml", &small);
     let mut command = Command::new("timeout");
     command.args(["-k", "5", "60"]).arg(train_lm()).args(["--drives", &drives.list(1)]);
     command.args(["--config", &small, "--steps", "100000"]).args(TINY).args(more);
@@ -69,9 +70,25 @@ fn start_long(drives: &Drives, more: &[&str]) -> std::process::Child {
 }
 
 #[test]
-fn a_byte_flipped_between_two_steps_ends_a_verified_run_with_70() {
+fn a_byte_flipped_between_two_steps_is_found_by_its_checksum() {
+    let run = run_with_flips("");
+    run.expect(
+        74,
+        &["a chunk on the drives is corrupt", "state tensor master", "shard-00000/state"],
+    );
+}
+
+#[test]
+fn without_checksums_a_verified_run_finds_it_with_70() {
+    let run = run_with_flips("[durability]\nverify = \"off\"\n");
+    run.expect(70, &["differs from the reference (parameter tokens.weight, element "]);
+    run.expect(70, &["on the drives ", "reference "]);
+}
+
+/// Flips bytes of the first master under a verified run until it ends.
+fn run_with_flips(config: &str) -> Run {
     let drives = Drives::new(1);
-    let mut child = start_long(&drives, &["--verify"]);
+    let mut child = start_long(&drives, config, &["--verify"]);
     let state = drives.shard("default", 0).join("state");
     let deadline = Instant::now() + Duration::from_secs(50);
     let mut offset = 0u64;
@@ -86,9 +103,7 @@ fn a_byte_flipped_between_two_steps_ends_a_verified_run_with_70() {
         }
         offset %= 4096;
     }
-    let run = Run::of(&child.wait_with_output().unwrap());
-    run.expect(70, &["differs from the reference (parameter tokens.weight, element "]);
-    run.expect(70, &["on the drives ", "reference "]);
+    Run::of(&child.wait_with_output().unwrap())
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -188,14 +188,21 @@ impl Manifest {
     }
 }
 
+/// A path with something more at its end.
+pub(super) fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut longer = path.as_os_str().to_owned();
+    longer.push(ending);
+    PathBuf::from(longer)
+}
+
 /// Bytes as hexadecimal digits.
 pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl ShardIndex {
-    pub fn path(data: &Path) -> std::path::PathBuf {
-        data.with_added_extension("index")
+    pub fn path(data: &Path) -> PathBuf {
+        with_ending(data, ".index")
     }
 
     pub fn write(&self, data: &Path) -> Result<()> {

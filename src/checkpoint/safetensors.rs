@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardEntry, ShardIndex};
+use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardEntry, ShardIndex, with_ending};
 use super::reader::CheckpointReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{ADAMW_STATE, Hyperparameters, Inventory, Parameter};
@@ -125,7 +125,7 @@ struct TensorFile {
 
 impl TensorFile {
     fn create(path: &Path, header: &[u8]) -> Result<Self> {
-        let partial = path.with_added_extension("partial");
+        let partial = with_ending(path, ".partial");
         let file =
             File::create(&partial).map_err(|error| cannot_create(&partial).because(error))?;
         let mut created = Self { path: path.to_owned(), partial, file: BufWriter::new(file) };

@@ -265,14 +265,22 @@ impl Training {
         Ok(())
     }
 
-    /// Ends the job: finishes the checkpoint under way and removes the files from the drives,
-    /// unless the configuration keeps them.
+    /// Ends the job: saves its last state where checkpoints go, if that is configured, and removes
+    /// the files from the drives, unless the configuration keeps them.
     ///
     /// # Errors
-    /// As [`Checkpoints::finish`].
-    pub fn finish(mut self) -> Result<()> {
-        if let Some(checkpoints) = self.checkpoints.as_mut().filter(|it| it.is_saving()) {
-            log_saved(&checkpoints.finish(&mut self.optimizer)?);
+    /// As [`Checkpoints::save`]; the files are still there then.
+    pub fn finish(mut self, user_blob: &[u8]) -> Result<()> {
+        if let Some(checkpoints) = &mut self.checkpoints {
+            let attempts = self.optimizer.attempts();
+            let mut last = None;
+            if checkpoints.is_saving() {
+                last = Some(checkpoints.finish(&mut self.optimizer)?);
+            }
+            if last.as_ref().is_none_or(|saved| saved.attempts != attempts) {
+                last = Some(checkpoints.save(&mut self.optimizer, None, user_blob)?);
+            }
+            last.iter().for_each(log_saved);
         }
         self.optimizer.close();
         Ok(())

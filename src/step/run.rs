@@ -129,35 +129,42 @@ impl SwappedOptimizer {
             work.run(sweep, params, adamw)
         };
         self.recorder.timers.record(Timer::StepOwn, start.elapsed());
-        let params_with_gradient = laid_out.params();
-        if result.is_ok() && !outcome.skipped {
-            for param in params_with_gradient {
-                self.update_counts[param.index()] += 1;
-            }
-        }
-        // A record is written before the agreement: it counts only if all ranks have theirs.
+        let updated = if outcome.skipped { Vec::new() } else { laid_out.params() };
         activity.turn_to(Phase::Commit);
-        let commit_start = Instant::now();
-        let result = result.and_then(|totals| {
-            let is_due = outcome.stop || self.is_commit_due();
-            let record = if is_due { self.write_record(options.user_blob)? } else { None };
-            Ok((totals, record))
-        });
-        let timers = &mut self.recorder.timers;
-        timers.record(Timer::Commit, commit_start.elapsed());
-        let agreed = timers.time(Timer::Agreement, || agree(&*self.comm, result));
-        let (totals, record) = agreed.inspect_err(|_| {
-            self.unusable = Some("an earlier step failed");
-        })?;
-        if let Some(record) = record {
-            outcome.epoch = Some(record.stamp.epoch);
-            self.take_commit(record);
-        }
-
+        let (totals, epoch) = self.settle(result, &updated, outcome.stop, options.user_blob)?;
+        outcome.epoch = epoch;
         outcome.duration = start.elapsed();
         let kernel_bytes = self.process_io.bytes() - kernel_before;
         self.recorder.add_step(&totals, kernel_bytes, outcome.duration);
         Ok(outcome)
+    }
+
+    /// Collective: counts the updates, writes the record if this step is one to commit, and agrees.
+    /// The record comes before the agreement: it counts only if all ranks have theirs. Gives what
+    /// was moved, and the number of the commit.
+    fn settle(
+        &mut self,
+        moved: Result<SweepTotals>,
+        updated: &[ParamIndex],
+        stops: bool,
+        user_blob: &[u8],
+    ) -> Result<(SweepTotals, Option<u64>)> {
+        let start = Instant::now();
+        let written = moved.and_then(|totals| {
+            updated.iter().for_each(|param| self.update_counts[param.index()] += 1);
+            let is_due = stops || self.is_commit_due();
+            let record = if is_due { self.write_record(user_blob)? } else { None };
+            Ok((totals, record))
+        });
+        let timers = &mut self.recorder.timers;
+        timers.record(Timer::Commit, start.elapsed());
+        let agreed = timers.time(Timer::Agreement, || agree(&*self.comm, written));
+        let (totals, record) = agreed.inspect_err(|_| {
+            self.unusable = Some("an earlier step failed");
+        })?;
+        let epoch = record.as_ref().map(|record| record.stamp.epoch);
+        record.into_iter().for_each(|record| self.take_commit(record));
+        Ok((totals, epoch))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 
 use super::optimizer::SwappedOptimizer;
-use crate::coord::agree;
+use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::ExtentLayout;
 use crate::swap::SweepKind;
@@ -94,6 +94,7 @@ impl SwappedOptimizer {
 
     fn read_rest(&mut self, mut snapshot: Snapshot) -> Result<()> {
         self.check_usable()?;
+        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         if snapshot.left > 0 {
             let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
             while let Some(resident) = sweep.next_chunk()? {

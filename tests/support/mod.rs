@@ -95,6 +95,11 @@ impl Run {
         serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last}"))
     }
 
+    /// As [`Self::json`], if it got that far, whatever came then.
+    pub fn result(&self) -> Option<serde_json::Value> {
+        serde_json::from_str(self.stdout.lines().last()?).ok()
+    }
+
     #[track_caller]
     pub fn expect(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
