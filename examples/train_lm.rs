@@ -146,7 +146,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         model_config.fill_initial(args.seed, param, offset, masters);
         Ok(())
     };
-    let bar = cli::bytes_bar("loading", comm.rank().0 == 0);
+    let bar = cli::bytes_bar("checkpoint", comm.rank().0 == 0);
     let (mut training, origin) =
         Training::start(&config, inventory, Rc::clone(comm), Some(bar), fill)?;
     let mut verifier = match args.verify {
