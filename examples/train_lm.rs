@@ -166,7 +166,11 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     if origin == Origin::Fresh {
         progress.validation(0, past.loss_first, byte_entropy);
     }
-    let (mut loss_last, mut step_seconds) = (past.loss_first, Vec::new());
+    let mut loss_last = match origin.attempt() < args.steps {
+        true => past.loss_first,
+        false => replica.validation_loss(&**comm, &corpus)?,
+    };
+    let mut step_seconds = Vec::new();
     for step in origin.attempt() + 1..=args.steps {
         let batch = corpus.batch(args.seed, step, args.batch, comm.rank().index(), comm.size());
         let loss = replica.reduce_gradients(&**comm, &batch, args.batch)?;
@@ -225,7 +229,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         println!("{result}");
     }
     // Last of all: what is on the drives goes now.
-    training.finish(&past.to_bytes())
+    training.finish()
 }
 
 /// Updates that this rank's first parameter took.

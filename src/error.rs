@@ -21,6 +21,9 @@ pub enum ErrorKind {
     /// Committed steps lie on drives, but cannot be gone on with here: a drive or a node is
     /// missing, or the number of ranks is another.
     StateUnavailable,
+    /// Committed steps are proven to be lost: a file cut or gone, records damaged, a checksum that
+    /// differs.
+    StateLost,
     /// Stopped by a signal; what has been trained is safe, and the same command goes on.
     Requeue,
     /// Stopped by SIGTERM or SIGUSR1 with nothing saved.
@@ -30,7 +33,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Usage,
         Self::Unavailable,
         Self::Internal,
@@ -38,6 +41,7 @@ impl ErrorKind {
         Self::Io,
         Self::Peer,
         Self::StateUnavailable,
+        Self::StateLost,
         Self::Requeue,
         Self::Terminated,
         Self::Interrupted,
@@ -52,11 +56,16 @@ impl ErrorKind {
             Self::Unavailable | Self::Peer | Self::StateUnavailable => 69,
             Self::Internal => 70,
             Self::CannotCreate => 73,
-            Self::Io => 74,
+            Self::Io | Self::StateLost => 74,
             Self::Requeue => 75,
             Self::Interrupted => 130,
             Self::Terminated => 143,
         }
+    }
+
+    /// Whether bytes are wrong or cannot be read, rather than out of reach.
+    pub fn is_damage(self) -> bool {
+        matches!(self, Self::Io | Self::StateLost)
     }
 
     /// Whether the job was asked to stop, and has: no failure.

@@ -12,7 +12,7 @@ use super::{Progress, copy};
 use crate::config::Config;
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::ADAMW_STATE;
+use crate::state::{ADAMW_STATE, Inventory};
 use crate::step::SwappedOptimizer;
 use crate::units::{Bytes, ChunkIndex};
 
@@ -136,7 +136,10 @@ impl Checkpoints {
         if self.under_way.is_none() {
             return Ok(None);
         }
-        let mut left = [optimizer.snapshot_left().unwrap_or(0) as u64];
+        let left = optimizer.snapshot_left().unwrap_or(0) as u64;
+        let writer = self.under_way.as_ref().map(|it| Rc::clone(&it.writer));
+        let is_writing = left == 0 && writer.is_some_and(|it| it.borrow_mut().is_writing());
+        let mut left = [left + u64::from(is_writing)];
         self.comm.all_reduce_sum(&mut left)?;
         match left[0] {
             0 => self.finish(optimizer).map(Some),
@@ -162,12 +165,15 @@ impl Checkpoints {
         shards.sort_by_key(|shard| (shard.flat_start, shard.elems));
         let bytes = shards.iter().map(|shard| shard.bytes).sum();
         manifest.shards = shards;
+        // From the manifest on, the data belongs to it, whatever becomes of this rank.
+        writer.borrow_mut().keep(true);
         let written = match self.comm.rank().0 {
             0 => manifest.write(&directory),
             _ => Ok(()),
         };
-        agree(&*self.comm, written)?;
-        writer.borrow_mut().keep();
+        agree(&*self.comm, written).inspect_err(|error| {
+            writer.borrow_mut().keep(!error.is_agreed());
+        })?;
         if self.comm.rank().0 == 0 {
             remove_other_generations(&directory, &manifest);
             self.remove_old(&directory);
@@ -196,16 +202,54 @@ impl Checkpoints {
         self.under_way = None;
     }
 
-    /// Collective: the newest checkpoint of this job, if there is one.
+    /// Collective: the newest checkpoint of this job, if there is one, and the steps attempted up
+    /// to it.
     ///
     /// # Errors
     /// As every collective.
-    pub fn newest(&self) -> Result<Option<PathBuf>> {
+    pub fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
+        Ok(self.all()?.pop())
+    }
+
+    /// Collective: the checkpoints of this job, oldest first.
+    fn all(&self) -> Result<Vec<(u64, PathBuf)>> {
         let mine = match self.comm.rank().0 {
-            0 => list(&self.directory).pop().map(|(_, directory)| directory),
-            _ => None,
+            0 => list(&self.directory),
+            _ => Vec::new(),
         };
         Ok(gather_all(&*self.comm, &mine)?.swap_remove(0))
+    }
+
+    /// Collective: the newest checkpoint of this job that is whole and of this model, every chunk
+    /// compared with its checksums: what may take the place of state on drives. Others are passed
+    /// over with a warning.
+    ///
+    /// # Errors
+    /// As every collective.
+    pub fn newest_whole(&self, inventory: &Inventory) -> Result<Option<(u64, PathBuf)>> {
+        for (attempts, directory) in self.all()?.into_iter().rev() {
+            match agree(&*self.comm, self.check_share(&directory, inventory)) {
+                Ok(()) => return Ok(Some((attempts, directory))),
+                Err(error) if error.is_agreed() => {
+                    tracing::warn!("a checkpoint is passed over: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compares this rank's share of a checkpoint's shards.
+    fn check_share(&self, directory: &Path, inventory: &Inventory) -> Result<()> {
+        let mut reader = CheckpointReader::open(directory)?;
+        reader.check_model(inventory)?;
+        let shards = reader.manifest().shards.len();
+        for shard in (self.comm.rank().index()..shards).step_by(self.comm.size()) {
+            for chunk in 0..reader.chunks_of(shard)? {
+                reader.check_chunk(shard, chunk)?;
+            }
+        }
+        Ok(())
     }
 
     /// Collective: starts an optimizer from a checkpoint, instead of initialising it. Gives what
@@ -230,6 +274,7 @@ impl Checkpoints {
             self.progress.iter().for_each(|progress| progress(bytes, all_bytes));
             Ok(())
         })?;
+        optimizer.set_loss_scale(manifest.loss_scale);
         Ok(blob)
     }
 
@@ -271,6 +316,7 @@ impl Checkpoints {
 
     /// Removes all but the last few checkpoints; the one just saved is one of them.
     fn remove_old(&self, just_saved: &Path) {
+        remove_unfinished(&self.directory, just_saved);
         let mut checkpoints = list(&self.directory);
         checkpoints.retain(|(_, directory)| directory != just_saved);
         let keep = self.keep_last - 1;
@@ -343,6 +389,19 @@ fn list(directory: &Path) -> Vec<(u64, PathBuf)> {
     let mut found: Vec<(u64, PathBuf)> = with_manifest.filter_map(read).collect();
     found.sort();
     found
+}
+
+/// Saves that were cut off, under names of our own choice.
+fn remove_unfinished(directory: &Path, just_saved: &Path) {
+    let Ok(listing) = std::fs::read_dir(directory) else { return };
+    for path in listing.filter_map(|entry| Some(entry.ok()?.path())) {
+        let is_ours =
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
+        if is_ours && path != just_saved && !path.join(MANIFEST).exists() {
+            tracing::info!("{}: an unfinished checkpoint is removed", path.display());
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
 }
 
 /// What earlier saves under this name have left, finished or not.

@@ -15,8 +15,8 @@ use crate::wire::crc32c;
 pub struct CheckpointReader {
     directory: PathBuf,
     manifest: Manifest,
-    /// Opened when they are first needed.
-    shards: Vec<Option<OpenShard>>,
+    /// The shard that was read last, and its number; one at a time, as there may be thousands.
+    open: Option<(usize, OpenShard)>,
     /// The chunk that was read last: neighbours often need it again.
     resident: Option<Resident>,
     read_bytes: u64,
@@ -48,9 +48,8 @@ impl CheckpointReader {
             return Err(Error::usage("the checkpoint has other state tensors than AdamW")
                 .with("checkpoint", directory.display()));
         }
-        let shards = manifest.shards.iter().map(|_| None).collect();
         let directory = directory.to_owned();
-        Ok(Self { directory, manifest, shards, resident: None, read_bytes: 0 })
+        Ok(Self { directory, manifest, open: None, resident: None, read_bytes: 0 })
     }
 
     /// What it is.
@@ -144,7 +143,7 @@ impl CheckpointReader {
 
     fn shard(&mut self, shard: usize) -> Result<&OpenShard> {
         let entry = &self.manifest.shards[shard];
-        if self.shards[shard].is_none() {
+        if self.open.as_ref().is_none_or(|(number, _)| *number != shard) {
             let path = self.directory.join(&entry.file);
             let damaged =
                 |message: &str| Error::new(ErrorKind::Io, message).with("path", path.display());
@@ -170,9 +169,10 @@ impl CheckpointReader {
             {
                 return Err(damaged("the index of a checkpoint's shard is of another shard"));
             }
-            self.shards[shard] = Some(OpenShard { file, index });
+            self.open = Some((shard, OpenShard { file, index }));
         }
-        self.shards[shard].as_ref().ok_or_else(|| Error::internal("a shard is not open"))
+        let open = self.open.as_ref().map(|(_, open)| open);
+        open.ok_or_else(|| Error::internal("a shard is not open"))
     }
 
     fn read_chunk(&mut self, shard: usize, chunk: usize) -> Result<Resident> {

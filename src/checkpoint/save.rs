@@ -29,7 +29,8 @@ pub(super) struct ShardWriter {
 
 /// At most two buffers: one that is being written and one that is being filled or waits.
 struct WriterThread {
-    filled: SyncSender<(u64, Vec<u8>)>,
+    /// Gone when all has been handed over; then the thread flushes the file and ends.
+    filled: Option<SyncSender<(u64, Vec<u8>)>>,
     empty: Receiver<Vec<u8>>,
     buffers_left: usize,
     handle: JoinHandle<std::io::Result<()>>,
@@ -111,14 +112,16 @@ impl ShardWriter {
         })
     }
 
-    /// Everything is in the file: makes it durable.
+    /// Everything has been handed over: whether it is still on its way.
+    pub fn is_writing(&mut self) -> bool {
+        let Some(thread) = &mut self.thread else { return false };
+        thread.filled = None;
+        !thread.handle.is_finished()
+    }
+
+    /// Waits until everything is in the file and durable.
     pub fn finish(&mut self) -> Result<ShardEntry> {
         self.join()?;
-        self.file.sync_all().map_err(|error| {
-            Error::new(ErrorKind::CannotCreate, "a checkpoint cannot be flushed")
-                .with("path", self.path.display())
-                .because(error)
-        })?;
         if self.index.chunks.iter().any(|chunk| chunk.checksums.is_empty()) {
             return Err(Error::internal("a checkpoint lacks a chunk"));
         }
@@ -126,9 +129,9 @@ impl ShardWriter {
         Ok(self.entry.clone())
     }
 
-    /// The manifest names this file: it stays.
-    pub fn keep(&mut self) {
-        self.is_finished = true;
+    /// Whether a manifest names this file, so that it stays.
+    pub fn keep(&mut self, keep: bool) {
+        self.is_finished = keep;
     }
 }
 
@@ -153,10 +156,10 @@ impl WriterThread {
                 // Nobody wants the buffer back at the end.
                 let _ = written.send(buffer);
             }
-            Ok(())
+            file.sync_all()
         };
         let handle = std::thread::Builder::new().name("optswap-save".to_owned()).spawn(work)?;
-        Ok(Self { filled, empty, buffers_left: 2, handle })
+        Ok(Self { filled: Some(filled), empty, buffers_left: 2, handle })
     }
 
     /// Hands bytes over; false if the thread has ended.
@@ -170,7 +173,7 @@ impl WriterThread {
         };
         buffer.clear();
         buffer.extend_from_slice(bytes);
-        self.filled.send((offset, buffer)).is_ok()
+        self.filled.as_ref().is_some_and(|filled| filled.send((offset, buffer)).is_ok())
     }
 }
 

@@ -9,7 +9,7 @@ use super::reader::CheckpointReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::step::StoredShard;
 use crate::storage::commit::{Places, Verdict, judge};
-use crate::storage::{FoundShard, Record, read_record, stamps};
+use crate::storage::{FoundShard, stamps};
 use crate::units::ChunkIndex;
 
 /// Something wrong.
@@ -96,10 +96,18 @@ pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
     }
     let found = Mutex::new(Vec::new());
     let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let compared = AtomicU64::new(0);
     in_parallel(|| {
-        // Every thread has files and a buffer of its own.
-        let Ok(mut reader) = CheckpointReader::open(directory) else { return };
+        // Every thread has a file and a buffer of its own.
+        let mut reader = match CheckpointReader::open(directory) {
+            Ok(reader) => reader,
+            Err(error) => {
+                let finding = Finding { job: job.clone(), shard: 0, error };
+                return found.lock().unwrap_or_else(|held| held.into_inner()).push(finding);
+            }
+        };
         while let Some((shard, chunk)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compared.fetch_add(1, Ordering::Relaxed);
             match reader.check_chunk(*shard, *chunk) {
                 Ok(read) => drop(bytes.fetch_add(read, Ordering::Relaxed)),
                 Err(error) => {
@@ -110,7 +118,7 @@ pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
         }
     });
     report.findings.extend(found.into_inner().unwrap_or_else(|held| held.into_inner()));
-    (report.chunks, report.bytes) = (chunks.len() as u64, bytes.into_inner());
+    (report.chunks, report.bytes) = (compared.into_inner(), bytes.into_inner());
     Ok(report)
 }
 
@@ -180,13 +188,25 @@ fn open_all(
             .hint("name the directories that were given to --drives"));
     }
     let (mut shards, mut findings) = (Vec::new(), Vec::new());
-    for job in found.chunk_by(|a, b| a.layout.job == b.layout.job) {
-        let records: Result<Vec<_>> = job.iter().map(records_of).collect();
-        let records = records?;
+    for job in found.chunk_by(|a, b| a.layout.job_id == b.layout.job_id) {
+        let name = job[0].layout.job.clone();
+        let mut incomplete = job.iter().filter_map(|shard| Some((shard, shard.complete().err()?)));
+        if let Some((shard, error)) = incomplete.next() {
+            findings.push(Finding { job: name, shard: shard.layout.shard, error });
+            continue;
+        }
+        let records: Result<Vec<_>> = job.iter().map(FoundShard::records).collect();
+        let records = match records {
+            Ok(records) => records,
+            Err(error) => {
+                findings.push(Finding { job: name, shard: job[0].layout.shard, error });
+                continue;
+            }
+        };
         let places: Vec<Places> = records.iter().map(stamps).collect();
         let Verdict::Resume { stamp, .. } = judge(&places) else {
-            let error = Error::new(ErrorKind::Io, "its shards have no commit in common");
-            let name = job[0].layout.job.clone();
+            let message = "its shards here have no commit in common";
+            let error = Error::new(ErrorKind::StateLost, message);
             findings.push(Finding { job: name, shard: job[0].layout.shard, error });
             continue;
         };
@@ -204,13 +224,6 @@ fn open_all(
         }
     }
     Ok((shards, findings))
-}
-
-fn records_of(found: &FoundShard) -> Result<[Option<Record>; 2]> {
-    let Some(Some(first)) = found.directories.first() else { return Ok([None, None]) };
-    let [a, b] = first.record_paths();
-    let ours = |record: Option<Record>| record.filter(|it| it.job_id == found.layout.job_id);
-    Ok([ours(read_record(&a)?), ours(read_record(&b)?)])
 }
 
 /// Looks at every chunk of all shards, in parallel; gives what is wrong.

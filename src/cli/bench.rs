@@ -10,12 +10,13 @@ use super::args::SwapArgs;
 use crate::config::Config;
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
+use crate::job::stop_request;
 use crate::optim::GradElem;
 use crate::partition::Run;
 use crate::report::{BenchResult, DriveInfo, Machine, OverRanks, rank_table, slowest, timer_table};
 use crate::state::{Inventory, Parameter};
 use crate::step::{
-    Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_gradients,
+    Gradients, StepOptions, Stop, SwappedOptimizer, Verifier, fill_synthetic_gradients,
     fill_synthetic_masters,
 };
 use crate::storage::Drive;
@@ -102,7 +103,14 @@ fn run_with<G: GradElem>(
         fill_synthetic_gradients(args.seed, step, flat_start, &mut shard, &convert);
         comm.barrier()?;
         let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
-        let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
+        let stop = if stop_request().is_some() { Stop::AfterThisStep } else { Stop::No };
+        let options = StepOptions { stop, ..StepOptions::default() };
+        let outcome = optimizer.step(&gradients, &mut params, options)?;
+        if outcome.stop {
+            optimizer.close();
+            let stopped = format!("stopped by a signal after step {step}: nothing is measured");
+            return Err(Error::new(ErrorKind::Terminated, stopped).agreed());
+        }
         seconds.push(outcome.duration.as_secs_f64());
         if let Some(verifier) = &mut verifier {
             let widened: Vec<f32> = shard.iter().map(|gradient| gradient.load()).collect();

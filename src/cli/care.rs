@@ -104,7 +104,10 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
         for directory in ShardDirectory::all_on(drive, args.job.as_deref())? {
             found += 1;
             let bytes = directory.allocated_bytes();
-            let is_alive = directory.is_alive();
+            let is_alive = match args.remove {
+                true => !directory.remove_dead()?,
+                false => directory.is_alive(),
+            };
             let state = match (is_alive, args.remove, directory.owner()) {
                 (true, _, Some(owner)) => format!("alive: process {} on {}", owner.pid, owner.host),
                 (true, _, None) => "alive".to_owned(),
@@ -127,9 +130,6 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
             }
             dead += 1;
             removed_bytes += bytes;
-            if args.remove {
-                directory.remove();
-            }
         }
     }
     if found == 0 {
@@ -180,7 +180,7 @@ fn conclude(findings: &[Finding]) -> Result<()> {
             println!("all is as it was written");
             Ok(())
         }
-        [Finding { error, .. }] if error.kind() != ErrorKind::Io => {
+        [Finding { error, .. }, ..] if findings.iter().all(|it| !it.error.kind().is_damage()) => {
             Err(Error::new(error.kind(), "not everything could be looked at"))
         }
         some => Err(Error::new(ErrorKind::Io, format!("{} findings, see above", some.len()))),

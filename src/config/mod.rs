@@ -96,6 +96,9 @@ impl Config {
         self.validate_timeouts()?;
         let (every, keep_last) = (self.durability.commit_every, self.checkpoint.keep_last);
         demand(every >= 1, "durability.commit_every", every, "at least 1")?;
+        let has_place = self.checkpoint.every == 0 || self.checkpoint.dir.is_some();
+        let allowed = "0 unless checkpoint.dir is set";
+        demand(has_place, "checkpoint.every", self.checkpoint.every, allowed)?;
         demand(keep_last >= 1, "checkpoint.keep_last", keep_last, "at least 1")?;
         for fault in &self.faults {
             let told = fault.op.is_some() != fault.one_in.is_some_and(|one_in| one_in >= 1);

@@ -8,8 +8,14 @@ use bytemuck::Pod;
 use super::Communicator;
 use crate::error::Result;
 
-/// Bytes that one rank sends to one other in a round.
+/// Bytes that one rank sends to one other in a round, and to all others together, at most.
 const ROUND_BYTES: usize = 4 << 20;
+const ROUND_BYTES_OF_ALL: usize = 256 << 20;
+
+/// Elements that one rank sends to one other in a round: at least one.
+fn elems_per_round<T>(size: usize) -> usize {
+    (ROUND_BYTES.min(ROUND_BYTES_OF_ALL / size) / size_of::<T>()).max(1)
+}
 
 /// Number of rounds for the longest range.
 fn rounds(ranges: &[Range<usize>], round_elems: usize) -> usize {
@@ -35,7 +41,7 @@ pub fn reduce_scatter(
     mine: &mut [f32],
 ) -> Result<()> {
     let (rank, size) = (comm.rank().index(), comm.size());
-    let round_elems = ROUND_BYTES / size_of::<f32>();
+    let round_elems = elems_per_round::<f32>(size);
     let mut send: Vec<f32> = Vec::new();
     let mut recv: Vec<f32> = Vec::new();
     for round in 0..rounds(ranges, round_elems) {
@@ -78,7 +84,7 @@ pub fn all_gather<T: Pod>(
     full: &mut [T],
 ) -> Result<()> {
     let rank = comm.rank().index();
-    let round_elems = ROUND_BYTES / size_of::<T>();
+    let round_elems = elems_per_round::<T>(comm.size());
     let mut recv: Vec<T> = Vec::new();
     for round in 0..rounds(ranges, round_elems) {
         let parts = ranges.iter().map(|range| part(range, round, round_elems));

@@ -42,6 +42,8 @@ pub(super) fn listen(at_once: impl Fn(i32) + Send + 'static) -> std::io::Result<
             if interrupts > 1 {
                 at_once(signal);
             }
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+            tracing::info!("{name}: the job stops after this step");
             let mut request = request.lock().unwrap_or_else(PoisonError::into_inner);
             request.get_or_insert(StopRequest { signal, since: Instant::now() });
         }

@@ -76,6 +76,8 @@ pub struct Training {
     grace_period: Duration,
     last_step: Duration,
     last_save: Duration,
+    /// When the save under way began.
+    save_begun: Option<Instant>,
 }
 
 impl Training {
@@ -98,18 +100,7 @@ impl Training {
         if let (Some(checkpoints), Some(progress)) = (&mut checkpoints, progress) {
             checkpoints.set_progress(progress);
         }
-        let newest = match &checkpoints {
-            Some(checkpoints) => checkpoints.newest()?,
-            None => None,
-        };
-        let created = SwappedOptimizer::create(config, inventory.clone(), Rc::clone(&comm));
-        let optimizer = match created {
-            Err(error) if newest.is_some() && can_be_replaced(&error) => {
-                tracing::warn!("{error}\n  the newest checkpoint replaces what is on the drives");
-                SwappedOptimizer::create_anew(config, inventory, Rc::clone(&comm))?
-            }
-            created => created?,
-        };
+        let (optimizer, newest) = open(config, inventory, &comm, checkpoints.as_ref())?;
         let mut training = Self {
             optimizer,
             checkpoints,
@@ -118,6 +109,7 @@ impl Training {
             grace_period: config.grace_period(),
             last_step: Duration::ZERO,
             last_save: Duration::ZERO,
+            save_begun: None,
         };
         let origin = training.fill_state(newest, fill)?;
         tracing::info!("{origin}");
@@ -163,36 +155,42 @@ impl Training {
         params: &mut [P],
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
-        let options = StepOptions { stop: self.stop_wanted(), ..options };
+        let options = StepOptions { stop: options.stop.max(self.stop_wanted()), ..options };
         let outcome = self.optimizer.step(gradients, params, options)?;
         if outcome.is_taken {
             self.last_step = outcome.duration;
         }
         if outcome.stop {
-            return Err(self.stop(options.user_blob)?);
+            return Err(self.stop()?);
         }
-        let due = self.checkpoint_every > 0 && outcome.attempt % self.checkpoint_every == 0;
-        if let Some(checkpoints) = &mut self.checkpoints {
-            let polled = checkpoints.poll(&mut self.optimizer);
-            let begun = match due {
-                true => checkpoints.begin(&mut self.optimizer, None, options.user_blob),
-                false => Ok(()),
-            };
-            match polled.and_then(|saved| begun.map(|()| saved)) {
-                Ok(Some(saved)) => log_saved(&saved),
-                Ok(None) => {}
-                Err(error) if error.is_agreed() => tracing::warn!("no checkpoint: {error}"),
-                Err(error) => return Err(error),
-            }
-        }
+        let is_due = self.checkpoint_every > 0 && outcome.attempt % self.checkpoint_every == 0;
+        tolerate(self.save_on(is_due, options.user_blob))?;
         Ok(outcome)
+    }
+
+    /// After a step: ends the save under way if it has all it needs, or if the next is due.
+    fn save_on(&mut self, is_due: bool, user_blob: &[u8]) -> Result<()> {
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+        let saved = match is_due && checkpoints.is_saving() {
+            true => Some(checkpoints.finish(&mut self.optimizer)?),
+            false => checkpoints.poll(&mut self.optimizer)?,
+        };
+        if let Some(saved) = saved {
+            self.last_save = self.save_begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
+            log_saved(&saved);
+        }
+        if is_due {
+            self.save_begun = Some(Instant::now());
+            checkpoints.begin(&mut self.optimizer, None, user_blob)?;
+        }
+        Ok(())
     }
 
     fn stop_wanted(&self) -> Stop {
         match stop_request() {
             None => Stop::No,
             // Half again as long as the last one, so that the commit fits too.
-            Some(request) if self.time_left(request) < self.last_step.mul_f64(1.5) => Stop::Now,
+            Some(request) if self.time_left(request) <= self.last_step.mul_f64(1.5) => Stop::Now,
             Some(_) => Stop::AfterThisStep,
         }
     }
@@ -202,7 +200,7 @@ impl Training {
     }
 
     /// The error that ends a stopped job, after saving what can be saved.
-    fn stop(&mut self, user_blob: &[u8]) -> Result<Error> {
+    fn stop(&mut self) -> Result<Error> {
         let asked: Vec<Option<(String, i32, u64)>> = {
             let left_ms = |request| self.time_left(request).as_millis() as u64;
             let mine = stop_request().map(|it| (it.name().to_owned(), it.signal, left_ms(it)));
@@ -216,7 +214,7 @@ impl Training {
         let left_ms = asked.iter().flatten().map(|(.., left_ms)| *left_ms).min().unwrap_or(0);
         let step = self.optimizer.attempts();
         let is_committed = self.optimizer.epoch().is_some();
-        self.save_before_end(user_blob, is_committed, left_ms)?;
+        tolerate(self.save_before_end(is_committed, left_ms))?;
         let newest = match &self.checkpoints {
             Some(checkpoints) => checkpoints.newest()?,
             None => None,
@@ -228,7 +226,7 @@ impl Training {
                 Error::new(ErrorKind::Requeue, format!("{stopped}; epoch {epoch} is committed"))
                     .hint(again)
             }
-            (None, Some(newest)) => {
+            (None, Some((_, newest))) => {
                 let saved = format!("{stopped}; checkpoint {} is there", newest.display());
                 Error::new(ErrorKind::Requeue, saved).hint(again)
             }
@@ -245,23 +243,18 @@ impl Training {
 
     /// A checkpoint of the last state, if one is configured and there is time. A committed job
     /// needs none to go on where it is, only to go on elsewhere.
-    fn save_before_end(&mut self, blob: &[u8], is_committed: bool, left_ms: u64) -> Result<()> {
+    fn save_before_end(&mut self, is_committed: bool, left_ms: u64) -> Result<()> {
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         checkpoints.abandon(&mut self.optimizer);
-        // All ranks must decide alike: the slowest save so far, of any rank.
-        let saves: Vec<u64> = gather_all(&*self.comm, &(self.last_save.as_millis() as u64))?;
-        let expected_ms = saves.into_iter().max().unwrap_or(0);
-        let has_time = left_ms > 2 * expected_ms;
-        if !has_time && is_committed {
+        // All ranks must decide alike: by the slowest save so far of any rank, and a save reads
+        // what a step reads and writes it elsewhere.
+        let expected = self.last_save.max(2 * self.last_step).as_millis() as u64;
+        let expected_ms = gather_all(&*self.comm, &expected)?.into_iter().max().unwrap_or(0);
+        if is_committed && left_ms <= expected_ms {
             return Ok(());
         }
-        let start = Instant::now();
-        match checkpoints.save(&mut self.optimizer, None, blob) {
-            Ok(saved) => log_saved(&saved),
-            Err(error) if error.is_agreed() => tracing::warn!("no checkpoint: {error}"),
-            Err(error) => return Err(error),
-        }
-        self.last_save = start.elapsed();
+        let user_blob = self.optimizer.user_blob().to_vec();
+        log_saved(&checkpoints.save(&mut self.optimizer, None, &user_blob)?);
         Ok(())
     }
 
@@ -270,7 +263,7 @@ impl Training {
     ///
     /// # Errors
     /// As [`Checkpoints::save`]; the files are still there then.
-    pub fn finish(mut self, user_blob: &[u8]) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
             let attempts = self.optimizer.attempts();
             let mut last = None;
@@ -278,12 +271,64 @@ impl Training {
                 last = Some(checkpoints.finish(&mut self.optimizer)?);
             }
             if last.as_ref().is_none_or(|saved| saved.attempts != attempts) {
-                last = Some(checkpoints.save(&mut self.optimizer, None, user_blob)?);
+                let user_blob = self.optimizer.user_blob().to_vec();
+                last = Some(checkpoints.save(&mut self.optimizer, None, &user_blob)?);
             }
             last.iter().for_each(log_saved);
         }
+        // Nobody removes anything before all have come to their end.
+        self.comm.barrier()?;
         self.optimizer.close();
         Ok(())
+    }
+}
+
+/// Opens the optimizer where the job is the furthest: on its drives, or at the checkpoint that is
+/// given too, for which the drives are then made new.
+fn open(
+    config: &Config,
+    inventory: Inventory,
+    comm: &Rc<dyn Communicator>,
+    checkpoints: Option<&Checkpoints>,
+) -> Result<(SwappedOptimizer, Option<PathBuf>)> {
+    let newest = checkpoints.map_or(Ok(None), Checkpoints::newest)?;
+    let created = SwappedOptimizer::create(config, inventory.clone(), Rc::clone(comm));
+    let (Some(checkpoints), Some((saved_step, newest))) = (checkpoints, newest) else {
+        return Ok((created?, None));
+    };
+    let why = match &created {
+        Ok(optimizer) => match optimizer.resumed() {
+            None => return Ok((created?, Some(newest))),
+            Some(resumed) if resumed.attempt >= saved_step => return Ok((created?, None)),
+            Some(resumed) => format!("the drives have step {} only", resumed.attempt),
+        },
+        Err(error) if can_be_replaced(error) => error.to_string(),
+        Err(_) => return Ok((created?, None)),
+    };
+    // Nothing on the drives goes before it is known that the checkpoint can be loaded.
+    let on_drives = created.as_ref().ok().and_then(SwappedOptimizer::resumed);
+    let reached = on_drives.map(|resumed| resumed.attempt);
+    let whole = checkpoints.newest_whole(&inventory)?;
+    match whole.filter(|(saved_step, _)| reached.is_none_or(|reached| *saved_step > reached)) {
+        None => Ok((created?, None)),
+        Some((saved_step, directory)) => {
+            drop(created);
+            let path = directory.display();
+            tracing::warn!("{why}\n  checkpoint {path} of step {saved_step} takes their place");
+            let optimizer = SwappedOptimizer::create_anew(config, inventory, Rc::clone(comm))?;
+            Ok((optimizer, Some(directory)))
+        }
+    }
+}
+
+/// A checkpoint that all ranks have failed to save is a warning: training goes on without it.
+fn tolerate(saved: Result<()>) -> Result<()> {
+    match saved {
+        Err(error) if error.is_agreed() && !error.kind().is_damage() => {
+            tracing::warn!("no checkpoint: {error}");
+            Ok(())
+        }
+        saved => saved,
     }
 }
 
@@ -293,5 +338,5 @@ fn log_saved(saved: &crate::checkpoint::Saved) {
 
 /// Whether a checkpoint may take the place of what is on the drives.
 fn can_be_replaced(error: &Error) -> bool {
-    error.is_agreed() && matches!(error.kind(), ErrorKind::StateUnavailable | ErrorKind::Io)
+    error.is_agreed() && matches!(error.kind(), ErrorKind::StateUnavailable | ErrorKind::StateLost)
 }

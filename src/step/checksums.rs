@@ -143,7 +143,7 @@ pub(super) fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tenso
         let path = ShardDirectory::new(drive, &config.job, plan.shard()).state_path();
         format!("{}: {} offset {offset} length {}", segment.drive, path.display(), to - from)
     });
-    Error::new(ErrorKind::Io, "a chunk on the drives is corrupt")
+    Error::new(ErrorKind::StateLost, "a chunk on the drives is corrupt")
         .with("holding", plan.describe(chunk))
         .with("state tensor", plan.tensor_name(tensor))
         .with("which lies on", places.collect::<Vec<_>>().join(" and "))

@@ -20,23 +20,27 @@ impl SwappedOptimizer {
     /// Agreed errors of the drives.
     pub fn state_digest(&mut self) -> Result<String> {
         let mut halves = [0u64; 2];
-        let read = self.inspect_chunks(|plan, resident| {
-            let partition = plan.partition();
-            let chunk = partition.chunk(resident.index());
-            let arrays = sections(&plan.layout(resident.index()), resident);
-            let first_block = (partition.flat().start + chunk.shard_offset) / BLOCK_ELEMS;
-            let block_elems = BLOCK_ELEMS as usize;
-            for (block, start) in (0..chunk.elems as usize).step_by(block_elems).enumerate() {
-                let end = (chunk.elems as usize).min(start + block_elems);
-                let mut hash = Xxh3::new();
-                hash.update(&(first_block + block as u64).to_le_bytes());
-                for array in arrays {
-                    hash.update(bytemuck::cast_slice(&array[start..end]));
+        let usable = self.check_usable();
+        let read = usable.and_then(|()| {
+            self.read_all(|plan, resident, _| {
+                let partition = plan.partition();
+                let chunk = partition.chunk(resident.index());
+                let arrays = sections(&plan.layout(resident.index()), resident);
+                let first_block = (partition.flat().start + chunk.shard_offset) / BLOCK_ELEMS;
+                let block_elems = BLOCK_ELEMS as usize;
+                for (block, start) in (0..chunk.elems as usize).step_by(block_elems).enumerate() {
+                    let end = (chunk.elems as usize).min(start + block_elems);
+                    let mut hash = Xxh3::new();
+                    hash.update(&(first_block + block as u64).to_le_bytes());
+                    for array in arrays {
+                        hash.update(bytemuck::cast_slice(&array[start..end]));
+                    }
+                    let digest = hash.digest128();
+                    halves[0] = halves[0].wrapping_add((digest >> 64) as u64);
+                    halves[1] = halves[1].wrapping_add(digest as u64);
                 }
-                let digest = hash.digest128();
-                halves[0] = halves[0].wrapping_add((digest >> 64) as u64);
-                halves[1] = halves[1].wrapping_add(digest as u64);
-            }
+                Ok(())
+            })
         });
         agree(&*self.comm, read)?;
         self.comm.all_reduce_sum(&mut halves)?;

@@ -8,7 +8,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::optim::ParamElem;
 use crate::storage::commit::{Places, Stamp, Verdict, judge, place_beside, place_of};
 use crate::storage::{Record, RecordFiles, ShardFiles, Slots, boot_id, stamps};
-use crate::swap::SweepKind;
 
 /// A durable job's records: the last agreed one, and where the next one goes.
 pub(super) struct Durable {
@@ -135,7 +134,7 @@ pub(super) fn choose_record(
     match judge(&all) {
         Verdict::Fresh => Ok(None),
         Verdict::Broken { shard, newest } => {
-            let missing = Error::new(ErrorKind::Io, "a shard has lost its records")
+            let missing = Error::new(ErrorKind::StateLost, "a shard has lost its records")
                 .with("rank", shard)
                 .with("its records", describe_places(&all[shard]))
                 .with("newest record of any rank", newest)
@@ -172,6 +171,17 @@ impl SwappedOptimizer {
     pub fn epoch(&self) -> Option<u64> {
         let durable = self.durable.as_ref().filter(|durable| durable.is_committed);
         durable.map(|durable| durable.agreed().stamp.epoch)
+    }
+
+    /// What was handed to the last step that was taken.
+    pub fn user_blob(&self) -> &[u8] {
+        &self.user_blob
+    }
+
+    /// Steps attempted up to the last commit.
+    pub(super) fn committed_attempts(&self) -> Option<u64> {
+        let durable = self.durable.as_ref().filter(|durable| durable.is_committed);
+        durable.map(|durable| durable.agreed.attempts)
     }
 
     /// Steps attempted so far, over all incarnations of the job.
@@ -215,10 +225,12 @@ impl SwappedOptimizer {
         self.slots = Slots::from_committed(record.slots.clone());
         self.checksums.restore(&record.checksums);
         self.attempts = record.attempts;
+        self.user_blob.clone_from(&record.user_blob);
+        self.snapshot = None;
         restore_counts(&self.plan, &record.update_counts, &mut self.update_counts);
         // Without a flush, what was written before the machine went down may not be on the drives.
         let is_trusted = record.is_synced || record.boot_id == boot_id();
-        let trusted = if is_trusted { Ok(()) } else { self.verify_all() };
+        let trusted = if is_trusted { Ok(()) } else { self.read_all(|_, _, _| Ok(())) };
         agree(&*self.comm, trusted)?;
         let (stamp, attempt) = (record.stamp, record.attempts);
         let user_blob = record.user_blob.clone();
@@ -255,17 +267,6 @@ impl SwappedOptimizer {
             out.iter_mut().zip(view.master).for_each(|(param, master)| *param = P::emit(*master));
             Ok(())
         })
-    }
-
-    /// Compares the whole state with its checksums; not agreed.
-    pub(super) fn verify_all(&mut self) -> Result<()> {
-        let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
-        while let Some(resident) = sweep.next_chunk()? {
-            let chunk = resident.index();
-            let extent = self.slots.read_extent(chunk);
-            self.checksums.verify(&self.pool, &self.plan, chunk, extent, &resident)?;
-        }
-        sweep.finish().map(drop)
     }
 
     /// Whether the step that has just been taken is one to commit.

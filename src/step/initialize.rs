@@ -1,6 +1,7 @@
 //! The first write of everything, and looking at state between steps.
 
 use super::optimizer::SwappedOptimizer;
+use super::plan::Plan;
 use super::view::{StateView, sections, sections_mut};
 use crate::coord::{Activity, Phase, agree};
 use crate::error::Result;
@@ -18,6 +19,8 @@ impl SwappedOptimizer {
         mut fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
         self.unusable = Some("its initialisation failed");
+        // A snapshot of what is overwritten here would be of no state.
+        self.snapshot = None;
         let result = self.write_chunks(&mut |run, [master, ..]| fill(run, master));
         agree(&*self.comm, result)?;
         self.update_counts.fill(0);
@@ -39,9 +42,11 @@ impl SwappedOptimizer {
         mut fill: impl FnMut(&Run, [&mut [f32]; 3]) -> Result<()>,
     ) -> Result<()> {
         self.unusable = Some("its initialisation failed");
+        self.snapshot = None;
         let result = self.write_chunks(&mut fill);
         agree(&*self.comm, result)?;
         (self.update_counts, self.attempts) = (update_counts, attempts);
+        self.user_blob = user_blob.to_vec();
         self.unusable = None;
         self.commit(user_blob)
     }
@@ -73,17 +78,13 @@ impl SwappedOptimizer {
     /// # Errors
     /// Agreed errors of `look` or of the drives.
     pub fn inspect(&mut self, mut look: impl FnMut(StateView<'_>) -> Result<()>) -> Result<()> {
-        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let result = self.check_usable().and_then(|()| {
-            let plan = &self.plan;
-            let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
-            while let Some(resident) = sweep.next_chunk()? {
+            self.read_all(|plan, resident, _| {
                 let index = resident.index();
-                let extent = self.slots.read_extent(index);
-                self.checksums.verify(&self.pool, plan, index, extent, &resident)?;
                 let chunk = plan.partition().chunk(index);
-                let [master, exp_avg, exp_avg_sq] = sections(&plan.layout(index), &resident);
-                for run in plan.partition().runs_of(index) {
+                let [master, exp_avg, exp_avg_sq] = sections(&plan.layout(index), resident);
+                let mut runs = plan.partition().runs_of(index).iter();
+                runs.try_for_each(|run| {
                     let at = run.in_chunk(chunk);
                     look(StateView {
                         run,
@@ -91,26 +92,25 @@ impl SwappedOptimizer {
                         master: &master[at.clone()],
                         exp_avg: &exp_avg[at.clone()],
                         exp_avg_sq: &exp_avg_sq[at],
-                    })?;
-                }
-            }
-            sweep.finish().map(drop)
+                    })
+                })
+            })
         });
         agree(&*self.comm, result)
     }
 
-    /// Shows every chunk's extent as it lies on the drives; not agreed.
-    pub(super) fn inspect_chunks(
+    /// Reads every chunk back, compares it with its checksums, and shows it with them; not agreed.
+    pub(super) fn read_all(
         &mut self,
-        mut look: impl FnMut(&super::Plan, &ResidentChunk),
+        mut look: impl FnMut(&Plan, &ResidentChunk, &[u32]) -> Result<()>,
     ) -> Result<()> {
-        self.check_usable()?;
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
         while let Some(resident) = sweep.next_chunk()? {
-            let extent = self.slots.read_extent(resident.index());
-            self.checksums.verify(&self.pool, &self.plan, resident.index(), extent, &resident)?;
-            look(&self.plan, &resident);
+            let index = resident.index();
+            let extent = self.slots.read_extent(index);
+            self.checksums.verify(&self.pool, &self.plan, index, extent, &resident)?;
+            look(&self.plan, &resident, self.checksums.of(index))?;
         }
         sweep.finish().map(drop)
     }

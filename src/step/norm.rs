@@ -11,7 +11,7 @@ use crate::optim::{BlockNorm, ExactSum, GradElem};
 use crate::units::BLOCK_ELEMS;
 
 /// Whether a rank has been asked to stop.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stop {
     /// It has not.
     #[default]

@@ -35,6 +35,7 @@ pub struct SwappedOptimizer {
     pub(super) attempts: u64,
     /// Of the last step.
     pub(super) loss_scale: f32,
+    pub(super) user_blob: Vec<u8>,
     pub(super) slots: Slots,
     pub(super) checksums: Checksums,
     /// `None` for a scratch job.
@@ -102,6 +103,8 @@ impl SwappedOptimizer {
             None => {
                 let job_id = draw_job_id(&*comm)?;
                 let directories = check_space(&plan, &inspected, &*comm, &topology)?;
+                // On all ranks before any allocates: neighbours share the drives.
+                agree(&*comm, reclaim(config, comm.size() as u32, &directories))?;
                 let created = create_files(&plan, &*comm, directories, &job_id);
                 let files = agree(&*comm, created)?;
                 (plan, files, job_id)
@@ -118,6 +121,7 @@ impl SwappedOptimizer {
             update_counts: vec![0; plan.inventory().parameters().len()],
             attempts: 0,
             loss_scale: 1.0,
+            user_blob: Vec::new(),
             slots: Slots::new(plan.partition().chunks().len(), config.is_durable()),
             checksums: Checksums::new(&plan),
             durable,
@@ -171,6 +175,11 @@ impl SwappedOptimizer {
     /// What the loss was multiplied by in the last step.
     pub fn loss_scale(&self) -> f32 {
         self.loss_scale
+    }
+
+    /// Says what the loss was last multiplied by, before this optimizer was there.
+    pub fn set_loss_scale(&mut self, loss_scale: f32) {
+        self.loss_scale = loss_scale;
     }
 
     /// Collective: what every rank has recorded since the last [`Self::reset_records`].
@@ -254,19 +263,20 @@ fn create_files(
         tensors: ADAMW_STATE.map(|tensor| (tensor.name.to_owned(), tensor.codec)).to_vec(),
         parameters: plan.inventory().parameters().to_vec(),
     });
-    remove_dead_shards(config, ranks)?;
     let bytes = plan.placement().drive_bytes();
     let mut files = ShardFiles::create(directories, bytes, &owner, layout.as_ref())?;
     files.keep(config.drives.keep_files);
     Ok(files)
 }
 
-/// Removes what an earlier job of this name, with more ranks, has left.
-fn remove_dead_shards(config: &Config, ranks: u32) -> Result<()> {
+/// Frees what a dead job of this name has left: this rank's shard, and those of ranks that the job
+/// no longer has.
+fn reclaim(config: &Config, ranks: u32, directories: &[ShardDirectory]) -> Result<()> {
+    ShardFiles::reclaim(directories)?;
     for drive in &config.drives.paths {
         let shards = ShardDirectory::all_on(drive, Some(&config.job))?;
-        for shard in shards.iter().filter(|shard| shard.shard() >= ranks && !shard.is_alive()) {
-            shard.remove();
+        for shard in shards.iter().filter(|shard| shard.shard() >= ranks) {
+            shard.remove_dead()?;
         }
     }
     Ok(())

@@ -30,7 +30,16 @@ pub(super) fn check_space(
     // What a dead job of this name holds is free for us once it is removed.
     let reclaimable: Result<Vec<u64>> =
         directories.iter().map(ShardDirectory::reclaimable_bytes).collect();
-    let reclaimable = agree(comm, reclaimable)?;
+    let mut reclaimable = agree(comm, reclaimable)?;
+    // So is what ranks have left that the job no longer has; one rank of the node counts it.
+    if topology.local_ranks().next() == Some(comm.rank()) {
+        for (drive, bytes) in drives.iter().zip(&mut reclaimable) {
+            let shards = ShardDirectory::all_on(&drive.root, Some(&plan.config().job));
+            let surplus = shards.unwrap_or_default().into_iter();
+            let surplus = surplus.filter(|it| it.shard() as usize >= comm.size());
+            *bytes += surplus.map(|shard| shard.allocated_bytes()).sum::<u64>();
+        }
+    }
     let per_device = |bytes: &[u64]| -> DriveBytes {
         drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
     };

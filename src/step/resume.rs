@@ -23,6 +23,8 @@ struct Sight {
     newest: Option<(Stamp, u64)>,
     /// Why this rank cannot go on with it, if it cannot.
     incomplete: Option<String>,
+    /// The drive that would hold its records is not here: nobody knows what is committed.
+    is_headless: bool,
 }
 
 /// A job that lies on the drives.
@@ -67,7 +69,9 @@ fn find(config: &Config, inventory: &Inventory, comm: &dyn Communicator) -> Resu
         .flatten()
         .filter_map(|sight| sight.newest.map(|(stamp, attempts)| (&sight.job_id, stamp, attempts)));
     // Ids begin with the time of creation: a node that was away may bring back an older job.
-    let Some((job_id, stamp, attempts)) = newest.max() else { return Ok(None) };
+    let Some((job_id, stamp, attempts)) = newest.max() else {
+        return agree(comm, refuse_headless(&all)).map(|()| None);
+    };
     let decided = decide(&all, job_id, config, inventory, comm.size()).map_err(|error| {
         let on_drives = format!("epoch {}, step {attempts}", stamp.epoch);
         error.with("job", &config.job).with("committed on the drives", on_drives)
@@ -91,6 +95,21 @@ fn sight_of(shard: &FoundShard) -> Result<Sight> {
         inventory: Inventory::new(layout.parameters.clone())?.digest(),
         newest,
         incomplete: shard.complete().err().map(|error| error.to_string()),
+        is_headless: matches!(shard.directories.first(), Some(None)),
+    })
+}
+
+/// Parts of a job without the drive that holds its records are no new job.
+fn refuse_headless(all: &[Vec<Sight>]) -> Result<()> {
+    let headless = all.iter().flatten().find(|sight| sight.is_headless);
+    headless.map_or(Ok(()), |sight| {
+        let message = "a shard is here without the drive that holds its records";
+        Err(Error::new(ErrorKind::StateUnavailable, message)
+            .because(sight.incomplete.clone().unwrap_or_default())
+            .hint(
+                "name that drive too; or go on from a checkpoint; or remove what is left with \
+                 optswap clean --remove",
+            ))
     })
 }
 
@@ -104,7 +123,9 @@ fn decide(
     ranks: usize,
 ) -> Result<Option<Vec<u32>>> {
     let of_job = || all.iter().flatten().filter(|sight| sight.job_id == job_id);
-    let has_trained = of_job().any(|sight| sight.newest.is_some_and(|(_, steps)| steps > 0));
+    // Of any creation: what is started anew overwrites all of them.
+    let mut sights = all.iter().flatten();
+    let has_trained = sights.any(|sight| sight.newest.is_some_and(|(_, steps)| steps > 0));
     let Some(any) = of_job().next() else { return Ok(None) };
     let refuse = |message: &str| Error::new(ErrorKind::Usage, message);
     if !config.is_durable() {

@@ -101,12 +101,19 @@ impl SwappedOptimizer {
         let clip_norm = self.plan.config().optimizer.clip_norm;
         if world.out_of_time > 0 {
             agree(&*self.comm, sweep.abandon())?;
+            drop(activity);
+            // A commit of the steps since the last one costs no more than a record.
+            if self.committed_attempts().is_some_and(|committed| committed < self.attempts) {
+                let user_blob = self.user_blob.clone();
+                self.commit(&user_blob)?;
+            }
             let outcome = decide(world, self.attempts, clip_norm, options);
-            return Ok(StepOutcome { is_taken: false, ..outcome });
+            return Ok(StepOutcome { is_taken: false, epoch: self.epoch(), ..outcome });
         }
 
         self.attempts += 1;
         self.loss_scale = options.loss_scale;
+        options.user_blob.clone_into(&mut self.user_blob);
         let mut outcome = decide(world, self.attempts, clip_norm, options);
         let result = if outcome.skipped {
             sweep.abandon()

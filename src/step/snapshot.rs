@@ -4,10 +4,9 @@
 use std::fs::File;
 
 use super::optimizer::SwappedOptimizer;
-use crate::coord::{Activity, Phase, agree};
+use crate::coord::agree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::ExtentLayout;
-use crate::swap::SweepKind;
 use crate::units::{ChunkIndex, DriveIndex};
 
 /// Where a snapshot goes: a checkpoint, for instance.
@@ -94,20 +93,12 @@ impl SwappedOptimizer {
 
     fn read_rest(&mut self, mut snapshot: Snapshot) -> Result<()> {
         self.check_usable()?;
-        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         if snapshot.left > 0 {
-            let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
-            while let Some(resident) = sweep.next_chunk()? {
-                let chunk = resident.index();
-                let extent = self.slots.read_extent(chunk);
-                self.checksums.verify(&self.pool, &self.plan, chunk, extent, &resident)?;
-                let layout = self.plan.layout(chunk);
-                snapshot.offer(chunk, &layout, &resident, self.checksums.of(chunk));
-                if let Some(failure) = snapshot.failure.take() {
-                    return Err(failure);
-                }
-            }
-            sweep.finish()?;
+            self.read_all(|plan, resident, checksums| {
+                let layout = plan.layout(resident.index());
+                snapshot.offer(resident.index(), &layout, resident, checksums);
+                snapshot.failure.take().map_or(Ok(()), Err)
+            })?;
         }
         snapshot.failure.map_or(Ok(()), Err)
     }

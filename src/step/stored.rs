@@ -1,7 +1,7 @@
 //! A durable shard that nobody holds, as it lies on its drives: for looking at it, checking it and
 //! putting it right between two runs of its job.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -31,9 +31,6 @@ impl StoredShard {
     /// Unavailable if a drive is missing or its job is alive; I/O if a file cannot be opened.
     pub fn open(found: &FoundShard, record: Record, for_repair: bool) -> Result<Self> {
         let directories = found.complete()?;
-        for directory in &directories {
-            directory.reclaimable_bytes()?;
-        }
         let layout = &found.layout;
         let mut config = as_it_lies(&Config::default(), layout, &directories);
         // No buffers are allocated here.
@@ -47,16 +44,9 @@ impl StoredShard {
                 .with("job", &layout.job)
                 .with("shard", layout.shard));
         }
-        let open = |directory: &ShardDirectory| {
-            let path = directory.state_path();
-            let opened = OpenOptions::new().read(true).write(for_repair).open(&path);
-            opened.map_err(|error| {
-                Error::new(ErrorKind::Io, "a state file cannot be opened")
-                    .with("path", path.display())
-                    .because(error)
-            })
-        };
-        let files = directories.iter().map(open).collect::<Result<_>>()?;
+        // Locked as long as they are open, so that no job starts on what is being looked at.
+        let files = directories.iter().map(|directory| directory.open_dead(for_repair));
+        let files = files.collect::<Result<_>>()?;
         let slots = Slots::from_committed(record.slots.clone());
         Ok(Self { plan, record, slots, directories, files })
     }

@@ -114,8 +114,79 @@ impl ShardDirectory {
 
     /// Whether a living process holds the directory at this moment.
     pub fn is_alive(&self) -> bool {
-        let Ok(file) = File::open(self.state_path()) else { return false };
-        self.lock(&file, CLOSING_PATIENCE).is_err()
+        match File::open(self.state_path()) {
+            Ok(file) => self.lock(&file, CLOSING_PATIENCE).is_err(),
+            // What belongs to another user may be alive.
+            Err(error) => error.kind() != IoKind::NotFound,
+        }
+    }
+
+    /// Opens and locks the state file, for looking at it or putting it right between two runs. The
+    /// lock lasts as long as the file is open.
+    ///
+    /// # Errors
+    /// Unavailable if a living process holds it; state lost if it is gone; I/O.
+    pub fn open_dead(&self, for_repair: bool) -> Result<File> {
+        let opened = OpenOptions::new().read(true).write(for_repair).open(self.state_path());
+        let file = opened.map_err(|error| self.unopened(error))?;
+        self.lock(&file, LOCK_PATIENCE)?;
+        Ok(file)
+    }
+
+    /// Removes the directory of a dead job; false if somebody alive holds it.
+    ///
+    /// # Errors
+    /// Cannot create, if the system refuses.
+    pub fn remove_dead(&self) -> Result<bool> {
+        let refused = |error| {
+            Error::new(ErrorKind::CannotCreate, "a dead job cannot be removed")
+                .with("path", self.path.display())
+                .because(error)
+        };
+        // Held until all is gone, so that nobody starts on what is being removed.
+        let _lock = match File::open(self.state_path()) {
+            Ok(file) if self.lock(&file, CLOSING_PATIENCE).is_err() => return Ok(false),
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == IoKind::NotFound => None,
+            Err(error) => return Err(refused(error)),
+        };
+        self.remove();
+        match self.path.exists() {
+            true => Err(refused(std::io::Error::other("files are left"))),
+            false => Ok(true),
+        }
+    }
+
+    /// Gives up what a dead owner has left, so that its bytes are free before anybody allocates.
+    pub(super) fn reclaim(&self) -> Result<()> {
+        let opened = OpenOptions::new().read(true).write(true).open(self.state_path());
+        let Ok(file) = opened else { return Ok(()) };
+        self.lock(&file, LOCK_PATIENCE)?;
+        // Records first: they speak of bytes that go now.
+        self.remove_records()?;
+        file.set_len(0)
+            .map_err(|error| self.refused("an old state file cannot be emptied").because(error))
+    }
+
+    fn remove_records(&self) -> Result<()> {
+        for path in self.record_paths().iter().chain([&self.layout_path()]) {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != IoKind::NotFound => {
+                    return Err(self.refused("an old record cannot be removed").because(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn unopened(&self, error: std::io::Error) -> Error {
+        match error.kind() {
+            IoKind::NotFound => self.lost("a state file cannot be opened").because(error),
+            _ => Error::new(ErrorKind::Io, "a state file cannot be opened")
+                .with("path", self.state_path().display())
+                .because(error),
+        }
     }
 
     /// Checks that nobody alive holds the directory, without changing it. Gives the bytes that a
@@ -157,9 +228,14 @@ impl ShardDirectory {
         std::fs::create_dir_all(&self.path).map_err(|error| {
             self.refused("the shard directory cannot be created").because(error)
         })?;
-        let file = open_direct(&self.state_path(), true)
-            .map_err(|error| self.refused("the state file cannot be opened").because(error))?;
-        self.lock(&file, LOCK_PATIENCE)?;
+        let refused = |error| self.refused("the state file cannot be opened").because(error);
+        let file = loop {
+            let file = open_direct(&self.state_path(), true).map_err(refused)?;
+            self.lock(&file, LOCK_PATIENCE)?;
+            if self.is_in_place(&file) {
+                break file;
+            }
+        };
         // From here on the directory is ours.
         match self.prepare(&file, bytes, owner) {
             Ok(()) => Ok(file),
@@ -172,13 +248,16 @@ impl ShardDirectory {
 
     /// Opens and locks the state file of a durable shard as it is.
     pub(super) fn reopen(&self, bytes: u64, owner: &Owner) -> Result<File> {
-        let file = open_direct(&self.state_path(), false)
-            .map_err(|error| self.damaged("a state file cannot be opened").because(error))?;
+        let opened = open_direct(&self.state_path(), false);
+        let file = opened.map_err(|error| self.unopened(error))?;
         self.lock(&file, LOCK_PATIENCE)?;
+        if !self.is_in_place(&file) {
+            return Err(self.lost("a state file was removed while this job started"));
+        }
         let found = file.metadata().map_or(0, |metadata| metadata.len());
         if found < bytes {
             return Err(self
-                .damaged("a state file has been cut")
+                .lost("a state file has been cut")
                 .with("needed", format!("{bytes} B"))
                 .with("found", format!("{found} B")));
         }
@@ -186,23 +265,23 @@ impl ShardDirectory {
         Ok(file)
     }
 
-    fn damaged(&self, message: &str) -> Error {
-        Error::new(ErrorKind::Io, message)
+    /// Whether a locked file is still the one with its name: somebody may have removed it between
+    /// opening and locking.
+    fn is_in_place(&self, file: &File) -> bool {
+        let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+        let named = std::fs::metadata(self.state_path()).map(identity);
+        matches!((file.metadata().map(identity), named), (Ok(a), Ok(b)) if a == b)
+    }
+
+    fn lost(&self, message: &str) -> Error {
+        Error::new(ErrorKind::StateLost, message)
             .with("drive", self.drive.display())
             .with("path", self.state_path().display())
             .hint("this shard's committed steps are lost: go on from a checkpoint")
     }
 
     fn prepare(&self, file: &File, bytes: u64, owner: &Owner) -> Result<()> {
-        // A dead owner's records first: they speak of bytes that go now.
-        for path in self.record_paths().iter().chain([&self.layout_path()]) {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != IoKind::NotFound => {
-                    return Err(self.refused("an old record cannot be removed").because(error));
-                }
-                _ => {}
-            }
-        }
+        self.remove_records()?;
         let align = direct_io_alignment(&self.state_path());
         if let Some(align) = align.filter(|align| 4096 % align != 0) {
             return Err(self
@@ -239,6 +318,12 @@ impl ShardDirectory {
         Error::new(ErrorKind::CannotCreate, message)
             .with("drive", self.drive.display())
             .with("path", self.path.display())
+    }
+
+    /// Removes the records: nothing is committed any more.
+    pub(super) fn forget(&self) {
+        // What cannot be removed is found by the next start.
+        self.record_paths().iter().for_each(|path| drop(std::fs::remove_file(path)));
     }
 
     /// Removes the directory and all that optswap puts there, and the job's if it is empty then.

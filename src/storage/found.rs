@@ -17,7 +17,8 @@ pub struct FoundShard {
 }
 
 impl FoundShard {
-    /// All durable shards below these drives, of every job or of one, by job and number.
+    /// All durable shards below these drives, of every job or of one, by job, creation
+    /// and number.
     ///
     /// # Errors
     /// I/O errors, also if a shard has committed but lost its layout; unavailable if another
@@ -39,7 +40,10 @@ impl FoundShard {
                 }
             }
         }
-        Ok(found.into_values().collect())
+        let mut found: Vec<Self> = found.into_values().collect();
+        let creation = |shard: &Self| (shard.layout.job.clone(), shard.layout.job_id.clone());
+        found.sort_by_key(|shard| (creation(shard), shard.layout.shard));
+        Ok(found)
     }
 
     /// The directories, if every drive is here.
@@ -60,16 +64,31 @@ impl FoundShard {
         directories.map(|(number, place)| place.clone().ok_or_else(|| missing(number))).collect()
     }
 
+    /// Both places of this shard's records; none of another creation of the job.
+    ///
+    /// # Errors
+    /// As [`read_record`]. State lost if both places have been written and neither is whole: a
+    /// creation that was cut off leaves one of them empty.
+    pub fn records(&self) -> Result<[Option<Record>; 2]> {
+        let Some(Some(first)) = self.directories.first() else { return Ok([None, None]) };
+        let paths = first.record_paths();
+        let [a, b] = &paths;
+        let records = [read_record(a)?, read_record(b)?];
+        let is_written = |path| std::fs::metadata(path).is_ok_and(|found| found.len() > 0);
+        if records.iter().all(Option::is_none) && paths.iter().all(is_written) {
+            return Err(Error::new(ErrorKind::StateLost, "both records of a shard are damaged")
+                .with("path", first.path().display())
+                .hint("go on from a checkpoint, or remove the job with optswap clean --remove"));
+        }
+        Ok(records.map(|record| record.filter(|it| it.job_id == self.layout.job_id)))
+    }
+
     /// The newest record of this shard, whether or not other shards have its like.
     ///
     /// # Errors
-    /// As [`read_record`].
+    /// As [`Self::records`].
     pub fn newest_record(&self) -> Result<Option<Record>> {
-        let Some(Some(first)) = self.directories.first() else { return Ok(None) };
-        let [a, b] = first.record_paths();
-        let records = [read_record(&a)?, read_record(&b)?].into_iter().flatten();
-        let ours = records.filter(|record| record.job_id == self.layout.job_id);
-        Ok(ours.max_by_key(|record| record.stamp))
+        Ok(self.records()?.into_iter().flatten().max_by_key(|record| record.stamp))
     }
 }
 
@@ -79,7 +98,7 @@ fn refuse_lost_layout(directory: &ShardDirectory) -> Result<()> {
     let layout = directory.layout_path();
     for path in directory.record_paths() {
         if let Some(record) = read_record(&path)? {
-            return Err(Error::new(ErrorKind::Io, "a shard has lost its layout")
+            return Err(Error::new(ErrorKind::StateLost, "a shard has lost its layout")
                 .with("path", layout.display())
                 .with("its record", record.stamp)
                 .hint(

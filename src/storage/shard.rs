@@ -62,6 +62,14 @@ impl ShardFiles {
         Ok(Self { files: files.collect::<Result<_>>()?, directories, keep: true })
     }
 
+    /// Frees what dead owners of these directories have left.
+    ///
+    /// # Errors
+    /// Unavailable if a living job holds one; cannot create if the system refuses.
+    pub fn reclaim(directories: &[ShardDirectory]) -> Result<()> {
+        directories.iter().try_for_each(ShardDirectory::reclaim)
+    }
+
     /// Whether the files stay on the drives when this is dropped.
     pub fn keep(&mut self, keep: bool) {
         self.keep = keep;
@@ -103,14 +111,23 @@ impl ShardFiles {
     /// # Errors
     /// I/O errors with the path.
     pub fn sync(&self) -> Result<()> {
-        for (file, directory) in self.files.iter().zip(&self.directories) {
+        let sync = |(file, directory): (&File, &ShardDirectory)| {
             file.sync_data().map_err(|error| {
                 Error::new(ErrorKind::Io, "a drive cannot be flushed")
                     .with("path", directory.state_path().display())
                     .because(error)
-            })?;
-        }
-        Ok(())
+            })
+        };
+        // Drives flush at the same time.
+        std::thread::scope(|scope| {
+            let pairs = self.files.iter().zip(&self.directories);
+            let threads: Vec<_> = pairs.map(|pair| scope.spawn(move || sync(pair))).collect();
+            let ended = threads.into_iter().map(|thread| {
+                let crashed = |_| Err(Error::internal("a thread that flushes a drive panicked"));
+                thread.join().unwrap_or_else(crashed)
+            });
+            ended.collect()
+        })
     }
 
     /// Paths of the state files, one per drive.
@@ -122,7 +139,10 @@ impl ShardFiles {
 impl Drop for ShardFiles {
     fn drop(&mut self) {
         if !self.keep {
-            self.directories.iter().for_each(ShardDirectory::remove);
+            // The first drive's records go first of all, and its directory last: a removal that is
+            // cut off is then neither a job that has committed nor one whose drive is missing.
+            self.directories.iter().for_each(ShardDirectory::forget);
+            self.directories.iter().rev().for_each(ShardDirectory::remove);
         }
     }
 }
