@@ -36,8 +36,17 @@ fn saved(drives: &Drives) -> (PathBuf, PathBuf) {
     (directory, export)
 }
 
+/// What a checkpoint says.
+#[derive(Debug, PartialEq)]
+struct Content {
+    attempts: u64,
+    update_counts: Vec<u64>,
+    blob: Vec<u8>,
+    bits: Vec<Vec<u32>>,
+}
+
 /// Everything that a checkpoint says, if it says anything.
-fn read(directory: &Path) -> Option<(u64, Vec<u64>, Vec<u8>, Vec<Vec<u32>>)> {
+fn read(directory: &Path) -> Option<Content> {
     let mut reader = CheckpointReader::open(directory).ok()?;
     let manifest = reader.manifest().clone();
     let total = manifest.inventory().unwrap().total_elems() as usize;
@@ -45,8 +54,12 @@ fn read(directory: &Path) -> Option<(u64, Vec<u64>, Vec<u8>, Vec<Vec<u32>>)> {
     let mut values = [(); 3].map(|()| vec![0.0f32; total]);
     reader.read_flat(0, values.each_mut().map(Vec::as_mut_slice)).ok()?;
     let bits = values.iter().map(|values| values.iter().map(|value| value.to_bits()).collect());
-    let blob = manifest.user_blob();
-    Some((manifest.attempts, manifest.update_counts, blob, bits.collect()))
+    Some(Content {
+        attempts: manifest.attempts,
+        blob: manifest.user_blob(),
+        bits: bits.collect(),
+        update_counts: manifest.update_counts,
+    })
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {
