@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use clap::{Args, ValueEnum};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::args::SwapArgs;
 use crate::config::Config;
@@ -63,12 +63,14 @@ pub(super) struct BenchArgs {
 enum GradientFormat {
     F32,
     Bf16,
+    F16,
 }
 
 pub(super) fn run(args: &BenchArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
     match args.gradients {
         GradientFormat::F32 => run_with(args, comm, |gradient| gradient),
         GradientFormat::Bf16 => run_with(args, comm, bf16::from_f32),
+        GradientFormat::F16 => run_with(args, comm, f16::from_f32),
     }
 }
 
