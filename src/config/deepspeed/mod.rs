@@ -155,7 +155,7 @@ impl Import {
             Some("adam") => true,
             Some("adamw") => false,
             _ => {
-                let given = name.map_or("missing".to_owned(), |name| format!("`{name}`"));
+                let given = name.map_or("missing or `auto`".to_owned(), |name| format!("`{name}`"));
                 return Err(Error::usage(format!(
                     "`optimizer.type` is {given}: optswap has AdamW"
                 ))
