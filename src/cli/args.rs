@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser};
 
-use crate::config::{Config, Durability, EngineName};
+use crate::config::{Config, Durability, EngineName, Note, read_deepspeed};
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
 use crate::units::Bytes;
@@ -58,6 +58,10 @@ pub struct SwapArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// DeepSpeed's configuration file (JSON) in its place; what is not taken over is logged.
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pub deepspeed_config: Option<PathBuf>,
+
     /// One directory on each drive, separated by commas.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
@@ -101,14 +105,27 @@ pub struct SwapArgs {
 }
 
 impl SwapArgs {
-    /// The configuration: the file's, or the default one, with the flags on top. Checked.
+    /// The configuration: the file's, or the default one, with the flags on top. Checked. Logs
+    /// what was not taken over from DeepSpeed's.
     ///
     /// # Errors
     /// Usage errors of the file or of the result.
     pub fn resolve(&self) -> Result<Config> {
-        let mut config = match &self.config {
-            Some(path) => Config::read(path)?,
-            None => Config::default(),
+        let (config, notes) = self.read()?;
+        for note in notes {
+            tracing::info!("DeepSpeed's configuration: {note}");
+        }
+        Ok(config)
+    }
+
+    fn read(&self) -> Result<(Config, Vec<Note>)> {
+        let (mut config, notes) = match (&self.config, &self.deepspeed_config) {
+            (Some(path), _) => (Config::read(path)?, Vec::new()),
+            (None, Some(path)) => {
+                let sourced = read_deepspeed(path)?;
+                (sourced.config, sourced.notes)
+            }
+            (None, None) => (Config::default(), Vec::new()),
         };
         if !self.drives.is_empty() {
             config.drives.paths.clone_from(&self.drives);
@@ -128,12 +145,12 @@ impl SwapArgs {
         }
         config.checkpoint.every = self.checkpoint_every.unwrap_or(config.checkpoint.every);
         config.validate()?;
-        Ok(config)
+        Ok((config, notes))
     }
 
     /// How to start the ranks. A configuration that cannot be read is reported later, by all.
     pub fn launch(&self) -> Launch {
-        let config = self.resolve().unwrap_or_default();
+        let (config, _) = self.read().unwrap_or_default();
         Launch {
             peer_timeout: config.peer_timeout(),
             stall_warning: config.stall_warning(),

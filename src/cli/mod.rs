@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod care;
+mod explain;
 mod progress;
 
 use std::process::ExitCode;
@@ -29,7 +30,9 @@ enum Command {
     ///
     /// Start it with mpirun for several ranks. Step time is the slowest rank's, from the start of
     /// the step until everything is on the drives and agreed.
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
+    /// Explain a configuration file, optswap's or DeepSpeed's.
+    Config(explain::ConfigArgs),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -50,6 +53,7 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
+        Command::Config(args) => job::run_tool(|| explain::run(&args)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

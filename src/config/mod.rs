@@ -1,8 +1,11 @@
-//! The configuration: one TOML file, read strictly, checked whole before anything is touched.
+//! The configuration: one TOML file, read strictly, checked whole before anything is touched; or
+//! one of DeepSpeed's.
 
+mod deepspeed;
 mod faults;
 mod probe;
 mod sections;
+mod sourced;
 mod strict;
 
 use std::path::Path;
@@ -13,12 +16,14 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::units::{BLOCK_ELEMS, Elems};
 
+pub use deepspeed::{parse_deepspeed, read_deepspeed};
 pub use faults::{FaultConfig, FaultKind};
 pub use probe::memory_limit;
 pub use sections::{
     CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName, GroupConfig,
     IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
 };
+pub use sourced::{EffectiveValue, Note, Sourced};
 
 /// Everything that can be set. Missing keys have the defaults shown by each field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,13 +71,7 @@ impl Config {
     /// # Errors
     /// Usage errors that name the file and the key.
     pub fn read(path: &Path) -> Result<Self> {
-        let named = |error: Error| error.with("file", path.display());
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            named(Error::usage("the configuration file cannot be read").because(error))
-        })?;
-        let config = strict::parse(&text).map_err(named)?;
-        config.validate().map_err(named)?;
-        Ok(config)
+        Self::parse(&read_text(path)?).map_err(|error| error.with("file", path.display()))
     }
 
     /// Reads and checks a text in TOML.
@@ -204,6 +203,14 @@ impl Config {
     pub fn is_durable(&self) -> bool {
         self.durability.mode == Durability::Step
     }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        Error::usage("the configuration file cannot be read")
+            .with("file", path.display())
+            .because(error)
+    })
 }
 
 fn demand(holds: bool, key: &str, value: impl std::fmt::Display, allowed: &str) -> Result<()> {
