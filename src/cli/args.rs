@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser};
 
+use super::drives;
 use crate::config::{Config, Durability, EngineName};
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
@@ -58,7 +59,10 @@ pub struct SwapArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// One directory on each drive, separated by commas.
+    /// One directory on each drive, separated by commas; `*`, `?` and `[...]` match as in a shell.
+    ///
+    /// Without it, and without any in the configuration, $OPTSWAP_DRIVES (also separated by commas)
+    /// counts, then $SLURM_TMPDIR, then, in a batch job, $TMPDIR.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
 
@@ -104,14 +108,16 @@ impl SwapArgs {
     /// The configuration: the file's, or the default one, with the flags on top. Checked.
     ///
     /// # Errors
-    /// Usage errors of the file or of the result.
+    /// Usage errors of the file or of the result; usage if no drive is named anywhere.
     pub fn resolve(&self) -> Result<Config> {
         let mut config = match &self.config {
             Some(path) => Config::read(path)?,
             None => Config::default(),
         };
         if !self.drives.is_empty() {
-            config.drives.paths.clone_from(&self.drives);
+            config.drives.paths = drives::expand(&self.drives)?;
+        } else if config.drives.paths.is_empty() {
+            config.drives.paths = drives::from_environment()?;
         }
         if let Some(job) = &self.job {
             config.job.clone_from(job);

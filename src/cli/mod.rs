@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod care;
+mod drives;
 mod progress;
 
 use std::process::ExitCode;

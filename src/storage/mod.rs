@@ -22,7 +22,7 @@ mod shard;
 mod slots;
 
 pub use directory::ShardDirectory;
-pub use drive::{Drive, inspect_drives};
+pub use drive::{Drive, filesystem_of, inspect_drives, is_memory_filesystem, same_device};
 pub use extent::ExtentLayout;
 pub use found::FoundShard;
 pub use owner::{Owner, boot_id};
