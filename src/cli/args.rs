@@ -117,7 +117,7 @@ impl SwapArgs {
         if !self.drives.is_empty() {
             config.drives.paths = drives::expand(&self.drives)?;
         } else if config.drives.paths.is_empty() {
-            config.drives.paths = drives::from_environment()?;
+            config.drives.paths = drives::from_environment()?.ok_or_else(drives::none_named)?;
         }
         if let Some(job) = &self.job {
             config.job.clone_from(job);

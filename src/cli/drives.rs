@@ -83,17 +83,22 @@ pub(super) fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Opti
     Ok(if in_memory { None } else { one(path, "$TMPDIR") })
 }
 
+/// The error of a job without drives: it lists the rules.
+pub(super) fn none_named() -> Error {
+    Error::usage("no drive is named").hint(
+        "name a directory on each drive with --drives DIR,DIR, in [drives] paths of the \
+         configuration, or in $OPTSWAP_DRIVES; else $SLURM_TMPDIR is taken, or in a batch job \
+         $TMPDIR, if that is no memory file system",
+    )
+}
+
 /// What [`discover`] finds for this process; says what it took, and from where.
 ///
 /// # Errors
-/// As [`discover`]; usage, with the rules, if nothing names a drive.
-pub(super) fn from_environment() -> Result<Vec<PathBuf>> {
+/// As [`discover`].
+pub(super) fn from_environment() -> Result<Option<Vec<PathBuf>>> {
     let Some(Discovered { paths, rule }) = discover(&|name| std::env::var(name).ok())? else {
-        return Err(Error::usage("no drive is named").hint(
-            "name a directory on each drive with --drives DIR,DIR, in [drives] paths of the \
-             configuration, or in $OPTSWAP_DRIVES; else $SLURM_TMPDIR is taken, or in a batch \
-             job $TMPDIR, if that is no memory file system",
-        ));
+        return Ok(None);
     };
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     tracing::info!("drives: {} (from {rule})", names.join(", "));
@@ -103,7 +108,7 @@ pub(super) fn from_environment() -> Result<Vec<PathBuf>> {
             names[0]
         );
     }
-    Ok(paths)
+    Ok(Some(paths))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod care;
+mod doctor;
 mod drives;
 mod progress;
 
@@ -31,6 +32,10 @@ enum Command {
     /// Start it with mpirun for several ranks. Step time is the slowest rank's, from the start of
     /// the step until everything is on the drives and agreed.
     Bench(bench::BenchArgs),
+    /// Tell what this machine can do, what stops it, and what to do about it.
+    ///
+    /// Exit code 69 if anything stops optswap, 0 otherwise. The drives are tried with a small file.
+    Doctor(doctor::DoctorArgs),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -51,6 +56,7 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
+        Command::Doctor(args) => job::run_tool(|| doctor::doctor(&args)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

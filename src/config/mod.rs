@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, read strictly, checked whole before anything is touched.
 
 mod faults;
+mod machine;
 mod probe;
 mod sections;
 mod strict;
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::units::{BLOCK_ELEMS, Elems};
 
 pub use faults::{FaultConfig, FaultKind};
+pub use machine::MachineFacts;
 pub use probe::memory_limit;
 pub use sections::{
     CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName, GroupConfig,

@@ -20,6 +20,7 @@ mod placement;
 mod record;
 mod shard;
 mod slots;
+mod trial;
 
 pub use directory::ShardDirectory;
 pub use drive::{Drive, filesystem_of, inspect_drives, is_memory_filesystem, same_device};
@@ -30,3 +31,4 @@ pub use placement::{Placement, Segment};
 pub use record::{Record, RecordFiles, ShardLayout, read_record, stamps};
 pub use shard::ShardFiles;
 pub use slots::Slots;
+pub use trial::{Device, DriveTrial};
