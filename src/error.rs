@@ -122,6 +122,21 @@ impl Error {
         Self::new(ErrorKind::Internal, message)
     }
 
+    /// What happened, where and why, without what to do about it.
+    pub fn sentence(&self) -> String {
+        let pairs: Vec<String> =
+            self.context.iter().map(|(key, value)| format!("{key} {value}")).collect();
+        let place =
+            if pairs.is_empty() { String::new() } else { format!(" ({})", pairs.join(", ")) };
+        let why = self.source.as_ref().map(|source| format!(": {source}")).unwrap_or_default();
+        format!("{}{place}{why}", self.message)
+    }
+
+    /// What to do about it, where that is known.
+    pub fn help(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Adds where it happened: a drive, a path, an offset.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
@@ -169,15 +184,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.message)?;
-        if !self.context.is_empty() {
-            let pairs: Vec<String> =
-                self.context.iter().map(|(key, value)| format!("{key} {value}")).collect();
-            write!(f, " ({})", pairs.join(", "))?;
-        }
-        if let Some(source) = &self.source {
-            write!(f, ": {source}")?;
-        }
+        f.write_str(&self.sentence())?;
         if let Some(hint) = &self.hint {
             write!(f, "\n  help: {hint}")?;
         }

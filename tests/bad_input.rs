@@ -27,7 +27,6 @@ fn drives_that_cannot_be_used() {
     bench(&["--drives", &missing]).expect(69, &["cannot be found", "/missing", "--drives DIR,DIR"]);
     let file = drives.write("file", "");
     bench(&["--drives", &file]).expect(69, &["is no directory"]);
-    bench(&[]).expect(64, &["no drive is named"]);
     bench(&["--drives", &format!("{list},{list}")]).expect(64, &["named twice"]);
     assert!(drives.are_empty());
 }

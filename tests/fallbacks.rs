@@ -75,14 +75,14 @@ fn registered_buffers_refused() {
 fn direct_io_refused() {
     let drives = Drives::new(1);
     let state = drives.shard("default", 0).join("state");
-    // The first open only looks whether a living job has the file.
+    // The first two opens only look whether a living or a dead job has the file.
     let tamper = [
         "-e",
         "trace=openat",
         "-P",
         state.to_str().unwrap(),
         "-e",
-        "inject=openat:error=EINVAL:when=2",
+        "inject=openat:error=EINVAL:when=3",
     ];
     let run = bench(&drives, &tamper, &[]);
     digest(&run);

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser};
 
+use super::drives;
 use crate::config::{Config, Durability, EngineName, Note, read_deepspeed};
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
@@ -62,7 +63,10 @@ pub struct SwapArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub deepspeed_config: Option<PathBuf>,
 
-    /// One directory on each drive, separated by commas.
+    /// One directory on each drive, separated by commas; `*`, `?` and `[...]` match as in a shell.
+    ///
+    /// Without it, and without any in the configuration, $OPTSWAP_DRIVES (also separated by commas)
+    /// counts, then $SLURM_TMPDIR, then, in a batch job, $TMPDIR.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
 
@@ -109,7 +113,7 @@ impl SwapArgs {
     /// what was not taken over from DeepSpeed's.
     ///
     /// # Errors
-    /// Usage errors of the file or of the result.
+    /// Usage errors of the file or of the result; usage if no drive is named anywhere.
     pub fn resolve(&self) -> Result<Config> {
         let (config, notes) = self.read()?;
         for note in notes {
@@ -128,7 +132,9 @@ impl SwapArgs {
             (None, None) => (Config::default(), Vec::new()),
         };
         if !self.drives.is_empty() {
-            config.drives.paths.clone_from(&self.drives);
+            config.drives.paths = drives::expand(&self.drives)?;
+        } else if config.drives.paths.is_empty() {
+            config.drives.paths = drives::from_environment()?.ok_or_else(drives::none_named)?;
         }
         if let Some(job) = &self.job {
             config.job.clone_from(job);

@@ -4,6 +4,8 @@
 mod args;
 mod bench;
 mod care;
+mod doctor;
+mod drives;
 mod explain;
 mod progress;
 
@@ -33,6 +35,10 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Explain a configuration file, optswap's or DeepSpeed's.
     Config(explain::ConfigArgs),
+    /// Tell what this machine can do, what stops it, and what to do about it.
+    ///
+    /// Exit code 69 if anything stops optswap, 0 otherwise. The drives are tried with a small file.
+    Doctor(doctor::DoctorArgs),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -54,6 +60,7 @@ pub fn run() -> ExitCode {
     match cli.command {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
         Command::Config(args) => job::run_tool(|| explain::run(&args)),
+        Command::Doctor(args) => job::run_tool(|| doctor::doctor(&args)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

@@ -3,6 +3,7 @@
 
 mod deepspeed;
 mod faults;
+mod machine;
 mod probe;
 mod sections;
 mod sourced;
@@ -18,6 +19,7 @@ use crate::units::{BLOCK_ELEMS, Elems};
 
 pub use deepspeed::{parse_deepspeed, read_deepspeed};
 pub use faults::{FaultConfig, FaultKind};
+pub use machine::MachineFacts;
 pub use probe::memory_limit;
 pub use sections::{
     CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName, GroupConfig,

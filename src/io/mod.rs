@@ -18,3 +18,4 @@ pub use buffer::{Buffer, allocate_buffers};
 pub use engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 pub use spec::EngineSpec;
 pub use transfer::{DriveTotals, Finished, IoCause, IoFault, Part, Transfer, Transfers};
+pub use uring::UringTrial;

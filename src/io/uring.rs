@@ -11,7 +11,7 @@ use io_uring::{IoUring, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, allocate_buffers};
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 
 /// The id of the read that waits for the eventfd; operations count from zero.
@@ -68,7 +68,16 @@ impl UringEngine {
         if !fds.is_empty() {
             ring.submitter().register_files(&fds)?;
         }
-        let registered = register(&ring, buffers);
+        let registered = match register(&ring, buffers) {
+            Ok(registered) => registered,
+            Err(error) => {
+                tracing::warn!(
+                    "registered buffers refused ({error}), falling back to unregistered ones; \
+                     raise the locked-memory limit (ulimit -l) to use them"
+                );
+                false
+            }
+        };
         let event = eventfd(0, EventfdFlags::CLOEXEC)?;
         Ok(Self {
             ring,
@@ -138,24 +147,39 @@ impl UringEngine {
     }
 }
 
-/// Registers the buffers; refused memory is a named fallback, not an error.
-fn register(ring: &IoUring, buffers: &[Buffer]) -> bool {
+/// Registers the buffers, if there are any; says whether there are.
+fn register(ring: &IoUring, buffers: &[Buffer]) -> io::Result<bool> {
     let describe = |buffer: &Buffer| libc_iovec(buffer);
     let vectors: Vec<_> = buffers.iter().map(describe).collect();
     if vectors.is_empty() {
-        return false;
+        return Ok(false);
     }
     // SAFETY: the buffers' arena outlives the ring: `Transfers` holds the engine and all buffers
-    // in flight, and dropping the engine waits for the ring to be idle.
-    match unsafe { ring.submitter().register_buffers(&vectors) } {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(
-                "registered buffers refused ({error}), falling back to unregistered ones; \
-                 raise the locked-memory limit (ulimit -l) to use them"
-            );
-            false
-        }
+    // in flight, and dropping the engine waits for the ring to be idle; a trial submits nothing.
+    unsafe { ring.submitter().register_buffers(&vectors) }.map(|()| true)
+}
+
+/// What the kernel allows, tried with a small ring that is gone afterwards.
+#[derive(Debug)]
+pub struct UringTrial {
+    /// The set-up mode that was accepted.
+    pub setup: &'static str,
+    /// Whether a buffer of [`UringTrial::BUFFER_BYTES`] could be registered.
+    pub registered: io::Result<()>,
+}
+
+impl UringTrial {
+    /// Locked for a moment.
+    pub const BUFFER_BYTES: usize = 4 << 20;
+
+    /// Tries io_uring as the engine would use it.
+    ///
+    /// # Errors
+    /// What the kernel answers if it refuses io_uring.
+    pub fn run() -> io::Result<Self> {
+        let buffers = allocate_buffers(1, Self::BUFFER_BYTES).map_err(io::Error::other)?;
+        let (ring, setup) = build_ring(8)?;
+        Ok(Self { setup, registered: register(&ring, &buffers).map(|_| ()) })
     }
 }
 

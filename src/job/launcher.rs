@@ -47,6 +47,22 @@ impl Launcher {
         launcher
     }
 
+    /// In words: who started this process, and which servers it may ask for the others.
+    pub fn describe(&self) -> String {
+        let known = [
+            (self.open_mpi, "Open MPI's mpirun"),
+            (self.srun, "srun"),
+            (self.pmix, "a PMIx server"),
+            (self.pmi, "a PMI server"),
+        ];
+        let found: Vec<_> = known.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();
+        match (found.is_empty(), self.size) {
+            (true, _) => "started without a launcher".to_owned(),
+            (false, None) => format!("started with {}", found.join(", ")),
+            (false, Some(size)) => format!("one of {size}, started with {}", found.join(", ")),
+        }
+    }
+
     /// Refuses what MPI would not survive, or would not notice, before it is started. `library` is
     /// the name of the MPI library that is built in, if one is.
     ///

@@ -50,8 +50,7 @@ impl Drive {
         };
         let space = rustix::fs::statvfs(root).map_err(io_error)?;
         let filesystem = filesystem_name(rustix::fs::statfs(root).map_err(io_error)?.f_type as u64);
-        let in_memory = MEMORY_FILESYSTEMS.contains(&filesystem.as_str());
-        if in_memory && !allow_filesystems.contains(&filesystem) {
+        if is_memory_filesystem(&filesystem) && !allow_filesystems.contains(&filesystem) {
             return Err(refused("the drive is a memory file system")
                 .with("file system", &filesystem)
                 .hint(format!(
@@ -92,6 +91,21 @@ pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result
         );
     }
     Ok(drives)
+}
+
+/// The name of the file system that a path lies on, such as `ext4`; none if it cannot be asked.
+pub fn filesystem_of(path: &Path) -> Option<String> {
+    Some(filesystem_name(rustix::fs::statfs(path).ok()?.f_type as u64))
+}
+
+/// Whether a file system of this name keeps its files in memory.
+pub fn is_memory_filesystem(name: &str) -> bool {
+    MEMORY_FILESYSTEMS.contains(&name)
+}
+
+/// Whether two paths lie on one device, as far as both can be asked.
+pub fn same_device(a: &Path, b: &Path) -> bool {
+    matches!((rustix::fs::stat(a), rustix::fs::stat(b)), (Ok(a), Ok(b)) if a.st_dev == b.st_dev)
 }
 
 fn same_directory(a: &Path, b: &Path) -> bool {

@@ -20,9 +20,10 @@ mod placement;
 mod record;
 mod shard;
 mod slots;
+mod trial;
 
 pub use directory::ShardDirectory;
-pub use drive::{Drive, inspect_drives};
+pub use drive::{Drive, filesystem_of, inspect_drives, is_memory_filesystem, same_device};
 pub use extent::ExtentLayout;
 pub use found::FoundShard;
 pub use owner::{Owner, boot_id};
@@ -30,3 +31,4 @@ pub use placement::{Placement, Segment};
 pub use record::{Record, RecordFiles, ShardLayout, read_record, stamps};
 pub use shard::ShardFiles;
 pub use slots::Slots;
+pub use trial::{Device, DriveTrial};

@@ -225,13 +225,13 @@ impl Import {
         if self.is_enabled(root, "fp16")? {
             let text = "the program scales its loss and hands the scale to each step \
                         (StepOptions::loss_scale); all ranks skip a step with an infinity or NaN; \
-                        gradients and parameters are f32 or bf16, not f16";
+                        gradients and parameters are f32, bf16 or f16";
             self.tell("fp16", text);
         }
         for key in ["bf16", "bfloat16"] {
             if self.is_enabled(root, key)? {
                 let text = "master and moments are fp32; gradients and parameters have the type of \
-                            the program's slices, bf16 or f32";
+                            the program's slices, f32, bf16 or f16";
                 self.tell(key, text);
             }
         }

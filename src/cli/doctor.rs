@@ -1,0 +1,157 @@
+//! `optswap doctor`: what this machine can do, what stops it, and what to do about it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use clap::Args;
+
+use super::drives;
+use crate::config::{Config, MachineFacts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::UringTrial;
+use crate::job::Launcher;
+use crate::report::{
+    Check, ExaminedDrive, State, drive_checks, machine_checks, mpi_check, uring_check,
+};
+use crate::storage::{Device, Drive, DriveTrial};
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Configuration file (TOML): its drives, engine and memory budget.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// One directory on each drive, separated by commas, with wildcards.
+    #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
+    drives: Vec<PathBuf>,
+
+    /// Force a file system that would be refused, such as tmpfs; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    allow_fs: Vec<String>,
+
+    /// Print JSON: host, number of problems and warnings, checks.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn doctor(args: &DoctorArgs) -> Result<()> {
+    let mut config = match &args.config {
+        Some(path) => Config::read(path)?,
+        None => Config::default(),
+    };
+    config.drives.allow_filesystems.extend_from_slice(&args.allow_fs);
+    let paths = match (args.drives.as_slice(), config.drives.paths.as_slice()) {
+        ([], []) => drives::from_environment()?,
+        ([], configured) => Some(configured.to_vec()),
+        (named, _) => Some(drives::expand(named)?),
+    };
+
+    let facts = MachineFacts::probe();
+    let mut checks = machine_checks(&facts, config.swap.memory_budget);
+    checks.insert(1, uring_check(&UringTrial::run(), &facts, config.io.engine));
+    checks.push(threads_check());
+    checks.extend(mpi_checks());
+    match paths {
+        Some(paths) => {
+            let examine = |path: &PathBuf| examine(path, &config.drives.allow_filesystems);
+            let drives: Vec<ExaminedDrive> = paths.iter().map(examine).collect();
+            checks.extend(drive_checks(&drives, &facts));
+        }
+        // The machine was looked at all the same.
+        None => {
+            let error = drives::none_named();
+            let fix = error.help().unwrap_or_default();
+            checks.push(Check::warning("drives", error.sentence(), fix));
+        }
+    }
+    publish(args, &facts, &checks)
+}
+
+fn examine(root: &Path, allow_filesystems: &[String]) -> ExaminedDrive {
+    let inspected = Drive::inspect(root, allow_filesystems);
+    let trial = inspected.is_ok().then(|| DriveTrial::of(root));
+    ExaminedDrive { root: root.to_owned(), inspected, device: Device::of(root).ok(), trial }
+}
+
+/// The I/O thread, the pool of threads and the update threads all need to be started.
+fn threads_check() -> Check {
+    match std::thread::Builder::new().spawn(|| ()) {
+        Ok(_) => Check::ok("threads", "can be started"),
+        Err(error) => Check::problem(
+            "threads",
+            format!("cannot be started: {error}"),
+            "raise the limit of processes: ulimit -u, or the control group's pids.max",
+        ),
+    }
+}
+
+fn mpi_checks() -> Vec<Check> {
+    #[cfg(feature = "mpi")]
+    let library = Some(crate::coord::mpi::library_version());
+    #[cfg(not(feature = "mpi"))]
+    let library: Option<String> = None;
+    let launcher = Launcher::detect(&|name| std::env::var(name).ok());
+    let started = match launcher.check_before_start(library.as_deref()) {
+        Ok(()) => Check::ok("launcher", launcher.describe()),
+        Err(error) => Check::of_error("launcher", &error),
+    };
+    vec![mpi_check(library.as_deref(), &launchers()), started]
+}
+
+/// The launchers in PATH, and what they say to `--version`.
+fn launchers() -> Vec<(String, String)> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let mut found: Vec<(String, String)> = Vec::new();
+    for name in ["mpirun", "mpiexec", "mpirun.openmpi", "mpirun.mpich"] {
+        let paths = std::env::split_paths(&folders).map(|folder| folder.join(name));
+        let Some(path) = paths.into_iter().find(|path| path.is_file()) else { continue };
+        let mut command = Command::new(&path);
+        command.arg("--version").stdin(Stdio::null());
+        let Ok(output) = command.output() else { continue };
+        found.push((
+            path.display().to_string(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        ));
+    }
+    found
+}
+
+fn publish(args: &DoctorArgs, facts: &MachineFacts, checks: &[Check]) -> Result<()> {
+    let count = |state: State| checks.iter().filter(|check| check.state == state).count();
+    let (problems, warnings) = (count(State::Problem), count(State::Warning));
+    if args.json {
+        let value = serde_json::json!({
+            "host": facts.host,
+            "version": env!("CARGO_PKG_VERSION"),
+            "problems": problems,
+            "warnings": warnings,
+            "checks": checks,
+        });
+        println!("{value}");
+    } else {
+        for Check { name, state, found, fix } in checks {
+            let word = match state {
+                State::Ok => "ok",
+                State::Warning => "warning",
+                State::Problem => "problem",
+            };
+            println!("{word:<8} {name}: {found}");
+            if let Some(fix) = fix {
+                println!("{:<8} fix: {fix}", "");
+            }
+        }
+        let (some, more) = (counted(problems, "problem"), counted(warnings, "warning"));
+        println!("{}: {some}, {more}", facts.host);
+    }
+    match problems {
+        0 => Ok(()),
+        some => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("optswap cannot work here: {}, see above", counted(some, "problem")),
+        )),
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
