@@ -23,8 +23,8 @@ impl GradElem for bf16 {
 }
 
 impl GradElem for f16 {
-    /// Without a table or a branch, so that the kernel stays vectorised: the bits are moved to where
-    /// an f32 has them, and the exponent is put right by a multiplication, which is exact for
+    /// Without a table or a branch, so that the kernel stays vectorised: the bits are moved to
+    /// where an f32 has them, and the exponent is put right by a multiplication, which is exact for
     /// subnormal numbers too.
     #[inline(always)]
     fn load(self) -> f32 {
