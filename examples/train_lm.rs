@@ -147,15 +147,15 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         Ok(())
     };
     let bar = cli::bytes_bar("checkpoint", comm.rank().0 == 0);
+    let mut shard_params = Vec::new();
     let (mut training, origin) =
-        Training::start(&config, inventory, Rc::clone(comm), Some(bar), fill)?;
+        Training::start(&config, inventory, Rc::clone(comm), Some(bar), &mut shard_params, fill)?;
     let mut verifier = match args.verify {
-        true => Some(Verifier::of_state(training.optimizer_mut())?),
+        true => Some(Verifier::of_state(training.optimizer_mut(), &shard_params)?),
         false => None,
     };
 
-    let mut replica = Replica::new(training.optimizer(), model_config.clone())?;
-    training.optimizer_mut().emit_parameters(&mut replica.shard_params)?;
+    let mut replica = Replica::new(training.optimizer(), model_config.clone(), shard_params)?;
     replica.collect_parameters(&**comm)?;
     let progress = Progress::new(args.steps, origin.attempt(), comm.rank().0 == 0);
     let byte_entropy = corpus.byte_entropy();
@@ -176,7 +176,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         let loss = replica.reduce_gradients(&**comm, &batch, args.batch)?;
         if let Some(verifier) = &verifier {
             // What the last step left on the drives, just before it is used again.
-            verifier.check(training.optimizer_mut())?;
+            verifier.check_with(training.optimizer_mut(), &replica.shard_params)?;
         }
         let partition = training.optimizer().partition();
         let gradients = Gradients::of_shard(partition, &replica.shard_gradients)?;
@@ -195,7 +195,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         }
     }
     if let Some(verifier) = &verifier {
-        verifier.check(training.optimizer_mut())?;
+        verifier.check_with(training.optimizer_mut(), &replica.shard_params)?;
     }
     progress.finish();
 
@@ -203,7 +203,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let seconds: Vec<Vec<f64>> = gather_all(&**comm, &step_seconds)?;
     // Every parameter has a gradient in every step.
     let steps_skipped = training.optimizer().attempts().saturating_sub(updates(&training));
-    let state_digest = training.optimizer_mut().state_digest()?;
+    let state_digest = training.optimizer_mut().state_digest_with(&replica.shard_params)?;
     let params = training.optimizer().plan().inventory().total_elems();
     if comm.rank().0 == 0 {
         println!("{}\n{}", rank_table(&records, &seconds), timer_table(&records));
@@ -229,7 +229,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         println!("{result}");
     }
     // Last of all: what is on the drives goes now.
-    training.finish()
+    training.finish(&replica.shard_params)
 }
 
 /// Updates that this rank's first parameter took.
@@ -266,7 +266,11 @@ struct Replica {
 }
 
 impl Replica {
-    fn new(optimizer: &SwappedOptimizer, config: ModelConfig) -> Result<Self> {
+    fn new(
+        optimizer: &SwappedOptimizer,
+        config: ModelConfig,
+        shard_params: Vec<bf16>,
+    ) -> Result<Self> {
         let total = optimizer.plan().inventory().total_elems() as usize;
         let shard = optimizer.partition().elems() as usize;
         let ranges = optimizer.plan().ranges().iter();
@@ -275,7 +279,7 @@ impl Replica {
             ranges: ranges.map(|range| range.start as usize..range.end as usize).collect(),
             gradients: vec![0.0; total],
             shard_gradients: vec![0.0; shard],
-            shard_params: vec![bf16::ZERO; shard],
+            shard_params,
             params: vec![bf16::ZERO; total],
         })
     }

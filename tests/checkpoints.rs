@@ -268,7 +268,7 @@ fn safetensors_come_back_as_a_checkpoint() {
     );
     let read = |reader: &mut CheckpointReader| {
         let mut values = [vec![0.0f32; 20_000], vec![0.0; 20_000], vec![0.0; 20_000]];
-        reader.read_flat(7000, values.each_mut().map(Vec::as_mut_slice)).unwrap();
+        reader.read_flat(7000, &mut values.each_mut().map(Vec::as_mut_slice)).unwrap();
         values
     };
     assert_eq!(read(&mut a), read(&mut b));
@@ -315,7 +315,7 @@ fn python_opens_an_export() {
     let mut flat = 0;
     for (parameter, size) in inventory(&SIZES).parameters().iter().zip(SIZES) {
         let mut values = [(); 3].map(|()| vec![0.0f32; size]);
-        reader.read_flat(flat, values.each_mut().map(Vec::as_mut_slice)).unwrap();
+        reader.read_flat(flat, &mut values.each_mut().map(Vec::as_mut_slice)).unwrap();
         for (path, values) in written.paths.iter().zip(&values) {
             let bits: u64 = values.iter().map(|value| u64::from(value.to_bits())).sum();
             let key = format!("{}:{}", path.display(), parameter.name);

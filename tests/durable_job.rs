@@ -315,8 +315,9 @@ fn train(config: &Config, ranks: usize, until: u64) -> Vec<Result<(Origin, Strin
         let elems: u64 = SIZES.iter().map(|size| *size as u64).sum();
         let flat = optswap::partition::contiguous_ranges(elems, ranks)[comm.rank().index()].clone();
         let fill = masters(flat.start);
-        let (mut training, origin) = Training::start(config, inventory(&SIZES), comm, None, fill)?;
-        let mut params = vec![bf16::ZERO; training.optimizer().partition().elems() as usize];
+        let mut params: Vec<bf16> = Vec::new();
+        let (mut training, origin) =
+            Training::start(config, inventory(&SIZES), comm, None, &mut params, fill)?;
         while training.optimizer().attempts() < until {
             let optimizer = training.optimizer();
             let shard = shard_gradients(optimizer, optimizer.attempts() + 1);

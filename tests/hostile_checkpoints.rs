@@ -52,7 +52,7 @@ fn read(directory: &Path) -> Option<Content> {
     let total = manifest.inventory().unwrap().total_elems() as usize;
     // A manifest that was believed is the one that was written.
     let mut values = [(); 3].map(|()| vec![0.0f32; total]);
-    reader.read_flat(0, values.each_mut().map(Vec::as_mut_slice)).ok()?;
+    reader.read_flat(0, &mut values.each_mut().map(Vec::as_mut_slice)).ok()?;
     let bits = values.iter().map(|values| values.iter().map(|value| value.to_bits()).collect());
     Some(Content {
         attempts: manifest.attempts,

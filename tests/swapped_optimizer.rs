@@ -154,7 +154,7 @@ fn a_parameter_without_gradient_is_skipped_and_keeps_its_step_count() {
         optimizer.inspect(|view| {
             if view.run.param == ParamIndex(1) {
                 after.push((view.run.param_offset, view.master.to_vec()));
-                assert!(view.exp_avg.iter().all(|moment| *moment == 0.0));
+                assert!(view.moments[0].iter().all(|moment| *moment == 0.0));
             }
             Ok(())
         })?;

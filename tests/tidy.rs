@@ -34,7 +34,7 @@ const UNSAFE: [&str; 9] = [
     "src/io/threads.rs",
     "src/io/transfer.rs",
     "src/io/uring.rs",
-    "src/optim/adamw.rs",
+    "src/optim/update.rs",
     "src/coord/mpi/mail.rs",
     "src/coord/mpi/mod.rs",
 ];

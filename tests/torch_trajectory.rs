@@ -5,8 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
-use optswap::optim::reference::ReferenceAdamW;
-use optswap::state::Hyperparameters;
+use optswap::optim::reference::Reference;
+use optswap::state::{Hyperparameters, OptimizerKind};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -47,7 +47,7 @@ fn the_reference_follows_torch() {
         let Group { lr, betas, eps, weight_decay, .. } = group;
         let hyper = Hyperparameters { lr, betas, eps, weight_decay };
         let elems = group.initial.len();
-        let mut alone = ReferenceAdamW::new(group.initial.clone());
+        let mut alone = Reference::new(OptimizerKind::AdamW, group.initial.clone());
         let mut guided = alone.clone();
         for (index, step) in group.steps.iter().enumerate() {
             let count = index as u64 + 1;
@@ -58,26 +58,17 @@ fn the_reference_follows_torch() {
                 values.iter().zip(others).map(|(a, b)| a.abs().max(b.abs())).collect()
             };
             let squares: Vec<f32> = step.grad.iter().map(|grad| grad * grad).collect();
-            let scale = sizes(&before.exp_avg, &step.grad);
-            assert_close("exp_avg", count as usize, &guided.exp_avg, &step.exp_avg, &scale);
-            let scale = sizes(&before.exp_avg_sq, &squares);
-            assert_close(
-                "exp_avg_sq",
-                count as usize,
-                &guided.exp_avg_sq,
-                &step.exp_avg_sq,
-                &scale,
-            );
-            let scale = sizes(&before.master, &vec![lr as f32; elems]);
-            assert_close("master", count as usize, &guided.master, &step.master, &scale);
-            guided = ReferenceAdamW {
-                master: step.master.clone(),
-                exp_avg: step.exp_avg.clone(),
-                exp_avg_sq: step.exp_avg_sq.clone(),
-            };
+            let added = [&vec![lr as f32; elems], &step.grad, &squares];
+            let torch = [&step.master, &step.exp_avg, &step.exp_avg_sq];
+            for (number, name) in ["master", "exp_avg", "exp_avg_sq"].iter().enumerate() {
+                let scale = sizes(&before.arrays()[number], added[number]);
+                let ours = &guided.arrays()[number];
+                assert_close(name, count as usize, ours, torch[number], &scale);
+            }
+            guided.arrays_mut().iter_mut().zip(torch).for_each(|(ours, it)| ours.clone_from(it));
             alone.update(&hyper, count, 1.0, 0..elems, &step.grad);
         }
-        for (ours, torch) in alone.master.iter().zip(&group.steps.last().unwrap().master) {
+        for (ours, torch) in alone.arrays()[0].iter().zip(&group.steps.last().unwrap().master) {
             assert!((ours - torch).abs() < 1e-5, "left alone: {ours:e}, {torch:e}");
         }
     }

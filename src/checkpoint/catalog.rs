@@ -5,16 +5,19 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::manifest::{MANIFEST, Manifest, ShardEntry, hexadecimal};
+use super::directories::{create_directory, list, remove_old, remove_other_generations};
+use super::manifest::{Manifest, ShardEntry, hexadecimal};
 use super::reader::CheckpointReader;
 use super::save::{ShardWriter, WriterSink};
 use super::{Progress, copy};
 use crate::config::Config;
 use crate::coord::{Communicator, agree, gather_all};
-use crate::error::{Error, ErrorKind, Result};
-use crate::state::{ADAMW_STATE, Inventory};
+use crate::error::{Error, Result};
+use crate::optim::ParamElem;
+use crate::state::{Codec, Inventory, StateTensor};
 use crate::step::SwappedOptimizer;
-use crate::units::{Bytes, ChunkIndex};
+use crate::storage::ExtentLayout;
+use crate::units::{BLOCK_ELEMS, ChunkIndex};
 
 /// The checkpoints of one job in one directory. All ranks have one, and see the same directory.
 pub struct Checkpoints {
@@ -98,8 +101,9 @@ impl Checkpoints {
         let generation = gather_all(&*self.comm, &draw_generation())?.swap_remove(0);
         let file = directory.join(format!("shard-{:05}.{generation}", self.comm.rank().0));
         let plan = optimizer.plan();
-        let writer =
-            ShardWriter::create(file, &generation, plan.partition(), |chunk| plan.layout(chunk));
+        let writer = ShardWriter::create(file, &generation, plan.partition(), |chunk| {
+            plan.saved_layout(chunk)
+        });
         let writer = Rc::new(RefCell::new(agree(&*self.comm, writer)?));
         let manifest = self.manifest_of(optimizer, generation, user_blob);
         let manifest = agree(&*self.comm, manifest)?;
@@ -142,6 +146,7 @@ impl Checkpoints {
         let mut left = [left + u64::from(is_writing)];
         self.comm.all_reduce_sum(&mut left)?;
         match left[0] {
+            // Nothing is left to be read, so no parameters are needed.
             0 => self.finish(optimizer).map(Some),
             _ => Ok(None),
         }
@@ -154,11 +159,23 @@ impl Checkpoints {
     /// Agreed. There is no checkpoint then, and the older ones are as they were. Training may go on
     /// unless a drive has failed.
     pub fn finish(&mut self, optimizer: &mut SwappedOptimizer) -> Result<Saved> {
+        self.finish_with::<()>(optimizer, &[])
+    }
+
+    /// Collective: as [`Self::finish`], with parameters as in [`SwappedOptimizer::inspect_with`].
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_with<P: ParamElem>(
+        &mut self,
+        optimizer: &mut SwappedOptimizer,
+        params: &[P],
+    ) -> Result<Saved> {
         let under_way = self.under_way.take();
         let UnderWay { directory, writer, mut manifest } =
             under_way.ok_or_else(|| Error::usage("no checkpoint is under way"))?;
         if optimizer.snapshot_left().is_some() {
-            optimizer.finish_snapshot()?;
+            optimizer.finish_snapshot(params)?;
         }
         let entry = agree(&*self.comm, writer.borrow_mut().finish())?;
         let mut shards: Vec<ShardEntry> = gather_all(&*self.comm, &entry)?;
@@ -176,7 +193,7 @@ impl Checkpoints {
         })?;
         if self.comm.rank().0 == 0 {
             remove_other_generations(&directory, &manifest);
-            self.remove_old(&directory);
+            remove_old(&self.directory, &directory, self.keep_last);
         }
         self.comm.barrier()?;
         Ok(Saved { directory, attempts: manifest.attempts, bytes })
@@ -192,8 +209,22 @@ impl Checkpoints {
         name: Option<&str>,
         user_blob: &[u8],
     ) -> Result<Saved> {
+        self.save_with::<()>(optimizer, name, user_blob, &[])
+    }
+
+    /// Collective: as [`Self::save`], with parameters as in [`SwappedOptimizer::inspect_with`].
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_with<P: ParamElem>(
+        &mut self,
+        optimizer: &mut SwappedOptimizer,
+        name: Option<&str>,
+        user_blob: &[u8],
+        params: &[P],
+    ) -> Result<Saved> {
         self.begin(optimizer, name, user_blob)?;
-        self.finish(optimizer)
+        self.finish_with(optimizer, params)
     }
 
     /// Forgets the save under way: there will be no checkpoint of it.
@@ -256,21 +287,38 @@ impl Checkpoints {
     /// the caller had handed over when it was saved.
     ///
     /// # Errors
-    /// Agreed: usage if it is of another model; I/O if it cannot be read or is corrupt.
+    /// Agreed: usage if it is of another model or optimizer; I/O if it cannot be read or is
+    /// corrupt.
     pub fn load(&self, optimizer: &mut SwappedOptimizer, directory: &Path) -> Result<Vec<u8>> {
+        let mut none = vec![(); optimizer.partition().elems() as usize];
+        self.load_into(optimizer, directory, &mut none)
+    }
+
+    /// Collective: as [`Self::load`], and emits the parameters of the shard, in shard order.
+    ///
+    /// # Errors
+    /// As [`Self::load`] and [`SwappedOptimizer::initialize_parameters_into`].
+    pub fn load_into<P: ParamElem>(
+        &self,
+        optimizer: &mut SwappedOptimizer,
+        directory: &Path,
+        params: &mut [P],
+    ) -> Result<Vec<u8>> {
         let opened = CheckpointReader::open(directory).and_then(|reader| {
             reader.check_model(optimizer.plan().inventory())?;
+            reader.check_tensors(optimizer.plan().tensors())?;
             Ok(reader)
         });
         let mut reader = agree(&*self.comm, opened)?;
         let manifest = reader.manifest().clone();
         let blob = manifest.user_blob();
         let inventory = manifest.inventory()?;
-        let all_bytes = 12 * optimizer.partition().elems();
-        let mut bytes = 0;
-        optimizer.restore(manifest.attempts, manifest.update_counts, &blob, |run, out| {
+        let elem_bytes = 4 * optimizer.plan().tensors().len() as u64;
+        let (mut bytes, all_bytes) = (0, elem_bytes * optimizer.partition().elems());
+        let counts = manifest.update_counts;
+        optimizer.restore(manifest.attempts, counts, &blob, params, |run, out| {
             reader.read_flat(inventory.flat_start(run.param) + run.param_offset, out)?;
-            bytes += 12 * run.elems;
+            bytes += elem_bytes * run.elems;
             self.progress.iter().for_each(|progress| progress(bytes, all_bytes));
             Ok(())
         })?;
@@ -306,112 +354,32 @@ impl Checkpoints {
             attempts: optimizer.attempts(),
             parameters: inventory.parameters().to_vec(),
             update_counts: update_counts.into_iter().map(Option::unwrap_or_default).collect(),
-            tensors: ADAMW_STATE.map(|tensor| (tensor.name.to_owned(), tensor.codec)).to_vec(),
+            tensors: optimizer.plan().tensors().iter().map(in_manifest).collect(),
             groups: optimizer.groups().to_vec(),
             loss_scale: optimizer.loss_scale(),
             user_blob: blobs.into_iter().next().unwrap_or_default(),
             shards: Vec::new(),
         })
     }
+}
 
-    /// Removes all but the last few checkpoints; the one just saved is one of them.
-    fn remove_old(&self, just_saved: &Path) {
-        remove_unfinished(&self.directory, just_saved);
-        let mut checkpoints = list(&self.directory);
-        checkpoints.retain(|(_, directory)| directory != just_saved);
-        let keep = self.keep_last - 1;
-        let surplus = checkpoints.len().saturating_sub(keep);
-        for (_, directory) in checkpoints.drain(..surplus) {
-            // The manifest goes first, so that nobody takes the rest for a checkpoint.
-            let removed = std::fs::remove_file(directory.join(MANIFEST))
-                .and_then(|()| std::fs::remove_dir_all(&directory));
-            if let Err(error) = removed {
-                tracing::warn!("{}: an old checkpoint stays: {error}", directory.display());
-            }
-        }
-    }
+/// A state tensor as a manifest names it.
+fn in_manifest(tensor: &StateTensor) -> (String, Codec) {
+    (tensor.name.to_owned(), tensor.codec)
 }
 
 /// Bytes of a checkpoint, all ranks together: what a file system must have free.
 fn full_bytes(optimizer: &SwappedOptimizer) -> u64 {
     let plan = optimizer.plan();
     let shard: u64 = (0..plan.partition().chunks().len())
-        .map(|chunk| plan.layout(ChunkIndex::from_index(chunk)).bytes())
+        .map(|chunk| plan.saved_layout(ChunkIndex::from_index(chunk)).bytes())
         .sum();
-    // Shards differ by a block at most; a shard's own padding is counted for all.
-    shard.max(12 * plan.inventory().total_elems().div_ceil(plan.ranges().len() as u64))
-        * plan.ranges().len() as u64
-}
-
-fn create_directory(directory: &Path, name: &str, bytes: u64) -> Result<()> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
-        return Err(Error::usage(format!("`{name}` is no name for a checkpoint"))
-            .hint("letters, digits, `.`, `_` and `-`, not beginning with `.`"));
-    }
-    let refused = |message: &str| {
-        Error::new(ErrorKind::CannotCreate, message).with("path", directory.display())
-    };
-    std::fs::create_dir_all(directory).map_err(|error| {
-        refused("the directory of a checkpoint cannot be created").because(error)
-    })?;
-    let space = rustix::fs::statvfs(directory)
-        .map_err(|errno| refused("the file system does not answer").because(errno))?;
-    let free = space.f_bavail * space.f_frsize;
-    if bytes > free {
-        // Gone again if it is new; one that holds a checkpoint stays.
-        let _ = std::fs::remove_dir(directory);
-        return Err(refused("there is no room for a checkpoint")
-            .with("needed", Bytes(bytes).human())
-            .with("free", Bytes(free).human())
-            .hint("free space, or lower checkpoint.keep_last"));
-    }
-    Ok(())
+    // Shards differ by a block at most.
+    let block = ExtentLayout::new(BLOCK_ELEMS, plan.tensors(), true).bytes();
+    (shard + block) * plan.ranges().len() as u64
 }
 
 fn draw_generation() -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     format!("{:016x}", now.map_or(0, |now| now.as_nanos()))
-}
-
-/// The checkpoints below a directory, oldest first: by steps attempted, then by name.
-fn list(directory: &Path) -> Vec<(u64, PathBuf)> {
-    let Ok(listing) = std::fs::read_dir(directory) else { return Vec::new() };
-    let paths = listing.filter_map(|entry| Some(entry.ok()?.path()));
-    let with_manifest = paths.filter(|path| path.join(MANIFEST).exists());
-    let read = |path: PathBuf| match Manifest::read(&path) {
-        Ok(manifest) => Some((manifest.attempts, path)),
-        Err(error) => {
-            tracing::warn!("a checkpoint is left out: {error}");
-            None
-        }
-    };
-    let mut found: Vec<(u64, PathBuf)> = with_manifest.filter_map(read).collect();
-    found.sort();
-    found
-}
-
-/// Saves that were cut off, under names of our own choice.
-fn remove_unfinished(directory: &Path, just_saved: &Path) {
-    let Ok(listing) = std::fs::read_dir(directory) else { return };
-    for path in listing.filter_map(|entry| Some(entry.ok()?.path())) {
-        let is_ours =
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
-        if is_ours && path != just_saved && !path.join(MANIFEST).exists() {
-            tracing::info!("{}: an unfinished checkpoint is removed", path.display());
-            let _ = std::fs::remove_dir_all(&path);
-        }
-    }
-}
-
-/// What earlier saves under this name have left, finished or not.
-fn remove_other_generations(directory: &Path, manifest: &Manifest) {
-    let Ok(listing) = std::fs::read_dir(directory) else { return };
-    for path in listing.filter_map(|entry| Some(entry.ok()?.path())) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_ours = name.starts_with("shard-") || name.starts_with("manifest.");
-        if is_ours && name != MANIFEST && !name.contains(&manifest.generation) {
-            let _ = std::fs::remove_file(path);
-        }
-    }
 }

@@ -12,6 +12,7 @@
 
 mod catalog;
 mod copy;
+mod directories;
 mod manifest;
 mod reader;
 mod safetensors;

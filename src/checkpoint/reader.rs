@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{ChunkEntry, Manifest, ShardIndex};
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{ADAMW_STATE, Inventory};
+use crate::optim::Section;
+use crate::state::{Codec, Inventory, StateTensor};
 use crate::storage::ExtentLayout;
 use crate::wire::crc32c;
 
@@ -15,6 +16,7 @@ use crate::wire::crc32c;
 pub struct CheckpointReader {
     directory: PathBuf,
     manifest: Manifest,
+    tensors: Vec<StateTensor>,
     /// The shard that was read last, and its number; one at a time, as there may be thousands.
     open: Option<(usize, OpenShard)>,
     /// The chunk that was read last: neighbours often need it again.
@@ -31,25 +33,52 @@ struct Resident {
     shard: usize,
     chunk: usize,
     flat: Range<u64>,
-    /// The extent; f32 for alignment.
-    values: Vec<f32>,
-    layout: ExtentLayout,
+    /// Every state tensor, decoded.
+    values: Vec<Vec<f32>>,
+    bytes: u64,
 }
 
 impl CheckpointReader {
     /// Opens a checkpoint's directory.
     ///
     /// # Errors
-    /// As [`Manifest::read`]; usage if it has other state tensors than this optimizer.
+    /// As [`Manifest::read`]; usage if it has state tensors that no optimizer has.
     pub fn open(directory: &Path) -> Result<Self> {
         let manifest = Manifest::read(directory)?;
-        let tensors = manifest.tensors.iter().map(|(name, codec)| (name.as_str(), *codec));
-        if !tensors.eq(ADAMW_STATE.map(|tensor| (tensor.name, tensor.codec))) {
-            return Err(Error::usage("the checkpoint has other state tensors than AdamW")
-                .with("checkpoint", directory.display()));
-        }
+        let tensor = |(name, codec): &(String, Codec)| {
+            StateTensor::named(name, *codec).ok_or_else(|| {
+                Error::usage("the checkpoint has a state tensor that is not known")
+                    .with("checkpoint", directory.display())
+                    .with("state tensor", name)
+            })
+        };
+        let tensors = manifest.tensors.iter().map(tensor).collect::<Result<_>>()?;
         let directory = directory.to_owned();
-        Ok(Self { directory, manifest, open: None, resident: None, read_bytes: 0 })
+        Ok(Self { directory, manifest, tensors, open: None, resident: None, read_bytes: 0 })
+    }
+
+    /// Its state tensors.
+    pub fn tensors(&self) -> &[StateTensor] {
+        &self.tensors
+    }
+
+    /// Checks that it is of an optimizer with these state tensors; their codecs may differ.
+    ///
+    /// # Errors
+    /// Usage, with both.
+    pub fn check_tensors(&self, tensors: &[StateTensor]) -> Result<()> {
+        let names = |tensors: &[StateTensor]| -> Vec<&str> {
+            tensors.iter().map(|tensor| tensor.name).collect()
+        };
+        let (saved, expected) = (names(&self.tensors), names(tensors));
+        if saved == expected {
+            return Ok(());
+        }
+        Err(Error::usage("the checkpoint is of another optimizer")
+            .with("checkpoint", self.directory.display())
+            .with("state tensors", saved.join(", "))
+            .with("expected", expected.join(", "))
+            .hint("set optimizer.kind to the one that was used"))
     }
 
     /// What it is.
@@ -95,8 +124,8 @@ impl CheckpointReader {
     ///
     /// # Errors
     /// I/O: a file cannot be read, or a chunk is not what was saved.
-    pub fn read_flat(&mut self, flat_start: u64, mut out: [&mut [f32]; 3]) -> Result<()> {
-        let end = flat_start + out[0].len() as u64;
+    pub fn read_flat(&mut self, flat_start: u64, out: &mut [&mut [f32]]) -> Result<()> {
+        let end = flat_start + out.first().map_or(0, |out| out.len() as u64);
         let mut at = flat_start;
         while at < end {
             let resident = self.chunk_at(at)?;
@@ -104,9 +133,8 @@ impl CheckpointReader {
             let from = (at - resident.flat.start) as usize;
             let elems = (until - at) as usize;
             let to = (at - flat_start) as usize;
-            for (out, section) in out.iter_mut().zip(resident.layout.sections()) {
-                let section = &resident.values[section.start / 4..section.end / 4];
-                out[to..to + elems].copy_from_slice(&section[from..from + elems]);
+            for (out, values) in out.iter_mut().zip(&resident.values) {
+                out[to..to + elems].copy_from_slice(&values[from..from + elems]);
             }
             at = until;
         }
@@ -125,7 +153,7 @@ impl CheckpointReader {
     pub(super) fn check_chunk(&mut self, shard: usize, chunk: usize) -> Result<u64> {
         self.resident = None;
         let resident = self.read_chunk(shard, chunk)?;
-        Ok(4 * resident.values.len() as u64)
+        Ok(resident.bytes)
     }
 
     fn chunk_at(&mut self, flat: u64) -> Result<&Resident> {
@@ -153,12 +181,14 @@ impl CheckpointReader {
                 )
             })?;
             let index = ShardIndex::read(&path)?;
+            let is_halved = self.tensors.iter().any(|it| it.codec == Codec::Remainder16);
+            let sums = self.tensors.len() + usize::from(is_halved);
             let mut flat = entry.flat_start;
             for chunk in &index.chunks {
                 let fits = chunk.flat_start == flat
                     && chunk.elems <= chunk.padded_elems
                     && chunk.padded_elems <= 1 << 32
-                    && chunk.checksums.len() == ADAMW_STATE.len();
+                    && chunk.checksums.len() == sums;
                 if !fits {
                     return Err(damaged("the index of a checkpoint's shard is inconsistent"));
                 }
@@ -181,11 +211,13 @@ impl CheckpointReader {
             let end = entry.flat_start + entry.elems;
             format!("elements {}..{end} of the flat space", entry.flat_start)
         };
+        let tensors = self.tensors.clone();
         let open = self.shard(shard)?;
         let entry = &open.index.chunks[chunk];
-        let layout = ExtentLayout::new(entry.padded_elems, &ADAMW_STATE);
-        let mut values = vec![0.0f32; layout.bytes() as usize / 4];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        let layout = ExtentLayout::new(entry.padded_elems, &tensors, true);
+        // The type is for its alignment.
+        let mut extent = vec![0.0f32; layout.bytes() as usize / 4];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut extent);
         let failed = |message: &str| {
             Error::new(ErrorKind::Io, message)
                 .with("path", path.display())
@@ -196,16 +228,26 @@ impl CheckpointReader {
         open.file
             .read_exact_at(bytes, entry.offset)
             .map_err(|error| failed("a chunk of the checkpoint cannot be read").because(error))?;
-        for (tensor, section) in layout.sections().iter().enumerate() {
-            if crc32c(&bytes[section.clone()]) != entry.checksums[tensor] {
-                return Err(failed("a chunk of the checkpoint is corrupt")
-                    .with("state tensor", ADAMW_STATE[tensor].name)
-                    .hint("use an older checkpoint"));
-            }
+        let (elems, live) = (entry.padded_elems as usize, entry.elems as usize);
+        let uppers = layout.upper_halves().map(|section| &bytes[section][..2 * live]);
+        let parts = layout.sections().iter().map(|section| &bytes[section.clone()]).chain(uppers);
+        let mut wrong = parts.zip(&entry.checksums).map(|(part, sum)| crc32c(part) != *sum);
+        if let Some(number) = wrong.position(|is_wrong| is_wrong) {
+            let name = tensors.get(number).map_or("upper halves of master", |tensor| tensor.name);
+            return Err(failed("a chunk of the checkpoint is corrupt")
+                .with("state tensor", name)
+                .hint("use an older checkpoint"));
         }
+        let uppers = uppers.map_or(&[][..], |uppers| bytemuck::cast_slice(uppers));
+        let values = tensors.iter().zip(layout.sections()).map(|(tensor, section)| {
+            let mut values = vec![0.0; elems];
+            Section::new(tensor, &bytes[section.clone()], elems).decode(uppers, &mut values);
+            values
+        });
+        let values = values.collect();
         let flat = entry.flat_start..entry.flat_start + entry.elems;
         self.read_bytes += layout.bytes();
-        Ok(Resident { shard, chunk, flat, values, layout })
+        Ok(Resident { shard, chunk, flat, values, bytes: layout.bytes() })
     }
 }
 

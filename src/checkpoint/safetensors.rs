@@ -17,7 +17,9 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardEntry, ShardIndex, with_ending};
 use super::reader::CheckpointReader;
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{ADAMW_STATE, Hyperparameters, Inventory, Parameter};
+use crate::state::{
+    Codec, Hyperparameters, Inventory, MASTER, OptimizerKind, Parameter, StateTensor,
+};
 use crate::storage::ExtentLayout;
 use crate::units::{BLOCK_ELEMS, round_up};
 use crate::wire::crc32c;
@@ -26,7 +28,8 @@ use crate::wire::crc32c;
 const PIECE_ELEMS: u64 = 1 << 20;
 /// A header beyond this is no header (the format's own limit).
 const HEADER_BYTES_MAX: u64 = 100_000_000;
-const FILES: [&str; 3] = ["model", "exp_avg", "exp_avg_sq"];
+/// The master's file; moments have files of their own names.
+const MODEL: &str = "model";
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +57,8 @@ pub fn export_safetensors(
     let manifest = reader.manifest().clone();
     let inventory = manifest.inventory()?;
     std::fs::create_dir_all(directory).map_err(|error| cannot_create(directory).because(error))?;
-    let paths = FILES.map(|name| directory.join(format!("{name}.safetensors")));
+    let paths: Vec<PathBuf> =
+        reader.tensors().iter().map(|tensor| file_of(directory, tensor.name)).collect();
     if let Some(there) = paths.iter().find(|path| path.exists()) {
         return Err(cannot_create(there).because("it exists"));
     }
@@ -63,12 +67,13 @@ pub fn export_safetensors(
     for path in &paths {
         files.push(TensorFile::create(path, &header)?);
     }
-    let mut pieces = [(); 3].map(|()| vec![0.0f32; PIECE_ELEMS as usize]);
+    let mut pieces = vec![vec![0.0f32; PIECE_ELEMS as usize]; paths.len()];
     let total = inventory.total_elems();
     let mut flat = 0;
     while flat < total {
         let elems = PIECE_ELEMS.min(total - flat) as usize;
-        reader.read_flat(flat, pieces.each_mut().map(|piece| &mut piece[..elems]))?;
+        let mut out: Vec<&mut [f32]> = pieces.iter_mut().map(|piece| &mut piece[..elems]).collect();
+        reader.read_flat(flat, &mut out)?;
         for (file, piece) in files.iter_mut().zip(&pieces) {
             file.write(bytemuck::cast_slice(&piece[..elems]))?;
         }
@@ -77,11 +82,17 @@ pub fn export_safetensors(
     }
     files.into_iter().try_for_each(TensorFile::finish)?;
     Ok(ExportSummary {
-        paths: paths.to_vec(),
+        paths,
         parameters: inventory.parameters().len(),
         elems: total,
         attempts: manifest.attempts,
     })
+}
+
+/// The file of a state tensor.
+fn file_of(directory: &Path, tensor: &str) -> PathBuf {
+    let name = if tensor == MASTER { MODEL } else { tensor };
+    directory.join(format!("{name}.safetensors"))
 }
 
 /// The header of each file: tensors end to end in inventory order, so that the data is the flat
@@ -226,12 +237,11 @@ pub fn import_safetensors(
     checkpoint: &Path,
     told: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
-    let model = if from.is_dir() { from.join("model.safetensors") } else { from.to_owned() };
+    let model = if from.is_dir() { file_of(from, MASTER) } else { from.to_owned() };
     let mut sources = vec![TensorSource::open(&model)?];
-    if from.is_dir() && from.join("exp_avg.safetensors").exists() {
-        for name in &FILES[1..] {
-            sources.push(TensorSource::open(&from.join(format!("{name}.safetensors")))?);
-        }
+    let tensors = tensors_in(from);
+    for tensor in tensors[1..].iter().filter(|tensor| file_of(from, tensor.name).exists()) {
+        sources.push(TensorSource::open(&file_of(from, tensor.name))?);
     }
     let names = sources[0].metadata.offset_keys();
     let parameters = names.iter().filter_map(|name| {
@@ -254,8 +264,8 @@ pub fn import_safetensors(
     std::fs::create_dir_all(checkpoint)
         .map_err(|error| cannot_create(checkpoint).because(error))?;
     let about = sources[0].metadata.metadata().clone().unwrap_or_default();
-    let manifest = manifest_of(job, &inventory, &about);
-    write_shard(&sources, &inventory, checkpoint, &manifest, told)?;
+    let manifest = manifest_of(job, &inventory, &tensors, &about);
+    write_shard(&sources, &tensors, &inventory, checkpoint, &manifest, told)?;
     manifest.write(checkpoint)?;
     Ok(ExportSummary {
         paths: vec![checkpoint.to_owned()],
@@ -265,7 +275,21 @@ pub fn import_safetensors(
     })
 }
 
-fn manifest_of(job: &str, inventory: &Inventory, about: &HashMap<String, String>) -> Manifest {
+/// The state tensors of the optimizer whose moments lie in a directory, AdamW's if none do.
+fn tensors_in(directory: &Path) -> Vec<StateTensor> {
+    let tensors_of = |kind: &OptimizerKind| kind.state_tensors(|_| Codec::Fp32);
+    let is_there = |tensor: &StateTensor| file_of(directory, tensor.name).exists();
+    let mut kinds = OptimizerKind::ALL.iter().map(tensors_of);
+    let found = kinds.find(|tensors| directory.is_dir() && tensors[1..].iter().all(is_there));
+    found.unwrap_or_else(|| tensors_of(&OptimizerKind::default()))
+}
+
+fn manifest_of(
+    job: &str,
+    inventory: &Inventory,
+    tensors: &[StateTensor],
+    about: &HashMap<String, String>,
+) -> Manifest {
     let params = inventory.parameters().len();
     let text = |key: &str| about.get(key).map(String::as_str).unwrap_or_default();
     let counts = text("optswap.update_counts").split(' ').map(|count| count.parse().unwrap_or(0));
@@ -273,7 +297,7 @@ fn manifest_of(job: &str, inventory: &Inventory, about: &HashMap<String, String>
     update_counts.resize(params, 0);
     let generation = "imported".to_owned();
     let elems = inventory.total_elems();
-    let bytes = 12 * round_up(elems, BLOCK_ELEMS);
+    let bytes = ExtentLayout::new(round_up(elems, BLOCK_ELEMS), tensors, true).bytes();
     let file = format!("shard-00000.{generation}");
     Manifest {
         job: job.to_owned(),
@@ -281,7 +305,7 @@ fn manifest_of(job: &str, inventory: &Inventory, about: &HashMap<String, String>
         attempts: text("optswap.attempts").parse().unwrap_or(0),
         parameters: inventory.parameters().to_vec(),
         update_counts,
-        tensors: ADAMW_STATE.map(|tensor| (tensor.name.to_owned(), tensor.codec)).to_vec(),
+        tensors: tensors.iter().map(|it| (it.name.to_owned(), it.codec)).collect(),
         groups: vec![Hyperparameters::default()],
         loss_scale: 1.0,
         user_blob: text("optswap.user_blob").to_owned(),
@@ -292,6 +316,7 @@ fn manifest_of(job: &str, inventory: &Inventory, about: &HashMap<String, String>
 /// Writes all elements as one shard, in chunks of a million.
 fn write_shard(
     sources: &[TensorSource],
+    tensors: &[StateTensor],
     inventory: &Inventory,
     checkpoint: &Path,
     manifest: &Manifest,
@@ -304,7 +329,7 @@ fn write_shard(
     while flat < inventory.total_elems() {
         let elems = PIECE_ELEMS.min(inventory.total_elems() - flat);
         let padded_elems = round_up(elems, BLOCK_ELEMS);
-        let layout = ExtentLayout::new(padded_elems, &ADAMW_STATE);
+        let layout = ExtentLayout::new(padded_elems, tensors, true);
         let mut values = vec![0.0f32; layout.bytes() as usize / 4];
         for (source, section) in sources.iter().zip(layout.sections()) {
             let out = &mut values[section.start / 4..][..elems as usize];

@@ -9,6 +9,8 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
+use half::bf16;
+
 use super::Progress;
 use super::manifest::{ChunkEntry, ShardEntry, ShardIndex};
 use crate::error::{Error, ErrorKind, Result};
@@ -70,6 +72,8 @@ impl ShardWriter {
                 .because(error)
         };
         let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(refused)?;
+        // Padding of upper halves is never written.
+        file.set_len(bytes).map_err(refused)?;
         let thread = WriterThread::start(file.try_clone().map_err(refused)?).map_err(refused)?;
         Ok(Self { path, index, entry, file, thread: Some(thread), is_finished: false })
     }
@@ -89,10 +93,10 @@ impl ShardWriter {
         self.index.chunks[chunk.index()].checksums = checksums.to_vec();
     }
 
-    fn put(&mut self, chunk: ChunkIndex, bytes: &[u8]) -> Result<()> {
+    fn put(&mut self, chunk: ChunkIndex, state: &[u8], uppers: &[u8]) -> Result<()> {
         let offset = self.offset(chunk);
         let thread = self.thread.as_mut().ok_or_else(|| Error::internal("the save has ended"))?;
-        if thread.put(offset, bytes) {
+        if thread.put(offset, state, uppers) {
             return Ok(());
         }
         // The thread has ended before its time: it failed.
@@ -163,16 +167,17 @@ impl WriterThread {
     }
 
     /// Hands bytes over; false if the thread has ended.
-    fn put(&mut self, offset: u64, bytes: &[u8]) -> bool {
+    fn put(&mut self, offset: u64, state: &[u8], uppers: &[u8]) -> bool {
         let mut buffer = if self.buffers_left > 0 {
             self.buffers_left -= 1;
-            Vec::with_capacity(bytes.len())
+            Vec::with_capacity(state.len() + uppers.len())
         } else {
             let Ok(buffer) = self.empty.recv() else { return false };
             buffer
         };
         buffer.clear();
-        buffer.extend_from_slice(bytes);
+        buffer.extend_from_slice(state);
+        buffer.extend_from_slice(uppers);
         self.filled.as_ref().is_some_and(|filled| filled.send((offset, buffer)).is_ok())
     }
 }
@@ -188,15 +193,14 @@ impl ChunkSink for WriterSink {
     fn put(
         &mut self,
         chunk: ChunkIndex,
-        layout: &ExtentLayout,
-        bytes: &[u8],
+        state: &[u8],
+        uppers: &[bf16],
         checksums: &[u32],
     ) -> Result<()> {
         let mut writer = self.writer.borrow_mut();
-        let bytes = &bytes[..layout.bytes() as usize];
         writer.promise(chunk, checksums);
-        writer.put(chunk, bytes)?;
-        self.put_bytes += bytes.len() as u64;
+        writer.put(chunk, state, bytemuck::cast_slice(uppers))?;
+        self.put_bytes += (state.len() + 2 * uppers.len()) as u64;
         if let Some(progress) = &self.progress {
             progress(self.put_bytes, writer.entry.bytes);
         }

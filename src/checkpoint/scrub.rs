@@ -157,20 +157,12 @@ pub fn scrub(drives: &[PathBuf], job: Option<&str>, checkpoint: &Path) -> Result
 fn repair(shard: &StoredShard, chunk: ChunkIndex, checkpoint: &Path) -> Result<()> {
     let mut reader = CheckpointReader::open(checkpoint)?;
     reader.check_model(shard.plan().inventory())?;
-    let (layout, flat) = (shard.plan().layout(chunk), shard.flat_of(chunk));
-    let elems = (flat.end - flat.start) as usize;
-    let mut values = vec![0.0f32; layout.bytes() as usize / 4];
-    let mut rest = values.as_mut_slice();
-    let mut sections = layout.sections().iter();
-    let arrays = [(); 3].map(|()| {
-        let len = sections.next().map_or(0, ExactSizeIterator::len) / 4;
-        let (section, after) = std::mem::take(&mut rest).split_at_mut(len);
-        rest = after;
-        &mut section[..elems]
-    });
-    reader.read_flat(flat.start, arrays)?;
-    let other = |_| Error::new(ErrorKind::Io, "the checkpoint has other bytes for this chunk");
-    shard.check(chunk, &values).map_err(other)?;
+    reader.check_tensors(shard.plan().tensors())?;
+    let flat = shard.flat_of(chunk);
+    let (live, padded) = ((flat.end - flat.start) as usize, shard.padded_elems(chunk));
+    let mut values = vec![vec![0.0f32; padded]; reader.tensors().len()];
+    let mut arrays: Vec<&mut [f32]> = values.iter_mut().map(|array| &mut array[..live]).collect();
+    reader.read_flat(flat.start, &mut arrays)?;
     shard.repair(chunk, &values)
 }
 

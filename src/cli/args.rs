@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, Parser};
 
 use super::drives;
-use crate::config::{Config, Durability, EngineName, Note, read_deepspeed};
+use crate::config::{CodecsConfig, Config, Durability, EngineName, Note, read_deepspeed};
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
 use crate::units::Bytes;
@@ -82,6 +82,11 @@ pub struct SwapArgs {
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Bytes>,
 
+    /// How state lies on the drives: `fp32`, `remainder16` (lossless), `bf16` or `int8` moments, or
+    /// `bf16+remainder16`, `int8+remainder16` [default: fp32].
+    #[arg(long, value_name = "CODECS")]
+    pub codecs: Option<CodecsConfig>,
+
     /// Force a file system that would be refused, such as tmpfs; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub allow_fs: Vec<String>,
@@ -141,6 +146,10 @@ impl SwapArgs {
         }
         config.io.engine = self.engine.unwrap_or(config.io.engine);
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
+        if let Some(codecs) = &self.codecs {
+            let CodecsConfig { rounding, seed, .. } = config.codecs;
+            config.codecs = CodecsConfig { rounding, seed, ..codecs.clone() };
+        }
         config.drives.allow_filesystems.extend_from_slice(&self.allow_fs);
         config.drives.keep_files |= self.keep_files;
         if let Some(DurabilityArg { mode, commit_every }) = self.durability {

@@ -87,15 +87,15 @@ fn run_with<G: GradElem>(
         fill_synthetic_masters(args.seed, flat_start + run.shard_offset, masters);
         Ok(())
     };
-    optimizer.initialize_parameters(fill)?;
+    let elems = optimizer.partition().elems() as usize;
+    let mut params = vec![bf16::ZERO; elems];
+    optimizer.initialize_parameters_into(&mut params, fill)?;
     let mut verifier = match args.verify {
         true => Some(Verifier::new(&optimizer, fill)?),
         false => None,
     };
 
-    let elems = optimizer.partition().elems() as usize;
     let mut shard: Vec<G> = vec![convert(0.0); elems];
-    let mut params = vec![bf16::ZERO; elems];
     let mut seconds = Vec::new();
     for step in 1..=args.warmup + args.steps {
         if step == args.warmup + 1 {
@@ -117,13 +117,13 @@ fn run_with<G: GradElem>(
         if let Some(verifier) = &mut verifier {
             let widened: Vec<f32> = shard.iter().map(|gradient| gradient.load()).collect();
             verifier.step(&optimizer, &outcome, &widened);
-            verifier.check(&mut optimizer)?;
+            verifier.check_with(&mut optimizer, &params)?;
         }
     }
 
     let all_seconds: Vec<Vec<f64>> = gather_all(&**comm, &seconds)?;
     let records = optimizer.gather_records()?;
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest_with(&params)?;
     optimizer.close();
     let machine = machine(&config, &**comm);
     let command = std::env::args().collect();

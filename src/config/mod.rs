@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, read strictly, checked whole before anything is touched; or
 //! one of DeepSpeed's.
 
+mod codecs;
 mod deepspeed;
 mod faults;
 mod machine;
@@ -15,8 +16,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::state::StateTensor;
 use crate::units::{BLOCK_ELEMS, Elems};
 
+pub use codecs::CodecsConfig;
 pub use deepspeed::{parse_deepspeed, read_deepspeed};
 pub use faults::{FaultConfig, FaultKind};
 pub use machine::MachineFacts;
@@ -41,6 +44,8 @@ pub struct Config {
     pub swap: SwapConfig,
     /// The update.
     pub optimizer: OptimizerConfig,
+    /// How state lies on the drives.
+    pub codecs: CodecsConfig,
     /// What survives the process.
     pub durability: DurabilityConfig,
     /// Copies of the state for other machines and other numbers of ranks.
@@ -59,6 +64,7 @@ impl Default for Config {
             io: IoConfig::default(),
             swap: SwapConfig::default(),
             optimizer: OptimizerConfig::default(),
+            codecs: CodecsConfig::default(),
             durability: DurabilityConfig::default(),
             checkpoint: CheckpointConfig::default(),
             timeouts: TimeoutsConfig::default(),
@@ -95,6 +101,7 @@ impl Config {
         self.validate_drives()?;
         self.validate_sizes()?;
         self.validate_timeouts()?;
+        self.codecs.validate()?;
         let (every, keep_last) = (self.durability.commit_every, self.checkpoint.keep_last);
         demand(every >= 1, "durability.commit_every", every, "at least 1")?;
         let has_place = self.checkpoint.every == 0 || self.checkpoint.dir.is_some();
@@ -199,6 +206,11 @@ impl Config {
     /// `timeouts.grace_period`.
     pub fn grace_period(&self) -> Duration {
         Duration::from_secs_f64(self.timeouts.grace_period)
+    }
+
+    /// The state tensors of the configured optimizer, in the order in which they lie in an extent.
+    pub fn state_tensors(&self) -> Vec<StateTensor> {
+        self.codecs.state_tensors(self.optimizer.kind)
     }
 
     /// Whether committed steps survive the process.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use crate::state::Hyperparameters;
+use crate::state::{Hyperparameters, OptimizerKind};
 use crate::units::{Bytes, Elems};
 
 /// `[drives]`
@@ -66,13 +66,15 @@ pub struct SwapConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
+    /// The update rule: `adamw` (default), `adam`, `sgd`, `lion` or `adagrad`.
+    pub kind: OptimizerKind,
     /// Learning rate. Default 1e-3.
     pub lr: f64,
-    /// Decay rates of the moments. Default [0.9, 0.999].
+    /// Decay rates of the moments; the first is SGD's momentum. Default [0.9, 0.999].
     pub betas: [f64; 2],
     /// Added to the denominator. Default 1e-8.
     pub eps: f64,
-    /// Decoupled weight decay. Default 0.01.
+    /// Weight decay: decoupled in AdamW and Lion, part of the gradient in the others. Default 0.01.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 means never. Default 0.
     pub clip_norm: f64,
@@ -199,7 +201,8 @@ impl Default for SwapConfig {
 impl Default for OptimizerConfig {
     fn default() -> Self {
         let Hyperparameters { lr, betas, eps, weight_decay } = Hyperparameters::default();
-        Self { lr, betas, eps, weight_decay, clip_norm: 0.0, groups: Vec::new() }
+        let kind = OptimizerKind::default();
+        Self { kind, lr, betas, eps, weight_decay, clip_norm: 0.0, groups: Vec::new() }
     }
 }
 

@@ -82,18 +82,20 @@ pub struct Training {
 
 impl Training {
     /// Starts the job: from its drives if it has committed steps there, else from its newest
-    /// checkpoint, else with masters by `fill`. If the steps on the drives cannot be gone on with
+    /// checkpoint, else with masters by `fill`. `params` becomes the parameters of this rank's
+    /// shard, in shard order, as they are then. If the steps on the drives cannot be gone on with
     /// here (a drive or a node is gone, another number of ranks), the newest checkpoint replaces
     /// them, with a warning that names both.
     ///
     /// # Errors
     /// As [`SwappedOptimizer::create`], [`Checkpoints::load`] and
     /// [`SwappedOptimizer::initialize_parameters`].
-    pub fn start(
+    pub fn start<P: ParamElem>(
         config: &Config,
         inventory: Inventory,
         comm: Rc<dyn Communicator>,
         progress: Option<Progress>,
+        params: &mut Vec<P>,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<(Self, Origin)> {
         let mut checkpoints = Checkpoints::open(config, Rc::clone(&comm));
@@ -111,24 +113,27 @@ impl Training {
             last_save: Duration::ZERO,
             save_begun: None,
         };
-        let origin = training.fill_state(newest, fill)?;
+        params.resize(training.optimizer.partition().elems() as usize, P::emit(0.0));
+        let origin = training.fill_state(newest, params, fill)?;
         tracing::info!("{origin}");
         Ok((training, origin))
     }
 
-    fn fill_state(
+    fn fill_state<P: ParamElem>(
         &mut self,
         newest: Option<PathBuf>,
+        params: &mut [P],
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<Origin> {
-        if let Some(resumed) = self.optimizer.resumed() {
-            return Ok(Origin::Drives(resumed.clone()));
+        if let Some(resumed) = self.optimizer.resumed().cloned() {
+            self.optimizer.emit_parameters(params)?;
+            return Ok(Origin::Drives(resumed));
         }
         let (Some(checkpoints), Some(directory)) = (&self.checkpoints, newest) else {
-            self.optimizer.initialize_parameters(fill)?;
+            self.optimizer.initialize_parameters_into(params, fill)?;
             return Ok(Origin::Fresh);
         };
-        let user_blob = checkpoints.load(&mut self.optimizer, &directory)?;
+        let user_blob = checkpoints.load_into(&mut self.optimizer, &directory, params)?;
         Ok(Origin::Checkpoint { directory, attempt: self.optimizer.attempts(), user_blob })
     }
 
@@ -161,18 +166,23 @@ impl Training {
             self.last_step = outcome.duration;
         }
         if outcome.stop {
-            return Err(self.stop()?);
+            return Err(self.stop(params)?);
         }
         let is_due = self.checkpoint_every > 0 && outcome.attempt % self.checkpoint_every == 0;
-        tolerate(self.save_on(is_due, options.user_blob))?;
+        tolerate(self.save_on(is_due, params, options.user_blob))?;
         Ok(outcome)
     }
 
     /// After a step: ends the save under way if it has all it needs, or if the next is due.
-    fn save_on(&mut self, is_due: bool, user_blob: &[u8]) -> Result<()> {
+    fn save_on<P: ParamElem>(
+        &mut self,
+        is_due: bool,
+        params: &[P],
+        user_blob: &[u8],
+    ) -> Result<()> {
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         let saved = match is_due && checkpoints.is_saving() {
-            true => Some(checkpoints.finish(&mut self.optimizer)?),
+            true => Some(checkpoints.finish_with(&mut self.optimizer, params)?),
             false => checkpoints.poll(&mut self.optimizer)?,
         };
         if let Some(saved) = saved {
@@ -200,7 +210,7 @@ impl Training {
     }
 
     /// The error that ends a stopped job, after saving what can be saved.
-    fn stop(&mut self) -> Result<Error> {
+    fn stop<P: ParamElem>(&mut self, params: &[P]) -> Result<Error> {
         let asked: Vec<Option<(String, i32, u64)>> = {
             let left_ms = |request| self.time_left(request).as_millis() as u64;
             let mine = stop_request().map(|it| (it.name().to_owned(), it.signal, left_ms(it)));
@@ -214,7 +224,7 @@ impl Training {
         let left_ms = asked.iter().flatten().map(|(.., left_ms)| *left_ms).min().unwrap_or(0);
         let step = self.optimizer.attempts();
         let is_committed = self.optimizer.epoch().is_some();
-        tolerate(self.save_before_end(is_committed, left_ms))?;
+        tolerate(self.save_before_end(is_committed, left_ms, params))?;
         let newest = match &self.checkpoints {
             Some(checkpoints) => checkpoints.newest()?,
             None => None,
@@ -243,7 +253,12 @@ impl Training {
 
     /// A checkpoint of the last state, if one is configured and there is time. A committed job
     /// needs none to go on where it is, only to go on elsewhere.
-    fn save_before_end(&mut self, is_committed: bool, left_ms: u64) -> Result<()> {
+    fn save_before_end<P: ParamElem>(
+        &mut self,
+        is_committed: bool,
+        left_ms: u64,
+        params: &[P],
+    ) -> Result<()> {
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         checkpoints.abandon(&mut self.optimizer);
         // All ranks must decide alike: by the slowest save so far of any rank, and a save reads
@@ -254,25 +269,27 @@ impl Training {
             return Ok(());
         }
         let user_blob = self.optimizer.user_blob().to_vec();
-        log_saved(&checkpoints.save(&mut self.optimizer, None, &user_blob)?);
+        log_saved(&checkpoints.save_with(&mut self.optimizer, None, &user_blob, params)?);
         Ok(())
     }
 
     /// Ends the job: saves its last state where checkpoints go, if that is configured, and removes
-    /// the files from the drives, unless the configuration keeps them.
+    /// the files from the drives, unless the configuration keeps them. `params` are those of the
+    /// shard as the last step emitted them.
     ///
     /// # Errors
     /// As [`Checkpoints::save`]; the files are still there then.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish<P: ParamElem>(mut self, params: &[P]) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
             let attempts = self.optimizer.attempts();
             let mut last = None;
             if checkpoints.is_saving() {
-                last = Some(checkpoints.finish(&mut self.optimizer)?);
+                last = Some(checkpoints.finish_with(&mut self.optimizer, params)?);
             }
             if last.as_ref().is_none_or(|saved| saved.attempts != attempts) {
                 let user_blob = self.optimizer.user_blob().to_vec();
-                last = Some(checkpoints.save(&mut self.optimizer, None, &user_blob)?);
+                let optimizer = &mut self.optimizer;
+                last = Some(checkpoints.save_with(optimizer, None, &user_blob, params)?);
             }
             last.iter().for_each(log_saved);
         }

@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use super::codec::bf16_nearest;
+
 /// A gradient element: read as f32.
 pub trait GradElem: Copy + Send + Sync {
     /// The value as f32, exactly.
@@ -42,6 +44,16 @@ impl GradElem for f16 {
 pub trait ParamElem: Copy + Send + Sync {
     /// The master in this format.
     fn emit(master: f32) -> Self;
+
+    /// Parameters as the upper halves of their masters; nothing for formats that are none.
+    fn upper_halves(_params: &[Self]) -> &[bf16] {
+        &[]
+    }
+
+    /// As [`Self::upper_halves`], to be changed.
+    fn upper_halves_mut(_params: &mut [Self]) -> &mut [bf16] {
+        &mut []
+    }
 }
 
 impl ParamElem for f32 {
@@ -55,10 +67,15 @@ impl ParamElem for bf16 {
     /// Rounds to nearest, ties to even; NaN stays NaN.
     #[inline(always)]
     fn emit(master: f32) -> Self {
-        let bits = master.to_bits();
-        let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-        let quiet_nan = (bits >> 16) as u16 | 0x40;
-        Self::from_bits(if master.is_nan() { quiet_nan } else { rounded })
+        Self::from_bits(bf16_nearest(master))
+    }
+
+    fn upper_halves(params: &[Self]) -> &[bf16] {
+        params
+    }
+
+    fn upper_halves_mut(params: &mut [Self]) -> &mut [bf16] {
+        params
     }
 }
 

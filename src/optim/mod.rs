@@ -1,15 +1,21 @@
-//! The arithmetic: the AdamW update in one pass over memory, the gradient norm summed exactly, and
-//! the scalar reference that both are held against.
+//! The arithmetic: the update in one pass over memory, the codecs of state tensors, the gradient
+//! norm summed exactly, and the scalar reference that all are held against.
 //!
 //! Work is split by length only, so that results do not depend on the number of threads.
 
-mod adamw;
+mod codec;
+mod dice;
 mod element;
 mod exact_sum;
 mod norm;
 pub mod reference;
+mod rule;
+mod update;
 
-pub use adamw::{AdamW, SPLIT_ELEMS, UpdateTask, run_tasks};
+pub use codec::{Section, SectionMut, join_halves, split_halves};
+pub use dice::Dice;
 pub use element::{GradElem, ParamElem};
 pub use exact_sum::ExactSum;
 pub use norm::{BlockNorm, sum_of_squares};
+pub use rule::{Adagrad, Adam, AdamW, Lion, Rule, Sgd};
+pub use update::{SPLIT_ELEMS, Segment, UpdateTask, run_tasks};

@@ -1,27 +1,37 @@
-//! The scalar reference: AdamW in memory, one element after the other, as plain as it can be
-//! written. The swapped optimizer must give the same bits; this one is held against torch.
+//! The scalar reference: update rules in memory, one element after the other, as plain as they can
+//! be written. The swapped optimizer must give the same bits; AdamW is held against torch.
 
 use std::ops::Range;
 
-use super::adamw::power;
-use crate::state::Hyperparameters;
+use super::codec::{Section, SectionMut};
+use super::dice::Dice;
+use super::rule::power;
+use crate::state::{Codec, Hyperparameters, INT8_BLOCK_ELEMS, OptimizerKind, StateTensor};
 
-/// AdamW state in memory.
+/// An optimizer's state in memory.
 #[derive(Clone, Debug, Default)]
-pub struct ReferenceAdamW {
-    /// fp32 master.
-    pub master: Vec<f32>,
-    /// First moment.
-    pub exp_avg: Vec<f32>,
-    /// Second moment.
-    pub exp_avg_sq: Vec<f32>,
+pub struct Reference {
+    kind: OptimizerKind,
+    /// Master, then moments.
+    arrays: Vec<Vec<f32>>,
 }
 
-impl ReferenceAdamW {
+impl Reference {
     /// Starts from these masters with moments of zero.
-    pub fn new(master: Vec<f32>) -> Self {
-        let zeros = vec![0.0; master.len()];
-        Self { exp_avg: zeros.clone(), exp_avg_sq: zeros, master }
+    pub fn new(kind: OptimizerKind, master: Vec<f32>) -> Self {
+        let moments = kind.moments().iter().map(|_| vec![0.0; master.len()]);
+        let moments: Vec<_> = moments.collect();
+        Self { kind, arrays: std::iter::once(master).chain(moments).collect() }
+    }
+
+    /// Master, then moments.
+    pub fn arrays(&self) -> &[Vec<f32>] {
+        &self.arrays
+    }
+
+    /// The same, to be changed.
+    pub fn arrays_mut(&mut self) -> &mut [Vec<f32>] {
+        &mut self.arrays
     }
 
     /// Update number `step` (from 1) of the elements `at`, with one gradient for each.
@@ -33,18 +43,84 @@ impl ReferenceAdamW {
         at: Range<usize>,
         grads: &[f32],
     ) {
+        for (i, grad) in at.zip(grads) {
+            let grad = grad * grad_scale;
+            match self.kind {
+                OptimizerKind::AdamW => {
+                    self.arrays[0][i] *= (1.0 - hyper.lr * hyper.weight_decay) as f32;
+                    self.adam(hyper, step, i, grad);
+                }
+                OptimizerKind::Adam => {
+                    let grad = grad + hyper.weight_decay as f32 * self.arrays[0][i];
+                    self.adam(hyper, step, i, grad);
+                }
+                OptimizerKind::Sgd => self.sgd(hyper, i, grad),
+                OptimizerKind::Lion => self.lion(hyper, i, grad),
+                OptimizerKind::Adagrad => self.adagrad(hyper, i, grad),
+            }
+        }
+    }
+
+    fn adam(&mut self, hyper: &Hyperparameters, step: u64, i: usize, grad: f32) {
         let [beta1, beta2] = hyper.betas;
         let step_size = (hyper.lr / (1.0 - power(beta1, step))) as f32;
         let correction2_sqrt = (1.0 - power(beta2, step)).sqrt() as f32;
-        let decay = (1.0 - hyper.lr * hyper.weight_decay) as f32;
-        for (i, grad) in at.zip(grads) {
-            let grad = grad * grad_scale;
-            let first = beta1 as f32 * self.exp_avg[i] + (1.0 - beta1) as f32 * grad;
-            let second = beta2 as f32 * self.exp_avg_sq[i] + (1.0 - beta2) as f32 * (grad * grad);
-            let denominator = second.sqrt() / correction2_sqrt + hyper.eps as f32;
-            self.exp_avg[i] = first;
-            self.exp_avg_sq[i] = second;
-            self.master[i] = self.master[i] * decay - step_size * (first / denominator);
+        let (first, second) = (self.arrays[1][i], self.arrays[2][i]);
+        let first = beta1 as f32 * first + (1.0 - beta1) as f32 * grad;
+        let second = beta2 as f32 * second + (1.0 - beta2) as f32 * (grad * grad);
+        let denominator = second.sqrt() / correction2_sqrt + hyper.eps as f32;
+        self.arrays[1][i] = first;
+        self.arrays[2][i] = second;
+        self.arrays[0][i] -= step_size * (first / denominator);
+    }
+
+    fn sgd(&mut self, hyper: &Hyperparameters, i: usize, grad: f32) {
+        let grad = grad + hyper.weight_decay as f32 * self.arrays[0][i];
+        let buffer = hyper.betas[0] as f32 * self.arrays[1][i] + grad;
+        self.arrays[1][i] = buffer;
+        self.arrays[0][i] -= hyper.lr as f32 * buffer;
+    }
+
+    fn lion(&mut self, hyper: &Hyperparameters, i: usize, grad: f32) {
+        let [beta1, beta2] = hyper.betas;
+        let moment = self.arrays[1][i];
+        let direction = beta1 as f32 * moment + (1.0 - beta1) as f32 * grad;
+        let lr = hyper.lr as f32;
+        let step = if direction == 0.0 { 0.0 } else { lr.copysign(direction) };
+        self.arrays[1][i] = beta2 as f32 * moment + (1.0 - beta2) as f32 * grad;
+        let decayed = self.arrays[0][i] * (1.0 - hyper.lr * hyper.weight_decay) as f32;
+        self.arrays[0][i] = decayed - step;
+    }
+
+    fn adagrad(&mut self, hyper: &Hyperparameters, i: usize, grad: f32) {
+        let grad = grad + hyper.weight_decay as f32 * self.arrays[0][i];
+        let sum = self.arrays[1][i] + grad * grad;
+        self.arrays[1][i] = sum;
+        self.arrays[0][i] -= hyper.lr as f32 * (grad / (sum.sqrt() + hyper.eps as f32));
+    }
+
+    /// Rounds the moments as their codecs do; `flat` is the flat index of the first element.
+    pub fn round(&mut self, tensors: &[StateTensor], dice: Dice, flat: u64) {
+        for (number, (tensor, array)) in tensors.iter().zip(&mut self.arrays).enumerate() {
+            if number == 0 || tensor.codec == Codec::Fp32 {
+                continue;
+            }
+            for (block, values) in array.chunks_mut(INT8_BLOCK_ELEMS).enumerate() {
+                let flat = flat + (block * INT8_BLOCK_ELEMS) as u64;
+                let mut padded = [0.0; INT8_BLOCK_ELEMS];
+                padded[..values.len()].copy_from_slice(values);
+                // The codes of 256 elements, and room for their scale.
+                let mut bytes = [0u64; 1024];
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut bytes);
+                let bytes = &mut bytes[..match tensor.codec {
+                    Codec::Int8 => INT8_BLOCK_ELEMS + 4,
+                    _ => 2 * INT8_BLOCK_ELEMS,
+                }];
+                let dice = dice.tile(number as u64, flat);
+                SectionMut::new(tensor, bytes, INT8_BLOCK_ELEMS).encode(&padded, &mut [], dice);
+                Section::new(tensor, bytes, INT8_BLOCK_ELEMS).decode(&[], &mut padded);
+                values.copy_from_slice(&padded[..values.len()]);
+            }
         }
     }
 }

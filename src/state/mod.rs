@@ -1,44 +1,15 @@
 //! Descriptors, pure data: what a model's parameters are, which state tensors an optimizer keeps
 //! for them, how those lie on a drive, and the hyper-parameters of an update.
 
+mod codec;
 mod inventory;
+mod optimizer;
 
 use serde::{Deserialize, Serialize};
 
+pub use codec::{Codec, INT8_BLOCK_ELEMS, Rounding};
 pub use inventory::{Inventory, Parameter};
-
-/// How a state tensor lies on a drive. More codecs join here, each with its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Codec {
-    /// IEEE binary32, little endian, as in memory.
-    Fp32,
-}
-
-impl Codec {
-    /// Bytes of one element on the drive.
-    pub fn elem_bytes(self) -> u64 {
-        match self {
-            Self::Fp32 => 4,
-        }
-    }
-}
-
-/// One of a chunk's arrays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StateTensor {
-    /// The name a user of the optimizer knows.
-    pub name: &'static str,
-    /// How it lies on the drive.
-    pub codec: Codec,
-}
-
-/// The state tensors of AdamW in the order in which they lie in an extent.
-pub const ADAMW_STATE: [StateTensor; 3] = [
-    StateTensor { name: "master", codec: Codec::Fp32 },
-    StateTensor { name: "exp_avg", codec: Codec::Fp32 },
-    StateTensor { name: "exp_avg_sq", codec: Codec::Fp32 },
-];
+pub use optimizer::{MASTER, OptimizerKind, StateTensor};
 
 /// Hyper-parameters of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
 /// arXiv 1711.05101), with torch's names and defaults. Read anew at every step.

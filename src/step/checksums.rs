@@ -1,6 +1,7 @@
 //! Checksums of chunks: one CRC32C per state tensor, taken when a chunk is swapped out and compared
 //! when it is swapped in, so that what a drive has changed is never trained on.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::plan::Plan;
@@ -15,22 +16,26 @@ use crate::wire::{crc32c, crc32c_joined};
 const SAMPLING_STEPS: u64 = 16;
 const PIECE_BYTES: usize = 4 * SPLIT_ELEMS;
 
-/// The CRC32C of every state tensor of a chunk, padding included, in parallel.
+/// The CRC32C of every state tensor of a chunk, padding included, and of the upper halves of its
+/// live masters if there are any; in parallel.
 pub(super) fn checksums_of(
     pool: &rayon::ThreadPool,
     layout: &ExtentLayout,
     bytes: &[u8],
+    uppers: &[bf16],
 ) -> Vec<u32> {
-    let sections = || layout.sections().iter().map(|section| &bytes[section.clone()]);
-    let pieces: Vec<&[u8]> = sections().flat_map(|section| section.chunks(PIECE_BYTES)).collect();
+    let uppers = (!uppers.is_empty()).then(|| bytemuck::cast_slice(uppers));
+    let tensors = layout.sections().iter().map(|section| &bytes[section.clone()]);
+    let sections: Vec<&[u8]> = tensors.chain(uppers).collect();
+    let pieces: Vec<&[u8]> = sections.iter().flat_map(|it| it.chunks(PIECE_BYTES)).collect();
     let sums: Vec<u32> = pool.install(|| pieces.par_iter().map(|piece| crc32c(piece)).collect());
     let mut summed = pieces.into_iter().zip(sums);
-    let join = |section: &[u8]| {
+    let join = |section: &&[u8]| {
         let pieces = summed.by_ref().take(section.len().div_ceil(PIECE_BYTES));
         let joined = pieces.map(|(piece, sum)| (sum, piece.len() as u64));
         joined.reduce(|(first, _), (second, len)| (crc32c_joined(first, second, len), 0))
     };
-    sections().map(join).map(|joined| joined.map_or(0, |(sum, _)| sum)).collect()
+    sections.iter().map(join).map(|joined| joined.map_or(0, |(sum, _)| sum)).collect()
 }
 
 /// The checksums of a shard's chunks in their newest slots.
@@ -47,7 +52,7 @@ impl Checksums {
     /// A table for the chunks of a plan.
     pub fn new(plan: &Plan) -> Self {
         let mode = plan.config().durability.verify;
-        let per_chunk = plan.tensors();
+        let per_chunk = plan.sums_per_chunk();
         let chunks = plan.partition().chunks().len();
         let config = plan.config();
         let is_saved = config.is_durable() || config.checkpoint.dir.is_some();
@@ -62,10 +67,50 @@ impl Checksums {
         layout: &ExtentLayout,
         chunk: ChunkIndex,
         bytes: &[u8],
+        uppers: &[bf16],
     ) {
         if self.is_kept {
-            let sums = checksums_of(pool, layout, bytes);
+            let sums = checksums_of(pool, layout, bytes, uppers);
             self.of_mut(chunk).copy_from_slice(&sums);
+        }
+    }
+
+    /// Whether the parameters of a shard, which hold the upper halves of its masters, are those
+    /// that were emitted last.
+    ///
+    /// # Errors
+    /// Usage: which are not.
+    pub fn verify_parameters(
+        &self,
+        pool: &rayon::ThreadPool,
+        plan: &Plan,
+        attempt: u64,
+        params: &[bf16],
+    ) -> Result<()> {
+        if !self.is_kept {
+            return Ok(());
+        }
+        let upper = plan.tensors().len();
+        let differs = |chunk: &ChunkIndex| {
+            let at = plan.partition().chunk(*chunk);
+            let start = at.shard_offset as usize;
+            let live = &params[start..start + at.elems as usize];
+            let is_due = self.is_due(*chunk, attempt);
+            is_due && crc32c(bytemuck::cast_slice(live)) != self.of(*chunk)[upper]
+        };
+        let chunks = (0..plan.partition().chunks().len()).into_par_iter();
+        let chunks = chunks.map(ChunkIndex::from_index);
+        match pool.install(|| chunks.find_first(differs)) {
+            None => Ok(()),
+            Some(chunk) => Err(Error::usage(
+                "parameters are not those that were emitted last: they hold the upper halves of \
+                 the masters",
+            )
+            .with("holding", plan.describe(chunk))
+            .hint(
+                "hand in the slice that the last step wrote, unchanged; or use the codec fp32 for \
+                 the master",
+            )),
         }
     }
 
@@ -89,7 +134,8 @@ impl Checksums {
         }
     }
 
-    /// Compares a chunk that has just been swapped in from `extent`.
+    /// Compares a chunk that has just been swapped in from `extent`; upper halves only if there are
+    /// any.
     ///
     /// # Errors
     /// I/O: which state tensor of which parameters differs, and where it lies.
@@ -100,11 +146,12 @@ impl Checksums {
         chunk: ChunkIndex,
         extent: ExtentIndex,
         bytes: &[u8],
+        uppers: &[bf16],
     ) -> Result<()> {
         if !self.is_kept {
             return Ok(());
         }
-        let found = checksums_of(pool, &plan.layout(chunk), bytes);
+        let found = checksums_of(pool, &plan.layout(chunk), bytes, uppers);
         let expected = self.of(chunk);
         let differs = found.iter().zip(expected).position(|(found, expected)| found != expected);
         match differs {
@@ -129,7 +176,8 @@ impl Checksums {
 /// The error of a chunk whose state tensor is not what was written to this extent.
 pub(super) fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tensor: usize) -> Error {
     let layout = plan.layout(chunk);
-    let section = layout.sections()[tensor].clone();
+    let section = layout.sections().get(tensor).cloned().or_else(|| layout.upper_halves());
+    let section = section.unwrap_or(0..0);
     let touches = |segment: &Segment| {
         segment.extent_offset < section.end && segment.extent_offset + segment.len > section.start
     };
@@ -145,7 +193,7 @@ pub(super) fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tenso
     });
     Error::new(ErrorKind::StateLost, "a chunk on the drives is corrupt")
         .with("holding", plan.describe(chunk))
-        .with("state tensor", plan.tensor_name(tensor))
+        .with("state tensor", plan.sum_name(tensor))
         .with("which lies on", places.collect::<Vec<_>>().join(" and "))
         .hint(
             "the drive has changed or lost bytes: look at its health; the job goes on from its \

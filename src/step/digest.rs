@@ -3,9 +3,10 @@
 use xxhash_rust::xxh3::Xxh3;
 
 use super::optimizer::SwappedOptimizer;
-use super::view::sections;
+use super::view::Decoder;
 use crate::coord::agree;
 use crate::error::Result;
+use crate::optim::ParamElem;
 use crate::units::BLOCK_ELEMS;
 
 impl SwappedOptimizer {
@@ -19,20 +20,30 @@ impl SwappedOptimizer {
     /// # Errors
     /// Agreed errors of the drives.
     pub fn state_digest(&mut self) -> Result<String> {
+        self.state_digest_with::<()>(&[])
+    }
+
+    /// Collective: as [`Self::state_digest`], with parameters as in [`Self::inspect_with`].
+    ///
+    /// # Errors
+    /// As [`Self::inspect_with`].
+    pub fn state_digest_with<P: ParamElem>(&mut self, params: &[P]) -> Result<String> {
+        let params = P::upper_halves(params);
+        let mut decoder = Decoder::default();
         let mut halves = [0u64; 2];
         let usable = self.check_usable();
         let read = usable.and_then(|()| {
-            self.read_all(|plan, resident, _| {
+            self.read_all(params, |plan, resident, _| {
                 let partition = plan.partition();
                 let chunk = partition.chunk(resident.index());
-                let arrays = sections(&plan.layout(resident.index()), resident);
+                let arrays = decoder.decode(plan, resident.index(), resident, params);
                 let first_block = (partition.flat().start + chunk.shard_offset) / BLOCK_ELEMS;
                 let block_elems = BLOCK_ELEMS as usize;
                 for (block, start) in (0..chunk.elems as usize).step_by(block_elems).enumerate() {
                     let end = (chunk.elems as usize).min(start + block_elems);
                     let mut hash = Xxh3::new();
                     hash.update(&(first_block + block as u64).to_le_bytes());
-                    for array in arrays {
+                    for array in &arrays {
                         hash.update(bytemuck::cast_slice(&array[start..end]));
                     }
                     let digest = hash.digest128();

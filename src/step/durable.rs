@@ -5,7 +5,7 @@ use super::optimizer::SwappedOptimizer;
 use super::plan::Plan;
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::optim::ParamElem;
+use crate::optim::{ParamElem, split_halves};
 use crate::storage::commit::{Places, Stamp, Verdict, judge, place_beside, place_of};
 use crate::storage::{Record, RecordFiles, ShardFiles, Slots, boot_id, stamps};
 
@@ -230,7 +230,7 @@ impl SwappedOptimizer {
         restore_counts(&self.plan, &record.update_counts, &mut self.update_counts);
         // Without a flush, what was written before the machine went down may not be on the drives.
         let is_trusted = record.is_synced || record.boot_id == boot_id();
-        let trusted = if is_trusted { Ok(()) } else { self.read_all(|_, _, _| Ok(())) };
+        let trusted = if is_trusted { Ok(()) } else { self.read_all(&[], |_, _, _| Ok(())) };
         agree(&*self.comm, trusted)?;
         let (stamp, attempt) = (record.stamp, record.attempts);
         let user_blob = record.user_blob.clone();
@@ -250,20 +250,18 @@ impl SwappedOptimizer {
     /// order.
     ///
     /// # Errors
-    /// Usage if the slice has not the shard's length; agreed errors of the drives.
+    /// Usage if the slice has not the shard's length, or if the masters' upper halves are nowhere
+    /// but in the parameters themselves; agreed errors of the drives.
     pub fn emit_parameters<P: ParamElem>(&mut self, params: &mut [P]) -> Result<()> {
-        let elems = self.plan.partition().elems();
-        let fits = params.len() as u64 == elems;
-        let checked = if fits {
-            Ok(())
-        } else {
-            Err(Error::usage("the slice for parameters has another length than the shard")
-                .with("slice", params.len())
-                .with("shard", elems))
-        };
-        agree(&*self.comm, checked)?;
+        agree(&*self.comm, self.check_params(params))?;
+        let is_halved = self.plan.is_halved();
         self.inspect(|view| {
             let out = &mut params[view.run.in_shard()];
+            if is_halved {
+                let halves = P::upper_halves_mut(out).iter_mut().zip(view.master);
+                halves.for_each(|(upper, master)| *upper = split_halves(*master).0);
+                return Ok(());
+            }
             out.iter_mut().zip(view.master).for_each(|(param, master)| *param = P::emit(*master));
             Ok(())
         })
@@ -308,7 +306,7 @@ impl SwappedOptimizer {
 fn check_fit(plan: &Plan, record: &Record) -> Result<()> {
     let chunks = plan.partition().chunks().len();
     let found = [record.slots.len(), record.checksums.len(), record.update_counts.len()];
-    let expected = [chunks, chunks * plan.tensors(), plan.partition().pieces().len()];
+    let expected = [chunks, chunks * plan.sums_per_chunk(), plan.partition().pieces().len()];
     if found == expected && record.slots.iter().all(|slot| *slot < 2) {
         return Ok(());
     }

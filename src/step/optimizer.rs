@@ -15,7 +15,7 @@ use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{EngineSpec, allocate_buffers};
 use crate::partition::Partition;
-use crate::state::{ADAMW_STATE, Hyperparameters, Inventory, Parameter};
+use crate::state::{Hyperparameters, Inventory, Parameter};
 use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, inspect_drives};
 use crate::swap::{Swapper, SwapperSpec};
 use crate::units::ParamIndex;
@@ -260,7 +260,7 @@ fn create_files(
         stripe_unit_bytes: config.drives.stripe_unit.0,
         chunk_elems: config.swap.chunk_elements.0,
         sub_group_elems: config.swap.sub_group_elements.0,
-        tensors: ADAMW_STATE.map(|tensor| (tensor.name.to_owned(), tensor.codec)).to_vec(),
+        tensors: plan.tensors().iter().map(|it| (it.name.to_owned(), it.codec)).collect(),
         parameters: plan.inventory().parameters().to_vec(),
     });
     let bytes = plan.placement().drive_bytes();
@@ -311,6 +311,7 @@ fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Res
         paths: files.paths(),
         placement: plan.placement().clone(),
         chunks: plan.partition().chunks().len(),
+        swap_in_bytes: plan.swap_in_bytes(),
         buffers: allocate_buffers(plan.buffer_count(), plan.buffer_bytes())?,
         io_timeout: config.io_timeout(),
         on_progress: match comm.presence().cloned() {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::optim::Dice;
 use crate::partition::{Chunk, Partition, Run, contiguous_ranges};
-use crate::state::{ADAMW_STATE, Inventory};
+use crate::state::{Codec, Inventory, StateTensor};
 use crate::storage::{ExtentLayout, Placement};
 use crate::units::{Bytes, ChunkIndex, Rank};
 
@@ -19,6 +20,7 @@ const BUFFERS_MIN: u64 = 2;
 #[derive(Clone, Debug)]
 pub struct Plan {
     config: Config,
+    tensors: Vec<StateTensor>,
     inventory: Arc<Inventory>,
     shard: u32,
     ranges: Vec<Range<u64>>,
@@ -52,7 +54,10 @@ impl Plan {
         let (rank, shard) = (rank.index(), shards[rank.index()]);
         let (sub_group, chunk) = (config.swap.sub_group_elements, config.swap.chunk_elements);
         let partition = Partition::new(&inventory, ranges[rank].clone(), sub_group.0, chunk.0);
-        let extents = partition.chunks().iter().map(|chunk| layout_of(chunk).bytes());
+        let tensors = config.state_tensors();
+        let is_durable = config.is_durable();
+        let layout = |chunk: &Chunk| ExtentLayout::new(chunk.padded_elems, &tensors, is_durable);
+        let extents = partition.chunks().iter().map(|chunk| layout(chunk).bytes());
         let extents: Vec<u64> = extents.collect();
         let weights = config.drive_weights();
         let slots = if config.is_durable() { 2 } else { 1 };
@@ -66,6 +71,7 @@ impl Plan {
         let buffer_count = buffer_count(config, buffer_bytes, extents.len() as u64)?;
         Ok(Self {
             config: config.clone(),
+            tensors,
             inventory: Arc::new(inventory),
             shard,
             ranges,
@@ -116,19 +122,47 @@ impl Plan {
         self.buffer_bytes
     }
 
-    /// The layout of one chunk's extent.
+    /// The layout of one chunk's extent on the drives.
     pub fn layout(&self, chunk: ChunkIndex) -> ExtentLayout {
-        layout_of(self.partition.chunk(chunk))
+        let padded_elems = self.partition.chunk(chunk).padded_elems;
+        ExtentLayout::new(padded_elems, &self.tensors, self.config.is_durable())
     }
 
-    /// Number of state tensors of a chunk.
-    pub(super) fn tensors(&self) -> usize {
-        ADAMW_STATE.len()
+    /// The layout of one chunk in a checkpoint, which holds the whole state.
+    pub fn saved_layout(&self, chunk: ChunkIndex) -> ExtentLayout {
+        ExtentLayout::new(self.partition.chunk(chunk).padded_elems, &self.tensors, true)
     }
 
-    /// The name of a state tensor.
-    pub(super) fn tensor_name(&self, tensor: usize) -> &'static str {
-        ADAMW_STATE[tensor].name
+    /// Bytes of each chunk that a step reads.
+    pub(super) fn swap_in_bytes(&self) -> Vec<usize> {
+        let chunks = (0..self.partition.chunks().len()).map(ChunkIndex::from_index);
+        chunks.map(|chunk| self.layout(chunk).swap_in_bytes() as usize).collect()
+    }
+
+    /// The state tensors in the order in which they lie in an extent.
+    pub fn tensors(&self) -> &[StateTensor] {
+        &self.tensors
+    }
+
+    /// Whether the parameters are the upper halves of the masters, of which state tensors have only
+    /// the lower ones.
+    pub fn is_halved(&self) -> bool {
+        self.tensors.iter().any(|tensor| tensor.codec == Codec::Remainder16)
+    }
+
+    /// Checksums of a chunk: one for each state tensor, and one for upper halves.
+    pub(super) fn sums_per_chunk(&self) -> usize {
+        self.tensors.len() + usize::from(self.is_halved())
+    }
+
+    /// What a checksum is of.
+    pub(super) fn sum_name(&self, sum: usize) -> &'static str {
+        self.tensors.get(sum).map_or("upper halves of master", |tensor| tensor.name)
+    }
+
+    /// How a step rounds.
+    pub(super) fn dice(&self, attempt: u64) -> Dice {
+        Dice::new(self.config.codecs.rounding, self.config.codecs.seed, attempt)
     }
 
     /// What a chunk holds, for messages.
@@ -153,10 +187,6 @@ fn describe(inventory: &Inventory, partition: &Partition, chunk: ChunkIndex) -> 
         [only] => format!("{chunk}: {}", name(only)),
         [first, .., last] => format!("{chunk}: {} to {}", name(first), name(last)),
     }
-}
-
-fn layout_of(chunk: &Chunk) -> ExtentLayout {
-    ExtentLayout::new(chunk.padded_elems, &ADAMW_STATE)
 }
 
 /// As many buffers as the budget holds, but no more than there are chunks.

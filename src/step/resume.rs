@@ -7,7 +7,7 @@ use super::plan::Plan;
 use crate::config::{Config, Durability};
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{ADAMW_STATE, Inventory};
+use crate::state::Inventory;
 use crate::storage::commit::Stamp;
 use crate::storage::{FoundShard, Owner, ShardDirectory, ShardFiles, ShardLayout};
 use crate::units::{Bytes, Elems};
@@ -218,11 +218,15 @@ fn open(
 ) -> Result<(Plan, ShardFiles)> {
     let layout = &found.shard.layout;
     let directories = found.shard.complete()?;
-    let tensors = layout.tensors.iter().map(|(name, codec)| (name.as_str(), *codec));
-    if !tensors.eq(ADAMW_STATE.map(|tensor| (tensor.name, tensor.codec))) {
-        return Err(Error::usage("the steps on the drives have other state tensors"));
-    }
     let config = as_it_lies(config, layout, &directories);
+    let tensors = layout.tensors.iter().map(|(name, codec)| (name.as_str(), *codec));
+    if !tensors.eq(config.state_tensors().iter().map(|tensor| (tensor.name, tensor.codec))) {
+        let names: Vec<&str> = layout.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(Error::usage("the steps on the drives are of another optimizer")
+            .with("state tensors", names.join(", "))
+            .with("optimizer", config.optimizer.kind.name())
+            .hint("set optimizer.kind to the one that was used, or give this job another name"));
+    }
     let plan = Plan::resolve(&config, inventory.clone(), &found.shards, comm.rank())?;
     let files = reopen_files(&plan, comm, directories)?;
     Ok((plan, files))
@@ -241,6 +245,10 @@ pub(super) fn as_it_lies(
     config.drives.stripe_unit = Bytes(layout.stripe_unit_bytes);
     config.swap.chunk_elements = Elems(layout.chunk_elems);
     config.swap.sub_group_elements = Elems(layout.sub_group_elems);
+    for (name, codec) in &layout.tensors {
+        // Names that are not known show when tensors are compared.
+        config.codecs.set(name, *codec);
+    }
     config.durability.mode = Durability::Step;
     config
 }

@@ -2,18 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use half::bf16;
+
 use super::checksums::Checksums;
-use super::gradients::{Gradients, ShardGradients};
+use super::gradients::Gradients;
 use super::norm::{Stop, WorldNorm, reduce, shard_norm};
 use super::optimizer::SwappedOptimizer;
 use super::plan::Plan;
 use super::snapshot::Snapshot;
-use super::update::ChunkUpdate;
+use super::update::Updates;
 use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
-use crate::optim::{AdamW, BlockNorm, GradElem, ParamElem};
-use crate::partition::Partition;
-use crate::storage::{ExtentLayout, Slots};
+use crate::optim::{BlockNorm, GradElem, ParamElem};
+use crate::storage::Slots;
 use crate::swap::{Sweep, SweepKind, SweepTotals};
 use crate::timers::{Timer, Timers};
 use crate::units::{ChunkIndex, ParamIndex};
@@ -77,7 +78,7 @@ impl SwappedOptimizer {
         let activity = Activity::begin(&*self.comm, Phase::Norm);
         let kernel_before = self.process_io.bytes();
         let accepted = self.check_usable().and_then(|()| {
-            check_arguments(self.plan.partition(), params, options)?;
+            self.check_arguments(params, options)?;
             gradients.lay_out(self.plan.inventory(), self.plan.partition())
         });
         // Swap-ins start here, before the norm is known; a skipped step drops them.
@@ -118,22 +119,25 @@ impl SwappedOptimizer {
         let result = if outcome.skipped {
             sweep.abandon()
         } else {
-            let adamw = |param: ParamIndex| {
-                let hyper = &self.groups[self.plan.inventory().parameter(param).group];
-                AdamW::new(hyper, self.update_counts[param.index()] + 1, outcome.grad_scale)
-            };
             activity.turn_to(Phase::SwapAndUpdate);
-            let mut work = Work {
+            let updates = Updates {
                 plan: &self.plan,
                 pool: &self.pool,
                 gradients: &laid_out,
+                groups: &self.groups,
+                update_counts: &self.update_counts,
+                grad_scale: outcome.grad_scale,
+                dice: self.plan.dice(self.attempts),
+            };
+            let mut work = Work {
+                updates,
                 attempt: self.attempts,
                 slots: &mut self.slots,
                 checksums: &mut self.checksums,
                 snapshot: self.snapshot.as_mut(),
                 timers: &mut self.recorder.timers,
             };
-            work.run(sweep, params, adamw)
+            work.run(sweep, params)
         };
         self.recorder.timers.record(Timer::StepOwn, start.elapsed());
         let updated = if outcome.skipped { Vec::new() } else { laid_out.params() };
@@ -144,6 +148,19 @@ impl SwappedOptimizer {
         let kernel_bytes = self.process_io.bytes() - kernel_before;
         self.recorder.add_step(&totals, kernel_bytes, outcome.duration);
         Ok(outcome)
+    }
+
+    fn check_arguments<P: ParamElem>(&self, params: &[P], options: StepOptions<'_>) -> Result<()> {
+        self.check_params(params)?;
+        if !(options.loss_scale.is_finite() && options.loss_scale > 0.0) {
+            return Err(Error::usage("the loss scale must be finite and above 0")
+                .with("loss scale", options.loss_scale));
+        }
+        if self.plan.is_halved() {
+            let (attempt, halves) = (self.attempts + 1, P::upper_halves(params));
+            self.checksums.verify_parameters(&self.pool, &self.plan, attempt, halves)?;
+        }
+        Ok(())
     }
 
     /// Collective: counts the updates, writes the record if this step is one to commit, and agrees.
@@ -175,19 +192,6 @@ impl SwappedOptimizer {
     }
 }
 
-fn check_arguments<P>(partition: &Partition, params: &[P], options: StepOptions<'_>) -> Result<()> {
-    if params.len() as u64 != partition.elems() {
-        return Err(Error::usage("the slice for parameters has another length than the shard")
-            .with("slice", params.len())
-            .with("shard", partition.elems()));
-    }
-    if !(options.loss_scale.is_finite() && options.loss_scale > 0.0) {
-        return Err(Error::usage("the loss scale must be finite and above 0")
-            .with("loss scale", options.loss_scale));
-    }
-    Ok(())
-}
-
 /// The same on every rank, because all of it follows from what was reduced.
 fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'_>) -> StepOutcome {
     let mut outcome = StepOutcome {
@@ -215,9 +219,7 @@ fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'
 
 /// The pipeline's middle: what happens to each chunk while it is in memory.
 struct Work<'a, 'g, G> {
-    plan: &'a Plan,
-    pool: &'a rayon::ThreadPool,
-    gradients: &'a ShardGradients<'g, G>,
+    updates: Updates<'a, 'g, G>,
     attempt: u64,
     slots: &'a mut Slots,
     checksums: &'a mut Checksums,
@@ -226,37 +228,25 @@ struct Work<'a, 'g, G> {
 }
 
 impl<G: GradElem> Work<'_, '_, G> {
-    fn run<P: ParamElem>(
-        &mut self,
-        mut sweep: Sweep<'_>,
-        params: &mut [P],
-        adamw: impl Fn(ParamIndex) -> AdamW,
-    ) -> Result<SweepTotals> {
-        for _ in self.plan.partition().chunks() {
+    fn run<P: ParamElem>(&mut self, mut sweep: Sweep<'_>, params: &mut [P]) -> Result<SweepTotals> {
+        let (plan, pool) = (self.updates.plan, self.updates.pool);
+        for _ in plan.partition().chunks() {
             let chunk = self.timers.time(Timer::SwapInState, || sweep.next_chunk())?;
             let Some(mut resident) = chunk else { break };
             let index = resident.index();
-            let layout = self.plan.layout(index);
+            let at = plan.partition().chunk(index);
+            let params = &mut params[at.shard_offset as usize..][..at.elems as usize];
             let before = Instant::now();
-            self.look_at(index, &layout, &resident)?;
+            self.look_at(index, &resident, halves_of(plan, params))?;
             self.timers.record(Timer::VerifyChecksums, before.elapsed());
 
-            let chunk = self.plan.partition().chunk(index);
-            let start = chunk.shard_offset as usize;
-            let elems = chunk.elems as usize;
-            let update = ChunkUpdate {
-                pool: self.pool,
-                gradients: self.gradients,
-                shard_offset: start,
-                elems,
-                params: &mut params[start..start + elems],
-            };
             let has_changed = self
                 .timers
-                .time(Timer::OptimizerStep, || update.run(&layout, &mut resident, &adamw));
+                .time(Timer::OptimizerStep, || self.updates.run(index, &mut resident, params));
             if has_changed {
                 let before = Instant::now();
-                self.checksums.take(self.pool, &layout, index, &resident);
+                let uppers = halves_of(plan, params);
+                self.checksums.take(pool, &plan.layout(index), index, &resident, uppers);
                 self.timers.record(Timer::TakeChecksums, before.elapsed());
                 self.slots.mark_written(index);
                 resident.swap_out();
@@ -267,15 +257,22 @@ impl<G: GradElem> Work<'_, '_, G> {
         self.timers.time(Timer::SwapOutState, || sweep.finish())
     }
 
-    /// Before the update: is it what was written, and does a snapshot want it?
-    fn look_at(&mut self, chunk: ChunkIndex, layout: &ExtentLayout, bytes: &[u8]) -> Result<()> {
+    /// Before the update: is it what was written, and does a snapshot want it? (Upper halves of
+    /// masters have been compared with the caller's other arguments.)
+    fn look_at(&mut self, chunk: ChunkIndex, bytes: &[u8], uppers: &[bf16]) -> Result<()> {
+        let (plan, pool) = (self.updates.plan, self.updates.pool);
         if self.checksums.is_due(chunk, self.attempt) {
             let extent = self.slots.read_extent(chunk);
-            self.checksums.verify(self.pool, self.plan, chunk, extent, bytes)?;
+            self.checksums.verify(pool, plan, chunk, extent, bytes, &[])?;
         }
         if let Some(snapshot) = &mut self.snapshot {
-            snapshot.offer(chunk, layout, bytes, self.checksums.of(chunk));
+            snapshot.offer(chunk, &plan.layout(chunk), bytes, uppers, self.checksums.of(chunk));
         }
         Ok(())
     }
+}
+
+/// Parameters as upper halves of masters, where they are that.
+fn halves_of<'a, P: ParamElem>(plan: &Plan, params: &'a [P]) -> &'a [bf16] {
+    if plan.is_halved() { P::upper_halves(params) } else { &[] }
 }

@@ -3,24 +3,29 @@
 
 use std::fs::File;
 
+use half::bf16;
+
 use super::optimizer::SwappedOptimizer;
+use super::view::upper_halves;
 use crate::coord::agree;
 use crate::error::{Error, ErrorKind, Result};
+use crate::optim::ParamElem;
 use crate::storage::ExtentLayout;
 use crate::units::{ChunkIndex, DriveIndex};
 
 /// Where a snapshot goes: a checkpoint, for instance.
 pub trait ChunkSink {
-    /// Takes one chunk: its extent, how its state tensors lie in it, and their checksums. Chunks
-    /// come in any order, each once.
+    /// Takes one chunk: its state tensors as they lie in an extent, the upper halves of its live
+    /// masters if `state` has only lower ones, and checksums of all. Chunks come in any order, each
+    /// once.
     ///
     /// # Errors
     /// The snapshot is then of no use; training goes on.
     fn put(
         &mut self,
         chunk: ChunkIndex,
-        layout: &ExtentLayout,
-        bytes: &[u8],
+        state: &[u8],
+        uppers: &[bf16],
         checksums: &[u32],
     ) -> Result<()>;
 }
@@ -40,6 +45,7 @@ impl Snapshot {
         chunk: ChunkIndex,
         layout: &ExtentLayout,
         bytes: &[u8],
+        uppers: &[bf16],
         checksums: &[u32],
     ) {
         if std::mem::replace(&mut self.is_taken[chunk.index()], true) {
@@ -47,7 +53,8 @@ impl Snapshot {
         }
         self.left -= 1;
         if self.failure.is_none() {
-            self.failure = self.sink.put(chunk, layout, bytes, checksums).err();
+            let state = &bytes[..layout.swap_in_bytes() as usize];
+            self.failure = self.sink.put(chunk, state, uppers, checksums).err();
         }
     }
 }
@@ -80,23 +87,26 @@ impl SwappedOptimizer {
     }
 
     /// Collective: reads what the snapshot still lacks from the drives, and lets go of the sink.
+    /// `params` as in [`Self::inspect_with`].
     ///
     /// # Errors
     /// Agreed: the sink's first failure, or that of a drive. Training may go on after the former.
-    pub fn finish_snapshot(&mut self) -> Result<()> {
+    pub fn finish_snapshot<P: ParamElem>(&mut self, params: &[P]) -> Result<()> {
         let snapshot = self.snapshot.take();
         let read = snapshot
             .ok_or_else(|| Error::usage("no snapshot is under way"))
-            .and_then(|snapshot| self.read_rest(snapshot));
+            .and_then(|snapshot| self.read_rest(snapshot, P::upper_halves(params)));
         agree(&*self.comm, read)
     }
 
-    fn read_rest(&mut self, mut snapshot: Snapshot) -> Result<()> {
+    fn read_rest(&mut self, mut snapshot: Snapshot, params: &[bf16]) -> Result<()> {
         self.check_usable()?;
         if snapshot.left > 0 {
-            self.read_all(|plan, resident, checksums| {
-                let layout = plan.layout(resident.index());
-                snapshot.offer(resident.index(), &layout, resident, checksums);
+            self.read_all(params, |plan, resident, checksums| {
+                let chunk = resident.index();
+                let layout = plan.layout(chunk);
+                let uppers = upper_halves(plan, chunk, &layout, resident, params);
+                snapshot.offer(chunk, &layout, resident, uppers, checksums);
                 snapshot.failure.take().map_or(Ok(()), Err)
             })?;
         }
@@ -135,6 +145,10 @@ impl SwappedOptimizer {
     /// I/O: the file system does not copy from one file to the other.
     pub fn clone_chunk(&self, chunk: ChunkIndex, to: &File, offset: u64) -> Result<Vec<u32>> {
         self.check_usable()?;
+        if self.plan.layout(chunk) != self.plan.saved_layout(chunk) {
+            let halved = "the upper halves of the masters are not on the drives";
+            return Err(Error::new(ErrorKind::Unavailable, halved));
+        }
         let extent = self.slots.read_extent(chunk);
         for segment in self.plan.placement().segments(extent) {
             let (mut from, mut at) = (segment.file_offset, offset + segment.extent_offset as u64);

@@ -5,9 +5,13 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use half::bf16;
+
 use super::checksums::corrupt;
+use super::initialize::encode_chunk;
 use super::plan::Plan;
 use super::resume::as_it_lies;
+use super::view::upper_halves;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::Inventory;
@@ -39,7 +43,8 @@ impl StoredShard {
         let inventory = Inventory::new(layout.parameters.clone())?;
         let plan = Plan::resolve(&config, inventory, &shards, Rank(layout.shard))?;
         let chunks = plan.partition().chunks().len();
-        if record.slots.len() != chunks || record.checksums.len() != chunks * plan.tensors() {
+        if record.slots.len() != chunks || record.checksums.len() != chunks * plan.sums_per_chunk()
+        {
             return Err(Error::new(ErrorKind::Io, "a record does not fit its layout")
                 .with("job", &layout.job)
                 .with("shard", layout.shard));
@@ -73,11 +78,16 @@ impl StoredShard {
         start..start + partition.chunk(chunk).elems
     }
 
+    /// Elements that a chunk's state tensors take.
+    pub fn padded_elems(&self, chunk: ChunkIndex) -> usize {
+        self.plan.partition().chunk(chunk).padded_elems as usize
+    }
+
     fn extent(&self, chunk: ChunkIndex) -> ExtentIndex {
         self.slots.read_extent(chunk)
     }
 
-    /// Reads a chunk's extent, as f32 values.
+    /// Reads a chunk's extent. (The type is for its alignment.)
     ///
     /// # Errors
     /// I/O: what cannot be read where.
@@ -105,26 +115,34 @@ impl StoredShard {
     /// # Errors
     /// I/O: which state tensor of which parameters differs, and where it lies.
     pub fn check(&self, chunk: ChunkIndex, values: &[f32]) -> Result<()> {
-        let tensors = self.plan.tensors();
-        let expected = &self.record.checksums[chunk.index() * tensors..][..tensors];
+        let sums = self.plan.sums_per_chunk();
+        let expected = &self.record.checksums[chunk.index() * sums..][..sums];
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let layout = self.plan.layout(chunk);
-        let differs = |tensor: &usize| {
-            crc32c(&bytes[layout.sections()[*tensor].clone()]) != expected[*tensor]
-        };
-        match (0..tensors).find(differs) {
+        let uppers = upper_halves(&self.plan, chunk, &layout, bytes, &[]);
+        let tensors = layout.sections().iter().map(|section| &bytes[section.clone()]);
+        let parts = tensors.chain([bytemuck::cast_slice(uppers)]);
+        let mut differs = parts.zip(expected).map(|(part, expected)| crc32c(part) != *expected);
+        match differs.position(|differs| differs) {
             None => Ok(()),
             Some(tensor) => Err(corrupt(&self.plan, chunk, self.extent(chunk), tensor)),
         }
     }
 
-    /// Writes a chunk's extent anew, if it is what the record promises.
+    /// Writes a chunk's extent anew from its values, padding included, if that is what the record
+    /// promises.
     ///
     /// # Errors
-    /// As [`Self::check`], and nothing is written then; I/O if it cannot be written.
-    pub fn repair(&self, chunk: ChunkIndex, values: &[f32]) -> Result<()> {
-        self.check(chunk, values)?;
-        let bytes: &[u8] = bytemuck::cast_slice(values);
+    /// I/O if it is not, and nothing is written then; or if it cannot be written.
+    pub fn repair(&self, chunk: ChunkIndex, values: &[Vec<f32>]) -> Result<()> {
+        let mut extent = vec![0.0f32; self.plan.layout(chunk).bytes() as usize / 4];
+        let live = self.plan.partition().chunk(chunk).elems as usize;
+        let mut params = vec![bf16::ZERO; live];
+        encode_chunk(&self.plan, chunk, values, bytemuck::cast_slice_mut(&mut extent), &mut params);
+        self.check(chunk, &extent).map_err(|_| {
+            Error::new(ErrorKind::Io, "the checkpoint has other bytes for this chunk")
+        })?;
+        let bytes: &[u8] = bytemuck::cast_slice(&extent);
         for segment in self.plan.placement().segments(self.extent(chunk)) {
             let file = &self.files[segment.drive.index()];
             let part = &bytes[segment.extent_offset..][..segment.len];

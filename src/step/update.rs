@@ -1,74 +1,91 @@
 //! The update of one resident chunk.
 
 use super::gradients::ShardGradients;
+use super::plan::Plan;
 use super::view::sections_mut;
-use crate::optim::{AdamW, GradElem, ParamElem, SPLIT_ELEMS, UpdateTask, run_tasks};
-use crate::storage::ExtentLayout;
-use crate::units::ParamIndex;
+use crate::optim::{
+    Adagrad, Adam, AdamW, Dice, GradElem, Lion, ParamElem, Rule, SPLIT_ELEMS, SectionMut, Segment,
+    Sgd, UpdateTask, run_tasks,
+};
+use crate::state::{Hyperparameters, OptimizerKind};
+use crate::units::{ChunkIndex, ParamIndex};
 
-/// What an update needs beside the chunk.
-pub(super) struct ChunkUpdate<'a, 'g, G, P> {
+/// What the update of any chunk needs at one step.
+pub(super) struct Updates<'a, 'g, G> {
+    pub plan: &'a Plan,
     pub pool: &'a rayon::ThreadPool,
     pub gradients: &'a ShardGradients<'g, G>,
-    /// First element of the chunk within the shard.
-    pub shard_offset: usize,
-    /// Live elements of the chunk.
-    pub elems: usize,
-    /// Parameters to emit: those of the chunk's live elements.
-    pub params: &'a mut [P],
+    pub groups: &'a [Hyperparameters],
+    /// Updates that each parameter has taken before this one.
+    pub update_counts: &'a [u64],
+    pub grad_scale: f32,
+    pub dice: Dice,
 }
 
-impl<G: GradElem, P: ParamElem> ChunkUpdate<'_, '_, G, P> {
-    /// Updates the elements that have a gradient; `adamw` gives a parameter's numbers. Tells
-    /// whether there were any.
-    pub fn run(
-        self,
-        layout: &ExtentLayout,
-        bytes: &mut [u8],
-        adamw: impl Fn(ParamIndex) -> AdamW,
+impl<G: GradElem> Updates<'_, '_, G> {
+    /// Updates the elements of a chunk that have a gradient, and emits `params`, those of the
+    /// chunk's live elements. Tells whether there were any.
+    pub fn run<P: ParamElem>(&self, chunk: ChunkIndex, bytes: &mut [u8], params: &mut [P]) -> bool {
+        let (sections, uppers) = sections_mut(self.plan, chunk, bytes);
+        let has_changed = match self.plan.config().optimizer.kind {
+            OptimizerKind::AdamW => self.run_rule::<AdamW, P>(chunk, sections, params),
+            OptimizerKind::Adam => self.run_rule::<Adam, P>(chunk, sections, params),
+            OptimizerKind::Sgd => self.run_rule::<Sgd, P>(chunk, sections, params),
+            OptimizerKind::Lion => self.run_rule::<Lion, P>(chunk, sections, params),
+            OptimizerKind::Adagrad => self.run_rule::<Adagrad, P>(chunk, sections, params),
+        };
+        if !uppers.is_empty() {
+            let halves = P::upper_halves(params);
+            uppers[..halves.len()].copy_from_slice(halves);
+        }
+        has_changed
+    }
+
+    fn run_rule<R: Rule, P: ParamElem>(
+        &self,
+        chunk: ChunkIndex,
+        sections: Vec<SectionMut<'_>>,
+        mut params: &mut [P],
     ) -> bool {
-        let mut rest = Rest::new(sections_mut(layout, bytes), self.params);
-        let mut tasks = Vec::with_capacity(2 * self.elems.div_ceil(SPLIT_ELEMS));
-        let shard_range = self.shard_offset..self.shard_offset + self.elems;
-        for (range, fragment) in self.gradients.within(shard_range) {
-            let adamw = adamw(fragment.param);
-            rest.skip_to(range.start - self.shard_offset);
-            for grad in fragment.grad.chunks(SPLIT_ELEMS) {
-                let ([master, exp_avg, exp_avg_sq], param) = rest.take(grad.len());
-                tasks.push(UpdateTask { adamw, grad, master, exp_avg, exp_avg_sq, param });
+        let chunk = self.plan.partition().chunk(chunk);
+        let mut sections = sections.into_iter();
+        let mut next = || sections.next().unwrap_or(SectionMut::empty());
+        let (mut master, mut first, mut second) = (next(), next(), next());
+        let mut tasks = Vec::with_capacity((chunk.elems as usize).div_ceil(SPLIT_ELEMS));
+        for start in (0..chunk.elems as usize).step_by(SPLIT_ELEMS) {
+            let live = params.len().min(SPLIT_ELEMS);
+            let (piece, rest) = std::mem::take(&mut params).split_at_mut(live);
+            params = rest;
+            let in_shard = chunk.shard_offset as usize + start;
+            let segments: Vec<Segment<'_, R, G>> = self.segments(in_shard, live).collect();
+            let moments = [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)];
+            let master = master.cut(SPLIT_ELEMS);
+            if !segments.is_empty() {
+                let flat = self.plan.partition().flat().start + in_shard as u64;
+                let (params, dice) = (piece, self.dice);
+                tasks.push(UpdateTask { master, moments, params, segments, dice, flat });
             }
         }
         let has_work = !tasks.is_empty();
         run_tasks(self.pool, tasks);
         has_work
     }
-}
 
-/// What has not been cut off yet of a chunk's arrays.
-struct Rest<'a, P> {
-    state: [&'a mut [f32]; 3],
-    params: &'a mut [P],
-    at: usize,
-}
-
-impl<'a, P> Rest<'a, P> {
-    fn new(state: [&'a mut [f32]; 3], params: &'a mut [P]) -> Self {
-        Self { state, params, at: 0 }
+    /// The gradients of some elements of the shard, with their parameters' numbers.
+    fn segments<R: Rule>(
+        &self,
+        start: usize,
+        elems: usize,
+    ) -> impl Iterator<Item = Segment<'_, R, G>> {
+        self.gradients.within(start..start + elems).map(move |(range, fragment)| Segment {
+            at: range.start - start..range.end - start,
+            rule: self.rule(fragment.param),
+            grad: fragment.grad,
+        })
     }
 
-    fn skip_to(&mut self, offset: usize) {
-        self.take(offset - self.at);
+    fn rule<R: Rule>(&self, param: ParamIndex) -> R {
+        let hyper = &self.groups[self.plan.inventory().parameter(param).group];
+        R::new(hyper, self.update_counts[param.index()] + 1, self.grad_scale)
     }
-
-    fn take(&mut self, len: usize) -> ([&'a mut [f32]; 3], &'a mut [P]) {
-        self.at += len;
-        let state = self.state.each_mut().map(|slice| cut(slice, len));
-        (state, cut(&mut self.params, len))
-    }
-}
-
-fn cut<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
-    let (front, back) = std::mem::take(slice).split_at_mut(len);
-    *slice = back;
-    front
 }

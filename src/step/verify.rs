@@ -4,14 +4,15 @@ use super::optimizer::SwappedOptimizer;
 use super::run::StepOutcome;
 use super::view::StateView;
 use crate::error::{Error, Result};
-use crate::optim::reference::ReferenceAdamW;
+use crate::optim::ParamElem;
+use crate::optim::reference::Reference;
 use crate::partition::{Partition, Run};
 use crate::units::ParamIndex;
 
 /// The in-memory twin of a rank's shard: the scalar reference, one element after the other.
 #[derive(Debug)]
 pub struct Verifier {
-    reference: ReferenceAdamW,
+    reference: Reference,
     update_counts: Vec<u64>,
 }
 
@@ -30,21 +31,25 @@ impl Verifier {
             fill(run, &mut master[run.in_shard()])?;
         }
         let params = optimizer.plan().inventory().parameters().len();
-        Ok(Self { reference: ReferenceAdamW::new(master), update_counts: vec![0; params] })
+        let kind = optimizer.plan().config().optimizer.kind;
+        Ok(Self { reference: Reference::new(kind, master), update_counts: vec![0; params] })
     }
 
-    /// Collective: starts from the state as it lies on the drives, for a job that goes on.
+    /// Collective: starts from the state as it lies on the drives, for a job that goes on. `params`
+    /// as in [`SwappedOptimizer::inspect_with`].
     ///
     /// # Errors
     /// Agreed errors of the drives.
-    pub fn of_state(optimizer: &mut SwappedOptimizer) -> Result<Self> {
+    pub fn of_state<P: ParamElem>(optimizer: &mut SwappedOptimizer, params: &[P]) -> Result<Self> {
         let elems = optimizer.partition().elems() as usize;
-        let mut reference = ReferenceAdamW::new(vec![0.0; elems]);
-        optimizer.inspect(|view| {
+        let kind = optimizer.plan().config().optimizer.kind;
+        let mut reference = Reference::new(kind, vec![0.0; elems]);
+        optimizer.inspect_with(params, |view| {
             let at = view.run.in_shard();
-            reference.master[at.clone()].copy_from_slice(view.master);
-            reference.exp_avg[at.clone()].copy_from_slice(view.exp_avg);
-            reference.exp_avg_sq[at].copy_from_slice(view.exp_avg_sq);
+            let values = std::iter::once(&view.master).chain(view.moments);
+            for (array, values) in reference.arrays_mut().iter_mut().zip(values) {
+                array[at.clone()].copy_from_slice(values);
+            }
             Ok(())
         })?;
         Ok(Self { reference, update_counts: optimizer.update_counts.clone() })
@@ -63,6 +68,9 @@ impl Verifier {
             let at = piece.in_shard();
             self.reference.update(hyper, *count, outcome.grad_scale, at.clone(), &shard[at]);
         }
+        let plan = optimizer.plan();
+        let dice = plan.dice(outcome.attempt);
+        self.reference.round(plan.tensors(), dice, plan.partition().flat().start);
     }
 
     /// Collective: compares master, moments and step counts with what lies on the drives.
@@ -71,16 +79,31 @@ impl Verifier {
     /// Internal (exit code 70), agreed: the first difference found, with parameter, element and
     /// both values.
     pub fn check(&self, optimizer: &mut SwappedOptimizer) -> Result<()> {
+        self.check_with::<()>(optimizer, &[])
+    }
+
+    /// Collective: as [`Self::check`], with parameters as in [`SwappedOptimizer::inspect_with`].
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_with<P: ParamElem>(
+        &self,
+        optimizer: &mut SwappedOptimizer,
+        params: &[P],
+    ) -> Result<()> {
         let counts = self.compare_counts(optimizer, optimizer.partition());
+        let tensors = optimizer.plan().tensors().to_vec();
         let mut counts = Some(counts);
-        optimizer.inspect(|view| {
+        optimizer.inspect_with(params, |view| {
             // The counts are compared within, so that their result is agreed with the rest.
             counts.take().unwrap_or(Ok(()))?;
             let at = view.run.in_shard();
-            let twin = &self.reference;
-            compare(&view, "master", view.master, &twin.master[at.clone()])?;
-            compare(&view, "exp_avg", view.exp_avg, &twin.exp_avg[at.clone()])?;
-            compare(&view, "exp_avg_sq", view.exp_avg_sq, &twin.exp_avg_sq[at])
+            let values = std::iter::once(&view.master).chain(view.moments);
+            let twins = self.reference.arrays().iter().zip(&tensors);
+            let mut pairs = values.zip(twins);
+            pairs.try_for_each(|(values, (twin, tensor))| {
+                compare(&view, tensor.name, values, &twin[at.clone()])
+            })
         })
     }
 

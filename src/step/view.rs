@@ -1,10 +1,15 @@
-//! A look at state: slices of one run, borrowed from a resident chunk.
+//! A look at state: values of one run, decoded from a resident chunk.
 
+use half::bf16;
+
+use super::plan::Plan;
+use crate::optim::{Section, SectionMut};
 use crate::partition::Run;
 use crate::state::Parameter;
 use crate::storage::ExtentLayout;
+use crate::units::ChunkIndex;
 
-/// The state of one run of a parameter, as it lies on the drives.
+/// The state of one run of a parameter, as f32 values.
 #[derive(Clone, Copy, Debug)]
 pub struct StateView<'a> {
     /// Which elements.
@@ -13,30 +18,79 @@ pub struct StateView<'a> {
     pub parameter: &'a Parameter,
     /// fp32 master.
     pub master: &'a [f32],
-    /// First moment.
-    pub exp_avg: &'a [f32],
-    /// Second moment.
-    pub exp_avg_sq: &'a [f32],
+    /// The optimizer's moments, in its order; for AdamW `exp_avg` and `exp_avg_sq`.
+    pub moments: &'a [&'a [f32]],
 }
 
-/// The three fp32 arrays of a chunk, padding included.
-pub(super) fn sections<'a>(layout: &ExtentLayout, bytes: &'a [u8]) -> [&'a [f32]; 3] {
-    let mut sections = layout.sections().iter();
-    // Buffers are page aligned and sections whole blocks, so the casts cannot fail.
-    [(); 3].map(|()| {
-        let section = sections.next().cloned().unwrap_or_default();
-        bytemuck::cast_slice(&bytes[section])
-    })
+/// Decodes chunks; keeps the memory for it from one to the next.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    decoded: Vec<Vec<f32>>,
 }
 
-/// As [`sections`], to be changed.
-pub(super) fn sections_mut<'a>(layout: &ExtentLayout, bytes: &'a mut [u8]) -> [&'a mut [f32]; 3] {
+impl Decoder {
+    /// The f32 values of every state tensor of a chunk, padding included. `params` are those of the
+    /// whole shard, for a master whose upper halves are not on the drives.
+    pub fn decode<'a>(
+        &'a mut self,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        bytes: &'a [u8],
+        params: &[bf16],
+    ) -> Vec<&'a [f32]> {
+        let layout = plan.layout(chunk);
+        let elems = plan.partition().chunk(chunk).padded_elems as usize;
+        let uppers = upper_halves(plan, chunk, &layout, bytes, params);
+        self.decoded.resize_with(plan.tensors().len(), Vec::new);
+        let tensors = plan.tensors().iter().zip(layout.sections()).zip(&mut self.decoded);
+        let values = tensors.map(|((tensor, section), decoded)| {
+            let section = Section::new(tensor, &bytes[section.clone()], elems);
+            if let Section::Fp32(values) = section {
+                return values;
+            }
+            decoded.resize(elems, 0.0);
+            section.decode(uppers, decoded);
+            decoded.as_slice()
+        });
+        values.collect()
+    }
+}
+
+/// The upper halves of a chunk's live masters, from the extent or from the shard's parameters;
+/// nothing if masters are whole.
+pub(super) fn upper_halves<'a>(
+    plan: &Plan,
+    chunk: ChunkIndex,
+    layout: &ExtentLayout,
+    bytes: &'a [u8],
+    params: &'a [bf16],
+) -> &'a [bf16] {
+    let chunk = plan.partition().chunk(chunk);
+    let (start, elems) = (chunk.shard_offset as usize, chunk.elems as usize);
+    match layout.upper_halves() {
+        Some(section) => &bytemuck::cast_slice(&bytes[section])[..elems],
+        None if plan.is_halved() => &params[start..start + elems],
+        None => &[],
+    }
+}
+
+/// The sections of a chunk's state tensors, to be changed, and that of its upper halves.
+pub(super) fn sections_mut<'a>(
+    plan: &Plan,
+    chunk: ChunkIndex,
+    bytes: &'a mut [u8],
+) -> (Vec<SectionMut<'a>>, &'a mut [bf16]) {
+    let layout = plan.layout(chunk);
+    let elems = plan.partition().chunk(chunk).padded_elems as usize;
     let mut rest = bytes;
-    let mut sections = layout.sections().iter();
-    [(); 3].map(|()| {
-        let len = sections.next().map_or(0, ExactSizeIterator::len);
-        let (section, after) = std::mem::take(&mut rest).split_at_mut(len);
-        rest = after;
-        bytemuck::cast_slice_mut(section)
-    })
+    let mut cut = |len: usize| {
+        let (front, back) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = back;
+        front
+    };
+    let tensors = plan.tensors().iter().zip(layout.sections());
+    let sections = tensors.map(|(it, section)| SectionMut::new(it, cut(section.len()), elems));
+    let sections = sections.collect();
+    let uppers = layout.upper_halves().map_or(0, |section| section.len());
+    (sections, bytemuck::cast_slice_mut(cut(uppers)))
 }

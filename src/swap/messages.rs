@@ -21,6 +21,9 @@ pub struct SwapperSpec {
     pub placement: Placement,
     /// Number of chunks.
     pub chunks: usize,
+    /// Bytes of each chunk that an update needs: of the first part of its extent. Other sweeps read
+    /// all of it.
+    pub swap_in_bytes: Vec<usize>,
     /// Buffers of the largest extent's size; at least one if there are chunks.
     pub buffers: Vec<Buffer>,
     /// No completion for this long, with operations in flight, is an error.

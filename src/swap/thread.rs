@@ -43,6 +43,7 @@ pub(super) fn run(
         slots: Arc::new(Slots::new(0, false)),
         on_progress: spec.on_progress,
         chunks: spec.chunks,
+        swap_in_bytes: spec.swap_in_bytes,
         paths: spec.paths,
         io_timeout: spec.io_timeout,
         describe: spec.describe,
@@ -70,6 +71,7 @@ struct Worker {
     slots: Arc<Slots>,
     on_progress: Box<dyn Fn(u64) + Send>,
     chunks: usize,
+    swap_in_bytes: Vec<usize>,
     paths: Vec<PathBuf>,
     io_timeout: Duration,
     describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
@@ -173,11 +175,16 @@ impl Worker {
             Direction::SwapIn => self.slots.read_extent(chunk),
             Direction::SwapOut => self.slots.write_extent(chunk),
         };
-        let parts = self.placement.segments(extent).into_iter().map(|segment| Part {
+        let bytes = match (direction, self.pipeline.kind()) {
+            (Direction::SwapIn, SweepKind::Update) => self.swap_in_bytes[chunk.index()],
+            _ => usize::MAX,
+        };
+        let segments = self.placement.segments(extent).into_iter();
+        let parts = segments.filter(|segment| segment.extent_offset < bytes).map(|segment| Part {
             file: segment.drive.0,
             file_offset: segment.file_offset,
             buffer_offset: segment.extent_offset,
-            len: segment.len,
+            len: segment.len.min(bytes - segment.extent_offset),
         });
         let parts = parts.collect();
         self.transfers.start(Transfer { token: u64::from(chunk.0), direction, buffer, parts });

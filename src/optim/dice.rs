@@ -1,0 +1,83 @@
+//! Rounding, also at random: bits that are a function of seed, step, tensor and element, so that
+//! any rank, thread and chunk size rounds an element alike.
+
+use crate::state::Rounding;
+
+/// How one step rounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Dice {
+    rounding: Rounding,
+    key: u64,
+}
+
+/// How the elements of a tile of one tensor are rounded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TileDice {
+    rounding: Rounding,
+    key: u32,
+    /// Low half of the flat index of the tile's first element.
+    first: u32,
+}
+
+/// Splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+fn mix64(mut bits: u64) -> u64 {
+    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+impl Dice {
+    /// The rounding of one step (attempt).
+    pub fn new(rounding: Rounding, seed: u64, attempt: u64) -> Self {
+        Self { rounding, key: mix64(mix64(seed) ^ attempt) }
+    }
+
+    /// Of the elements of a tensor from `flat` on.
+    #[inline(always)]
+    pub(super) fn tile(self, tensor: u64, flat: u64) -> TileDice {
+        let key = mix64(self.key ^ (flat >> 32) ^ tensor << 60) as u32;
+        TileDice { rounding: self.rounding, key, first: flat as u32 }
+    }
+}
+
+impl TileDice {
+    pub fn nearest() -> Self {
+        Dice::new(Rounding::Nearest, 0, 0).tile(0, 0)
+    }
+
+    pub fn rounding(self) -> Rounding {
+        self.rounding
+    }
+
+    /// The same for the elements from `offset` of the tile on.
+    #[inline(always)]
+    pub fn from(self, offset: usize) -> Self {
+        Self { first: self.first.wrapping_add(offset as u32), ..self }
+    }
+
+    /// Random bits of an element: the finaliser of MurmurHash3 (public domain, Appleby).
+    #[inline(always)]
+    pub fn bits(self, at: usize) -> u32 {
+        let mut bits = self.first.wrapping_add(at as u32) ^ self.key;
+        bits = (bits ^ (bits >> 16)).wrapping_mul(0x85eb_ca6b);
+        bits = (bits ^ (bits >> 13)).wrapping_mul(0xc2b2_ae35);
+        bits ^ (bits >> 16)
+    }
+
+    /// A number that is not negative, as a whole one. Within a thousandth of one it is taken for
+    /// that, so that what was decoded is encoded to itself.
+    #[inline(always)]
+    pub fn round(self, number: f32, at: usize) -> i32 {
+        match self.rounding {
+            Rounding::Nearest => (number + 0.5) as i32,
+            Rounding::Stochastic => {
+                let below = number as i32;
+                let part = number - below as f32;
+                let chance = (self.bits(at) >> 8) as f32 / (1u32 << 24) as f32;
+                let threshold = chance.clamp(0.001, 0.999);
+                below + i32::from(part > threshold)
+            }
+        }
+    }
+}
