@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::dice::TileDice;
+use super::dice::{TileDice, round_nearest};
 use crate::state::{Codec, INT8_BLOCK_ELEMS, Rounding, StateTensor};
 
 /// Some elements of a state tensor, as they lie in an extent.
@@ -171,8 +171,10 @@ impl<'a> SectionMut<'a> {
                     }
                 }
                 Rounding::Stochastic => {
-                    for (at, (code, value)) in codes.iter_mut().zip(values).enumerate() {
-                        *code = bf16_stochastic(*value, dice.bits(at));
+                    let len = codes.len();
+                    let values = &values[..len];
+                    for at in 0..len {
+                        codes[at] = bf16_stochastic(values[at], dice.bits(at));
                     }
                 }
             },
@@ -187,9 +189,21 @@ impl<'a> SectionMut<'a> {
                 for (block, ((codes, values), scale)) in blocks.zip(scales.iter_mut()).enumerate() {
                     *scale = largest_magnitude(values);
                     let dice = dice.from(block * INT8_BLOCK_ELEMS);
-                    match is_signed {
-                        true => encode_signed(values, *scale, codes, dice),
-                        false => encode_unsigned(values, *scale, codes, dice),
+                    // One loop for each case, so that there is no branch in any.
+                    let stochastic = |number, at| dice.round_stochastic(number, at);
+                    match (*is_signed, dice.rounding()) {
+                        (true, Rounding::Nearest) => {
+                            encode_signed(values, *scale, codes, round_nearest);
+                        }
+                        (true, Rounding::Stochastic) => {
+                            encode_signed(values, *scale, codes, stochastic);
+                        }
+                        (false, Rounding::Nearest) => {
+                            encode_unsigned(values, *scale, codes, round_nearest);
+                        }
+                        (false, Rounding::Stochastic) => {
+                            encode_unsigned(values, *scale, codes, stochastic);
+                        }
                     }
                 }
             }
@@ -244,41 +258,56 @@ fn largest_magnitude(values: &[f32]) -> f32 {
     f32::from_bits(bits.fold(0, u32::max))
 }
 
-/// Code q stands for scale * (q / 127)^2 with q's sign: small values keep more digits.
+// Loops count with plain ranges and wrapping arithmetic: a check for overflow in them would keep
+// them from being vectorised.
+
+/// Code q stands for scale * (q / 127)^2 with q's sign: small values keep more digits. (127 times
+/// the rounded 1 / 127 is exactly one, so the largest value keeps its bits.)
 #[inline(always)]
 fn decode_signed(codes: &[u8], scale: f32, out: &mut [f32]) {
     for (out, code) in out.iter_mut().zip(codes) {
-        let part = f32::from(*code as i8) / 127.0;
+        let part = f32::from(*code as i8) * (1.0 / 127.0);
         *out = part * part.abs() * scale;
     }
 }
 
 /// Code q stands for scale * (q / 255)^4, so that the square root, which the update divides by,
-/// spans four and a half decimal orders.
+/// spans almost five decimal orders.
 #[inline(always)]
 fn decode_unsigned(codes: &[u8], scale: f32, out: &mut [f32]) {
     for (out, code) in out.iter_mut().zip(codes) {
-        let part = f32::from(*code) / 255.0;
+        let part = f32::from(*code) * (1.0 / 255.0);
         let square = part * part;
         *out = square * square * scale;
     }
 }
 
 #[inline(always)]
-fn encode_signed(values: &[f32], scale: f32, codes: &mut [u8], dice: TileDice) {
-    for (at, (code, value)) in codes.iter_mut().zip(values).enumerate() {
-        let whole = dice.round((value.abs() / scale).sqrt() * 127.0, at);
-        *code = if *value < 0.0 { -whole } else { whole } as i8 as u8;
+fn encode_signed(values: &[f32], scale: f32, codes: &mut [u8], round: impl Fn(f32, usize) -> i32) {
+    let (len, inverse) = (codes.len(), 1.0 / scale);
+    let values = &values[..len];
+    for at in 0..len {
+        let number = (values[at].abs() * inverse).sqrt() * 127.0;
+        let whole = round(number, at).min(127);
+        codes[at] = if values[at] < 0.0 { whole.wrapping_neg() } else { whole } as u8;
     }
 }
 
 #[inline(always)]
-fn encode_unsigned(values: &[f32], scale: f32, codes: &mut [u8], dice: TileDice) {
-    for (at, (code, value)) in codes.iter_mut().zip(values).enumerate() {
-        let whole = dice.round((value / scale).sqrt().sqrt() * 255.0, at);
+fn encode_unsigned(
+    values: &[f32],
+    scale: f32,
+    codes: &mut [u8],
+    round: impl Fn(f32, usize) -> i32,
+) {
+    let (len, inverse) = (codes.len(), 1.0 / scale);
+    let values = &values[..len];
+    for at in 0..len {
+        let number = (values[at] * inverse).sqrt().sqrt() * 255.0;
+        let whole = round(number, at).min(255);
         // A moment that is not zero stays so: it is divided by.
-        let least = i32::from(*value > 0.0);
-        *code = if whole < least { least } else { whole } as u8;
+        let least = i32::from(values[at] > 0.0);
+        codes[at] = whole.max(least) as u8;
     }
 }
 

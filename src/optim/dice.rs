@@ -68,16 +68,16 @@ impl TileDice {
     /// A number that is not negative, as a whole one. Within a thousandth of one it is taken for
     /// that, so that what was decoded is encoded to itself.
     #[inline(always)]
-    pub fn round(self, number: f32, at: usize) -> i32 {
-        match self.rounding {
-            Rounding::Nearest => (number + 0.5) as i32,
-            Rounding::Stochastic => {
-                let below = number as i32;
-                let part = number - below as f32;
-                let chance = (self.bits(at) >> 8) as f32 / (1u32 << 24) as f32;
-                let threshold = chance.clamp(0.001, 0.999);
-                below + i32::from(part > threshold)
-            }
-        }
+    pub fn round_stochastic(self, number: f32, at: usize) -> i32 {
+        let below = number as i32;
+        let part = number - below as f32;
+        let chance = (self.bits(at) >> 8) as f32 / (1u32 << 24) as f32;
+        below.wrapping_add(i32::from(part > chance.clamp(0.001, 0.999)))
     }
+}
+
+/// A number that is not negative, as the nearest whole one.
+#[inline(always)]
+pub(super) fn round_nearest(number: f32, _at: usize) -> i32 {
+    (number + 0.5) as i32
 }
