@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use self::unmapped::{CLOSED, ELSEWHERE, MAPPED, REASONS, nearest};
 use super::{Config, Note, Sourced, read_text};
 use crate::error::{Error, Result};
+use crate::state::OptimizerKind;
 use crate::units::{BLOCK_ELEMS, Bytes, Elems, round_up};
 
 /// Reads and checks a configuration file of DeepSpeed.
@@ -150,21 +151,10 @@ impl Import {
             self.tell("optimizer", text);
             return Ok(());
         }
-        let name = self.text(root, "optimizer.type")?;
-        let is_adam = match name.as_deref().map(str::to_lowercase).as_deref() {
-            Some("adam") => true,
-            Some("adamw") => false,
-            _ => {
-                let given = name.map_or("missing or `auto`".to_owned(), |name| format!("`{name}`"));
-                return Err(Error::usage(format!(
-                    "`optimizer.type` is {given}: optswap has AdamW"
-                ))
-                .hint("write AdamW, or leave `optimizer` out to take AdamW's defaults"));
-            }
-        };
-        // As DeepSpeed has it: `Adam` means AdamW too, unless it is told otherwise.
-        let has_l2 = is_adam && self.flag(root, "optimizer.params.adam_w_mode")? == Some(false);
-        self.refuse_variants(root, has_l2)?;
+        let kind = self.optimizer_kind(root)?;
+        self.refuse_variants(root)?;
+        self.config.optimizer.kind = kind;
+        self.comes_from("optimizer.kind", "optimizer.type");
         if let Some(lr) = self.float(root, "optimizer.params.lr")? {
             self.config.optimizer.lr = lr;
             self.comes_from("optimizer.lr", "optimizer.params.lr");
@@ -174,17 +164,47 @@ impl Import {
             self.config.optimizer.betas = betas;
             self.comes_from("optimizer.betas", key);
         }
+        let key = "optimizer.params.momentum";
+        if let Some(momentum) = self.float(root, key)? {
+            self.config.optimizer.betas[0] = momentum;
+            self.comes_from("optimizer.betas", key);
+        } else if kind == OptimizerKind::Sgd {
+            return Err(Error::usage("`optimizer.params.momentum` is missing")
+                .hint("optswap's sgd keeps a momentum buffer: say which momentum"));
+        }
         if let Some(eps) = self.float(root, "optimizer.params.eps")? {
             self.config.optimizer.eps = eps;
             self.comes_from("optimizer.eps", "optimizer.params.eps");
         }
-        self.weight_decay(root, has_l2)
+        self.weight_decay(root, kind)
     }
 
-    fn weight_decay(&mut self, root: &Value, has_l2: bool) -> Result<()> {
+    /// As DeepSpeed has it, `Adam` means AdamW too, unless it is told otherwise.
+    fn optimizer_kind(&mut self, root: &Value) -> Result<OptimizerKind> {
+        let name = self.text(root, "optimizer.type")?;
+        match name.as_deref().map(str::to_lowercase).as_deref() {
+            Some("adam") => match self.flag(root, "optimizer.params.adam_w_mode")? {
+                Some(false) => Ok(OptimizerKind::Adam),
+                _ => Ok(OptimizerKind::AdamW),
+            },
+            Some("adamw") => Ok(OptimizerKind::AdamW),
+            Some("sgd") => Ok(OptimizerKind::Sgd),
+            Some("lion") => Ok(OptimizerKind::Lion),
+            Some("adagrad") => Ok(OptimizerKind::Adagrad),
+            _ => {
+                let given = name.map_or("missing or `auto`".to_owned(), |name| format!("`{name}`"));
+                let known = "optswap has AdamW, Adam, SGD, Lion and Adagrad";
+                Err(Error::usage(format!("`optimizer.type` is {given}: {known}"))
+                    .hint("write one of these, or leave `optimizer` out to take AdamW's defaults"))
+            }
+        }
+    }
+
+    fn weight_decay(&mut self, root: &Value, kind: OptimizerKind) -> Result<()> {
         let key = "optimizer.params.weight_decay";
         let is_given = value_at(root, key)?.is_some();
-        let of_torch = self.flag(root, "optimizer.params.torch_adam")? == Some(true) && !has_l2;
+        let is_adamw = kind == OptimizerKind::AdamW;
+        let of_torch = self.flag(root, "optimizer.params.torch_adam")? == Some(true) && is_adamw;
         if let Some(decay) = self.float(root, key)? {
             self.config.optimizer.weight_decay = decay;
             self.comes_from("optimizer.weight_decay", key);
@@ -197,20 +217,18 @@ impl Import {
         Ok(())
     }
 
-    /// Other updates than AdamW's must not quietly become AdamW's.
-    fn refuse_variants(&mut self, root: &Value, has_l2: bool) -> Result<()> {
-        let decay = value_at(root, "optimizer.params.weight_decay")?;
-        if has_l2 && decay.is_some_and(|decay| decay.as_f64() != Some(0.0)) {
-            return Err(Error::usage(
-                "`optimizer.params.adam_w_mode` is false: Adam that adds weight decay to the \
-                 gradient is not there, AdamW is",
-            )
-            .hint("set weight_decay to 0, or leave adam_w_mode out"));
+    /// Other updates than ours must not quietly become ours.
+    fn refuse_variants(&mut self, root: &Value) -> Result<()> {
+        for key in ["dampening", "lr_decay", "initial_accumulator_value"] {
+            let key = format!("optimizer.params.{key}");
+            if self.float(root, &key)?.is_some_and(|value| value != 0.0) {
+                return Err(Error::usage(format!("`{key}` is not 0: optswap has no such variant")));
+            }
         }
-        for (key, known) in [("bias_correction", true), ("amsgrad", false), ("maximize", false)] {
+        for (key, known) in VARIANTS {
             let key = format!("optimizer.params.{key}");
             if self.flag(root, &key)?.is_some_and(|value| value != known) {
-                let message = format!("`{key}` is {}: optswap's AdamW has no such variant", !known);
+                let message = format!("`{key}` is {}: optswap has no such variant", !known);
                 return Err(Error::usage(message));
             }
         }
@@ -311,6 +329,10 @@ impl Import {
         }
     }
 }
+
+/// Flags of an update that are known in one position only.
+const VARIANTS: [(&str, bool); 4] =
+    [("bias_correction", true), ("amsgrad", false), ("maximize", false), ("nesterov", false)];
 
 fn is_auto(value: &Value) -> bool {
     value.as_str() == Some("auto")

@@ -112,7 +112,7 @@ fn auto_keeps_the_default() {
     }"#;
     let sourced = parse_deepspeed(text).unwrap();
     assert_eq!(sourced.config, Config::default());
-    assert!(sourced.origins.is_empty());
+    assert_eq!(sourced.origins.keys().collect::<Vec<_>>(), ["optimizer.kind"]);
     for key in ["gradient_clipping", "optimizer.params.weight_decay", "aio.queue_depth"] {
         assert!(note(&sourced, key).contains("`auto`"), "{key}");
     }
@@ -166,11 +166,30 @@ fn both_names_of_adamw_have_deepspeeds_defaults() {
 }
 
 #[test]
+fn every_optimizer_that_is_there_is_found_by_its_name() {
+    for (name, params, kind) in [
+        ("AdamW", "{}", OptimizerKind::AdamW),
+        ("Adam", "{}", OptimizerKind::AdamW),
+        ("Adam", r#"{"adam_w_mode": false, "weight_decay": 0.1}"#, OptimizerKind::Adam),
+        ("SGD", r#"{"momentum": 0.8}"#, OptimizerKind::Sgd),
+        ("Lion", r#"{"betas": [0.9, 0.99]}"#, OptimizerKind::Lion),
+        ("Adagrad", r#"{"lr_decay": 0}"#, OptimizerKind::Adagrad),
+    ] {
+        assert_eq!(with_optimizer(name, params).unwrap().config.optimizer.kind, kind, "{name}");
+    }
+    let sourced = with_optimizer("SGD", r#"{"momentum": 0.8}"#).unwrap();
+    assert_eq!(sourced.config.optimizer.betas[0], 0.8);
+    assert_eq!(sourced.origins["optimizer.betas"], "optimizer.params.momentum");
+}
+
+#[test]
 fn other_updates_are_refused() {
     for (name, params, words) in [
-        ("Adam", r#"{"adam_w_mode": false, "weight_decay": 0.1}"#, "adam_w_mode` is false"),
-        ("Adam", r#"{"adam_w_mode": false, "weight_decay": "auto"}"#, "adam_w_mode` is false"),
-        ("Lamb", "{}", "`optimizer.type` is `Lamb`: optswap has AdamW"),
+        ("Lamb", "{}", "`optimizer.type` is `Lamb`: optswap has AdamW, Adam, SGD, Lion"),
+        ("SGD", r#"{"momentum": 0.9, "nesterov": true}"#, "nesterov` is true"),
+        ("SGD", r#"{"momentum": 0.9, "dampening": 0.5}"#, "dampening` is not 0"),
+        ("SGD", r#"{"lr": 0.1}"#, "momentum` is missing"),
+        ("Adagrad", r#"{"lr_decay": 0.1}"#, "lr_decay` is not 0"),
         ("AdamW", r#"{"bias_correction": false}"#, "bias_correction` is false"),
         ("AdamW", r#"{"amsgrad": true}"#, "amsgrad` is true"),
         ("AdamW", r#"{"max_grad_norm": 1.0}"#, "gradient_clipping"),
