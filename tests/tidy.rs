@@ -142,7 +142,7 @@ fn libraries_stay_in_their_rooms() {
             forbid("mpi::ffi", &["src/coord/mpi/"]);
             forbid("bincode::", &["src/wire.rs"]);
             forbid("crc_fast::", &["src/wire.rs"]);
-            forbid("safetensors::Dtype", &["src/checkpoint/safetensors.rs"]);
+            forbid("safetensors::Dtype", &["src/checkpoint/safetensors/"]);
             forbid("signal_hook::", &["src/job/"]);
             forbid("indicatif::", &["src/cli/"]);
             forbid("rayon::prelude", &["src/optim/", "src/step/"]);

@@ -11,6 +11,7 @@
 //! sees the old checkpoint or the new one, never half of one, also when saving under a name again.
 
 mod catalog;
+mod contents;
 mod copy;
 mod directories;
 mod manifest;
@@ -20,9 +21,10 @@ mod save;
 mod scrub;
 
 pub use catalog::{Checkpoints, Saved};
+pub use contents::{JobContents, ParameterContents, TensorSummary, contents_of};
 pub use manifest::{Manifest, ShardEntry};
 pub use reader::CheckpointReader;
-pub use safetensors::{ExportSummary, export_safetensors, import_safetensors};
+pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safetensors};
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};
 
 /// Told while this rank's bytes move: how many have, and how many will.

@@ -167,7 +167,7 @@ fn repair(shard: &StoredShard, chunk: ChunkIndex, checkpoint: &Path) -> Result<(
 }
 
 /// Opens all shards at the commit that all of their job's shards on these drives have.
-fn open_all(
+pub(super) fn open_all(
     drives: &[PathBuf],
     job: Option<&str>,
     for_repair: bool,

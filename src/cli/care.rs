@@ -171,7 +171,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<()> {
 }
 
 /// Prints what is wrong; an I/O error if anything is.
-fn conclude(findings: &[Finding]) -> Result<()> {
+pub(super) fn conclude(findings: &[Finding]) -> Result<()> {
     for Finding { job, shard, error } in findings {
         println!("{job} shard {shard}: {error}");
     }

@@ -7,6 +7,8 @@ mod care;
 mod doctor;
 mod drives;
 mod explain;
+mod init;
+mod inspect;
 mod progress;
 
 use std::process::ExitCode;
@@ -39,6 +41,13 @@ enum Command {
     ///
     /// Exit code 69 if anything stops optswap, 0 otherwise. The drives are tried with a small file.
     Doctor(doctor::DoctorArgs),
+    /// Put a model's weights onto drives: a durable job before its first step.
+    ///
+    /// Weights are streamed from safetensors files of any floating-point type; memory holds the
+    /// swapper's buffers. Start it with as many ranks as the training will have.
+    Init(Box<init::InitArgs>),
+    /// Tell what lies on drives, parameter by parameter, after comparing it with its checksums.
+    Inspect(inspect::InspectArgs),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -61,6 +70,8 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
         Command::Config(args) => job::run_tool(|| explain::run(&args)),
         Command::Doctor(args) => job::run_tool(|| doctor::doctor(&args)),
+        Command::Init(args) => job::run_main(&args.swap.launch(), |comm| init::run(&args, &comm)),
+        Command::Inspect(args) => job::run_tool(|| inspect::run(&args)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use half::bf16;
 
@@ -11,7 +12,7 @@ use super::checksums::corrupt;
 use super::initialize::encode_chunk;
 use super::plan::Plan;
 use super::resume::as_it_lies;
-use super::view::upper_halves;
+use super::view::{Decoder, upper_halves};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::Inventory;
@@ -61,6 +62,11 @@ impl StoredShard {
         &self.plan
     }
 
+    /// Its directories, in its order of drives.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.directories.iter().map(|directory| directory.path().to_owned()).collect()
+    }
+
     /// The commit.
     pub fn record(&self) -> &Record {
         &self.record
@@ -108,6 +114,13 @@ impl StoredShard {
             })?;
         }
         Ok(values)
+    }
+
+    /// The f32 values of every state tensor of a chunk that [`Self::read`] gave, padding included.
+    pub fn decode(&self, chunk: ChunkIndex, extent: &[f32]) -> Vec<Vec<f32>> {
+        let mut decoder = Decoder::default();
+        let values = decoder.decode(&self.plan, chunk, bytemuck::cast_slice(extent), &[]);
+        values.into_iter().map(<[f32]>::to_vec).collect()
     }
 
     /// Compares a chunk's extent with the record.

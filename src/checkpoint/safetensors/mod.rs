@@ -5,6 +5,9 @@
 //! Format: <https://github.com/huggingface/safetensors>, read and written by the crate of that
 //! name; data is streamed here, so that memory holds one piece at a time.
 
+mod model;
+mod source;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -14,20 +17,18 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
+pub use self::model::ModelFiles;
+use self::source::TensorSource;
 use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardEntry, ShardIndex, with_ending};
 use super::reader::CheckpointReader;
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{
-    Codec, Hyperparameters, Inventory, MASTER, OptimizerKind, Parameter, StateTensor,
-};
+use crate::state::{Codec, Hyperparameters, Inventory, MASTER, OptimizerKind, StateTensor};
 use crate::storage::ExtentLayout;
-use crate::units::{BLOCK_ELEMS, round_up};
+use crate::units::{BLOCK_ELEMS, ParamIndex, round_up};
 use crate::wire::crc32c;
 
 /// Elements that are copied at once.
 const PIECE_ELEMS: u64 = 1 << 20;
-/// A header beyond this is no header (the format's own limit).
-const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// The master's file; moments have files of their own names.
 const MODEL: &str = "model";
 
@@ -101,7 +102,7 @@ fn header_of(manifest: &Manifest, inventory: &Inventory) -> Result<Vec<u8>> {
     let mut at = 0;
     let tensors = inventory.parameters().iter().enumerate().map(|(index, parameter)| {
         let start = at;
-        at += 4 * inventory.elems(crate::units::ParamIndex::from_index(index)) as usize;
+        at += 4 * inventory.elems(ParamIndex::from_index(index)) as usize;
         let data_offsets = (start, at);
         let shape = parameter.shape.clone();
         (parameter.name.clone(), TensorInfo { dtype: Dtype::F32, shape, data_offsets })
@@ -156,77 +157,9 @@ impl TensorFile {
     }
 }
 
-/// A safetensors file, open for reading.
-struct TensorSource {
-    path: PathBuf,
-    file: File,
-    metadata: Metadata,
-    data_start: u64,
-}
-
-impl TensorSource {
-    fn open(path: &Path) -> Result<Self> {
-        let wrong = |why: String| {
-            Error::usage("this is no whole safetensors file")
-                .with("path", path.display())
-                .because(why)
-        };
-        let io = |error: std::io::Error| wrong(error.to_string());
-        let file = File::open(path).map_err(io)?;
-        let file_bytes = file.metadata().map_err(io)?.len();
-        let mut length = [0u8; 8];
-        file.read_exact_at(&mut length, 0).map_err(io)?;
-        let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > HEADER_BYTES_MAX.min(file_bytes.saturating_sub(8)) {
-            return Err(wrong(format!("its header claims {header_bytes} bytes")));
-        }
-        let mut header = vec![0; header_bytes as usize];
-        file.read_exact_at(&mut header, 8).map_err(io)?;
-        // The crate checks offsets, overlaps and sizes as it reads.
-        let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|error| wrong(error.to_string()))?;
-        let data_start = 8 + header_bytes;
-        let needed = data_start.checked_add(metadata.data_len() as u64);
-        if needed != Some(file_bytes) {
-            let data_bytes = metadata.data_len();
-            return Err(wrong(format!("{data_bytes} bytes of data in a file of {file_bytes}")));
-        }
-        Ok(Self { path: path.to_owned(), file, metadata, data_start })
-    }
-
-    /// Copies values of one tensor from `offset` on, widened to f32.
-    fn read(&self, name: &str, offset: u64, out: &mut [f32]) -> Result<()> {
-        let wrong = |why: String| {
-            Error::usage("a tensor cannot be read")
-                .with("path", self.path.display())
-                .with("tensor", name)
-                .because(why)
-        };
-        let info = self.metadata.info(name).ok_or_else(|| wrong("it is not there".into()))?;
-        let elem_bytes = match info.dtype {
-            Dtype::F32 => 4,
-            Dtype::BF16 | Dtype::F16 => 2,
-            Dtype::F64 => 8,
-            other => return Err(wrong(format!("its type is {other:?}, not a float"))),
-        };
-        let mut bytes = vec![0u8; out.len() * elem_bytes];
-        let at = self.data_start + info.data_offsets.0 as u64 + offset * elem_bytes as u64;
-        self.file.read_exact_at(&mut bytes, at).map_err(|error| wrong(error.to_string()))?;
-        for (out, value) in out.iter_mut().zip(bytes.chunks_exact(elem_bytes)) {
-            *out = match (info.dtype, value) {
-                (Dtype::F32, [a, b, c, d]) => f32::from_le_bytes([*a, *b, *c, *d]),
-                (Dtype::BF16, [a, b]) => half::bf16::from_le_bytes([*a, *b]).to_f32(),
-                (Dtype::F16, [a, b]) => half::f16::from_le_bytes([*a, *b]).to_f32(),
-                (_, wide) => f64::from_le_bytes(wide.try_into().unwrap_or_default()) as f32,
-            };
-        }
-        Ok(())
-    }
-}
-
-/// Makes a checkpoint of safetensors files: a directory as [`export_safetensors`] writes it, or one
-/// file with the masters alone, and moments of zero. Parameters are taken in the order in which
-/// they lie in the file.
+/// Makes a checkpoint of safetensors files: a directory as [`export_safetensors`] writes it, or the
+/// files of a model ([`ModelFiles`]) as masters, and moments of zero. Parameters are taken in the
+/// order in which they lie in the files.
 ///
 /// # Errors
 /// Usage if a file is cut short, has overlapping offsets, or the files do not fit each other;
@@ -237,35 +170,28 @@ pub fn import_safetensors(
     checkpoint: &Path,
     told: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
-    let model = if from.is_dir() { file_of(from, MASTER) } else { from.to_owned() };
-    let mut sources = vec![TensorSource::open(&model)?];
+    let model = ModelFiles::open(from)?;
+    let inventory = model.inventory().clone();
     let tensors = tensors_in(from);
+    let mut moments = Vec::new();
     for tensor in tensors[1..].iter().filter(|tensor| file_of(from, tensor.name).exists()) {
-        sources.push(TensorSource::open(&file_of(from, tensor.name))?);
-    }
-    let names = sources[0].metadata.offset_keys();
-    let parameters = names.iter().filter_map(|name| {
-        sources[0].metadata.info(name).map(|info| Parameter::new(name, info.shape.clone()))
-    });
-    let inventory = Inventory::new(parameters.collect())?;
-    for source in &sources[1..] {
+        let source = TensorSource::open(&file_of(from, tensor.name))?;
         for parameter in inventory.parameters() {
-            let shape = source.metadata.info(&parameter.name).map(|info| &info.shape);
-            if shape != Some(&parameter.shape) {
+            if source.shape(&parameter.name) != Some(&parameter.shape) {
                 return Err(Error::usage("the moments are of another model")
-                    .with("path", source.path.display())
+                    .with("path", source.path().display())
                     .with("parameter", &parameter.name));
             }
         }
+        moments.push(source);
     }
     if checkpoint.join(MANIFEST).exists() {
         return Err(cannot_create(checkpoint).because("there is a checkpoint"));
     }
     std::fs::create_dir_all(checkpoint)
         .map_err(|error| cannot_create(checkpoint).because(error))?;
-    let about = sources[0].metadata.metadata().clone().unwrap_or_default();
-    let manifest = manifest_of(job, &inventory, &tensors, &about);
-    write_shard(&sources, &tensors, &inventory, checkpoint, &manifest, told)?;
+    let manifest = manifest_of(job, &inventory, &tensors, &model.about());
+    write_shard(&model, &moments, &tensors, checkpoint, &manifest, told)?;
     manifest.write(checkpoint)?;
     Ok(ExportSummary {
         paths: vec![checkpoint.to_owned()],
@@ -315,9 +241,9 @@ fn manifest_of(
 
 /// Writes all elements as one shard, in chunks of a million.
 fn write_shard(
-    sources: &[TensorSource],
+    model: &ModelFiles,
+    moments: &[TensorSource],
     tensors: &[StateTensor],
-    inventory: &Inventory,
     checkpoint: &Path,
     manifest: &Manifest,
     told: &mut dyn FnMut(u64, u64),
@@ -325,15 +251,21 @@ fn write_shard(
     let path = checkpoint.join(&manifest.shards[0].file);
     let file = File::create(&path).map_err(|error| cannot_create(&path).because(error))?;
     let mut index = ShardIndex { generation: manifest.generation.clone(), chunks: Vec::new() };
+    let total = model.inventory().total_elems();
     let (mut flat, mut offset) = (0, 0);
-    while flat < inventory.total_elems() {
-        let elems = PIECE_ELEMS.min(inventory.total_elems() - flat);
+    while flat < total {
+        let elems = PIECE_ELEMS.min(total - flat);
         let padded_elems = round_up(elems, BLOCK_ELEMS);
         let layout = ExtentLayout::new(padded_elems, tensors, true);
         let mut values = vec![0.0f32; layout.bytes() as usize / 4];
-        for (source, section) in sources.iter().zip(layout.sections()) {
+        for (number, section) in layout.sections().iter().enumerate().take(1 + moments.len()) {
             let out = &mut values[section.start / 4..][..elems as usize];
-            read_flat(source, inventory, flat, out)?;
+            for_each_parameter(model.inventory(), flat, out, |param, at, out| match number {
+                0 => model.read(param, at, out),
+                moment => {
+                    moments[moment - 1].read(&model.inventory().parameter(param).name, at, out)
+                }
+            })?;
         }
         let bytes: &[u8] = bytemuck::cast_slice(&values);
         file.write_all_at(bytes, offset).map_err(|error| cannot_create(&path).because(error))?;
@@ -342,18 +274,18 @@ fn write_shard(
         index.chunks.push(ChunkEntry { flat_start: flat, elems, padded_elems, offset, checksums });
         offset += layout.bytes();
         flat += elems;
-        told(flat, inventory.total_elems());
+        told(flat, total);
     }
     file.sync_all().map_err(|error| cannot_create(&path).because(error))?;
     index.write(&path)
 }
 
-/// A range of the flat space, tensor by tensor.
-fn read_flat(
-    source: &TensorSource,
+/// Fills a range of the flat space, parameter by parameter.
+fn for_each_parameter(
     inventory: &Inventory,
     flat: u64,
     out: &mut [f32],
+    mut read: impl FnMut(ParamIndex, u64, &mut [f32]) -> Result<()>,
 ) -> Result<()> {
     let mut done = 0;
     while done < out.len() {
@@ -361,7 +293,7 @@ fn read_flat(
         let param = inventory.param_at(at);
         let offset = at - inventory.flat_start(param);
         let elems = (inventory.elems(param) - offset).min((out.len() - done) as u64) as usize;
-        source.read(&inventory.parameter(param).name, offset, &mut out[done..done + elems])?;
+        read(param, offset, &mut out[done..done + elems])?;
         done += elems;
     }
     Ok(())

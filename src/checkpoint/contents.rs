@@ -1,0 +1,158 @@
+//! What lies on drives between two runs, parameter by parameter.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::scrub::{Finding, open_all};
+use crate::error::Result;
+use crate::step::StoredShard;
+use crate::units::ChunkIndex;
+
+/// A job as it lies on drives.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobContents {
+    /// Its name.
+    pub job: String,
+    /// The commit, in words.
+    pub commit: String,
+    /// Steps attempted up to it.
+    pub attempts: u64,
+    /// The numbers of its shards that lie here.
+    pub shards: Vec<u32>,
+    /// How many it has.
+    pub shards_total: u32,
+    /// Where this lies, one directory per drive and shard.
+    pub directories: Vec<PathBuf>,
+    /// State tensors and their codecs, in the order in which they lie in an extent.
+    pub tensors: Vec<(String, String)>,
+    /// The parameters of which anything lies here, in inventory order.
+    pub parameters: Vec<ParameterContents>,
+}
+
+/// One parameter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ParameterContents {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its elements that lie here.
+    pub elems: u64,
+    /// Updates that it has taken.
+    pub updates: u64,
+    /// The master, then the moments.
+    pub tensors: Vec<TensorSummary>,
+}
+
+/// Values of one state tensor of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TensorSummary {
+    /// The mean.
+    pub mean: f64,
+    /// The square root of the mean of the squares.
+    pub rms: f64,
+    /// The least.
+    pub min: f32,
+    /// The largest.
+    pub max: f32,
+}
+
+/// Sums over a tensor's values.
+#[derive(Clone, Copy)]
+struct Sums {
+    sum: f64,
+    squares: f64,
+    min: f32,
+    max: f32,
+}
+
+impl Sums {
+    const NONE: Self = Self { sum: 0.0, squares: 0.0, min: f32::INFINITY, max: f32::NEG_INFINITY };
+
+    fn add(&mut self, values: &[f32]) {
+        for value in values {
+            let wide = f64::from(*value);
+            self.sum += wide;
+            self.squares += wide * wide;
+            self.min = self.min.min(*value);
+            self.max = self.max.max(*value);
+        }
+    }
+
+    fn summary(self, elems: u64) -> TensorSummary {
+        let count = elems as f64;
+        let (mean, rms) = (self.sum / count, (self.squares / count).sqrt());
+        TensorSummary { mean, rms, min: self.min, max: self.max }
+    }
+}
+
+/// Reads the committed state of every job on these drives, or of one, and what could not be read.
+/// Every chunk is compared with its checksums.
+///
+/// # Errors
+/// As [`super::verify_drives`].
+pub fn contents_of(
+    drives: &[PathBuf],
+    job: Option<&str>,
+) -> Result<(Vec<JobContents>, Vec<Finding>)> {
+    let (shards, mut findings) = open_all(drives, job, false)?;
+    let mut jobs = Vec::new();
+    for shards in shards.chunk_by(|a, b| a.record().job_id == b.record().job_id) {
+        match job_contents(shards) {
+            Ok(contents) => jobs.push(contents),
+            Err(finding) => findings.push(*finding),
+        }
+    }
+    Ok((jobs, findings))
+}
+
+fn job_contents(shards: &[StoredShard]) -> Result<JobContents, Box<Finding>> {
+    let first = &shards[0];
+    let inventory = first.plan().inventory();
+    let tensors = first.plan().tensors();
+    let mut sums = vec![vec![Sums::NONE; tensors.len()]; inventory.parameters().len()];
+    let mut elems = vec![0u64; inventory.parameters().len()];
+    let mut updates = vec![0u64; inventory.parameters().len()];
+    for shard in shards {
+        let partition = shard.plan().partition();
+        for (piece, count) in partition.pieces().iter().zip(&shard.record().update_counts) {
+            updates[piece.param.index()] = *count;
+        }
+        for chunk in (0..shard.chunks()).map(ChunkIndex::from_index) {
+            let extent = shard.read(chunk).and_then(|extent| {
+                shard.check(chunk, &extent)?;
+                Ok(extent)
+            });
+            let extent = extent.map_err(|error| {
+                let job = shard.plan().config().job.clone();
+                Box::new(Finding { job, shard: shard.plan().shard(), error })
+            })?;
+            let values = shard.decode(chunk, &extent);
+            for run in partition.runs_of(chunk) {
+                let at = run.in_chunk(partition.chunk(chunk));
+                elems[run.param.index()] += run.elems;
+                let sums = sums[run.param.index()].iter_mut().zip(&values);
+                sums.for_each(|(sums, values)| sums.add(&values[at.clone()]));
+            }
+        }
+    }
+    let parameters = inventory.parameters().iter().enumerate().filter(|(at, _)| elems[*at] > 0);
+    let parameters = parameters.map(|(at, parameter)| ParameterContents {
+        name: parameter.name.clone(),
+        shape: parameter.shape.clone(),
+        elems: elems[at],
+        updates: updates[at],
+        tensors: sums[at].iter().map(|sums| sums.summary(elems[at])).collect(),
+    });
+    Ok(JobContents {
+        job: first.plan().config().job.clone(),
+        commit: first.record().stamp.to_string(),
+        attempts: first.record().attempts,
+        shards: shards.iter().map(|shard| shard.plan().shard()).collect(),
+        shards_total: first.plan().ranges().len() as u32,
+        directories: shards.iter().flat_map(StoredShard::paths).collect(),
+        tensors: tensors.iter().map(|it| (it.name.into(), it.codec.name().into())).collect(),
+        parameters: parameters.collect(),
+    })
+}

@@ -1,0 +1,91 @@
+//! `optswap init`: a model's weights onto drives, as the first commit of a durable job.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use clap::Args;
+use half::bf16;
+
+use super::args::SwapArgs;
+use super::bytes_bar;
+use crate::checkpoint::ModelFiles;
+use crate::config::{Config, Durability};
+use crate::coord::{Communicator, agree};
+use crate::error::{Error, Result};
+use crate::partition::Run;
+use crate::step::SwappedOptimizer;
+use crate::units::Bytes;
+
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    #[command(flatten)]
+    pub swap: SwapArgs,
+
+    /// The model: a safetensors file, an index of several (`model.safetensors.index.json`), or a
+    /// directory that holds either.
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+}
+
+pub(super) fn run(args: &InitArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
+    let opened = resolve(args).and_then(|config| Ok((config, ModelFiles::open(&args.from)?)));
+    let (config, model) = agree(&**comm, opened)?;
+    let inventory = model.inventory().clone();
+    let mut optimizer = SwappedOptimizer::create(&config, inventory, Rc::clone(comm))?;
+    agree(&**comm, refuse_committed(&optimizer))?;
+    let bar = bytes_bar("initialising", comm.rank().0 == 0);
+    let (mut bytes, all_bytes) = (0, 4 * optimizer.partition().elems());
+    let fill = |run: &Run, masters: &mut [f32]| {
+        model.read(run.param, run.param_offset, masters)?;
+        bytes += 4 * run.elems;
+        bar(bytes, all_bytes);
+        Ok(())
+    };
+    if optimizer.plan().is_halved() {
+        let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
+        optimizer.initialize_parameters_into(&mut params, fill)?;
+    } else {
+        optimizer.initialize_parameters(fill)?;
+    }
+    if comm.rank().0 == 0 {
+        tell(&optimizer, &model, &config);
+    }
+    // Dropped, not closed: what is committed stays.
+    Ok(())
+}
+
+/// What has been trained is not begun again.
+fn refuse_committed(optimizer: &SwappedOptimizer) -> Result<()> {
+    let Some(resumed) = optimizer.resumed() else { return Ok(()) };
+    Err(Error::usage("the job has committed steps already")
+        .with("job", &optimizer.plan().config().job)
+        .with("step", resumed.attempt)
+        .hint("give this one another name with --job, or remove it: optswap clean --remove"))
+}
+
+/// The configuration, for a durable job: what does not survive the process need not be written.
+fn resolve(args: &InitArgs) -> Result<Config> {
+    let mut config = args.swap.resolve()?;
+    config.durability.mode = Durability::Step;
+    Ok(config)
+}
+
+fn tell(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) {
+    let inventory = model.inventory();
+    println!(
+        "{} parameters, {} elements, {} on {} drives of this rank; job `{}`, epoch 0",
+        inventory.parameters().len(),
+        inventory.total_elems(),
+        Bytes(optimizer.plan().placement().drive_bytes().iter().sum()).human(),
+        config.drives.paths.len(),
+        config.job,
+    );
+    if !model.skipped().is_empty() {
+        println!("left out, not floating-point: {}", model.skipped().join(", "));
+    }
+    println!(
+        "a training program with --job {} --durability step, the same drives and number of ranks \
+         goes on from here",
+        config.job
+    );
+}

@@ -1,0 +1,80 @@
+//! `optswap inspect`: what lies in swap directories, parameter by parameter.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use comfy_table::presets::ASCII_MARKDOWN;
+use comfy_table::{CellAlignment, Table};
+use wildmatch::WildMatch;
+
+use crate::checkpoint::{JobContents, contents_of};
+use crate::error::{Error, Result};
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// The directories that were given to --drives.
+    #[arg(required = true, value_name = "DIR")]
+    drives: Vec<PathBuf>,
+
+    /// This job alone.
+    #[arg(long, value_name = "NAME")]
+    job: Option<String>,
+
+    /// Only parameters whose names match; `*` stands for any characters.
+    #[arg(long, value_name = "PATTERN", default_value = "*")]
+    parameters: String,
+
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &InspectArgs) -> Result<()> {
+    let (mut jobs, findings) = contents_of(&args.drives, args.job.as_deref())?;
+    let pattern = WildMatch::new(&args.parameters);
+    for job in &mut jobs {
+        job.parameters.retain(|parameter| pattern.matches(&parameter.name));
+    }
+    if args.json {
+        let text = serde_json::to_string_pretty(&jobs)
+            .map_err(|error| Error::internal("the contents are no JSON").because(error))?;
+        println!("{text}");
+    } else {
+        jobs.iter().for_each(print);
+    }
+    super::care::conclude(&findings)
+}
+
+fn print(job: &JobContents) {
+    println!("job {}: {}, step {}", job.job, job.commit, job.attempts);
+    let shards: Vec<String> = job.shards.iter().map(u32::to_string).collect();
+    println!("shards {} of {}, in:", shards.join(", "), job.shards_total);
+    job.directories.iter().for_each(|path| println!("  {}", path.display()));
+    let tensors: Vec<String> =
+        job.tensors.iter().map(|(name, codec)| format!("{name} ({codec})")).collect();
+    println!("state tensors: {}", tensors.join(", "));
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    let header = ["parameter", "shape", "elements", "updates", "mean", "rms", "min", "max"];
+    let moments = job.tensors.iter().skip(1).map(|(name, _)| format!("{name} rms"));
+    table.set_header(header.map(str::to_owned).into_iter().chain(moments));
+    for parameter in &job.parameters {
+        let shape: Vec<String> = parameter.shape.iter().map(usize::to_string).collect();
+        let mut row = vec![
+            parameter.name.clone(),
+            shape.join(" x "),
+            parameter.elems.to_string(),
+            parameter.updates.to_string(),
+        ];
+        if let [master, moments @ ..] = parameter.tensors.as_slice() {
+            row.extend([master.mean, master.rms].map(|value| format!("{value:.4e}")));
+            row.extend([master.min, master.max].map(|value| format!("{value:.4e}")));
+            row.extend(moments.iter().map(|moment| format!("{:.4e}", moment.rms)));
+        }
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("{table}");
+}

