@@ -34,6 +34,8 @@ pub mod checkpoint;
 
 pub mod job;
 
+pub mod measure;
+
 pub mod report;
 
 pub mod cli;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in order: each may use those before it.
-const ROOMS: [&str; 17] = [
+const ROOMS: [&str; 18] = [
     "units",
     "error",
     "timers",
@@ -22,6 +22,7 @@ const ROOMS: [&str; 17] = [
     "step",
     "checkpoint",
     "job",
+    "measure",
     "report",
     "cli",
 ];

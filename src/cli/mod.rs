@@ -7,6 +7,8 @@ mod care;
 mod doctor;
 mod drives;
 mod explain;
+mod out;
+mod probe;
 mod progress;
 
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use clap::{Parser, Subcommand};
 use crate::job;
 
 pub use args::{SwapArgs, parse};
+pub use out::say;
 pub use progress::bytes_bar;
 
 /// Optimizer state on NVMe drives, for training under MPI.
@@ -39,6 +42,11 @@ enum Command {
     ///
     /// Exit code 69 if anything stops optswap, 0 otherwise. The drives are tried with a small file.
     Doctor(doctor::DoctorArgs),
+    /// Measure what drives can do, in seconds, and keep it beside the data.
+    ///
+    /// Each drive by itself: reading, writing, both; then all drives of a node at once, which shows
+    /// what they share. Under mpirun, the first rank of each node measures, all nodes at once.
+    Probe(Box<probe::ProbeArgs>),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -61,6 +69,7 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
         Command::Config(args) => job::run_tool(|| explain::run(&args)),
         Command::Doctor(args) => job::run_tool(|| doctor::doctor(&args)),
+        Command::Probe(args) => job::run_main(&args.swap.launch(), |comm| probe::run(&args, &comm)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

@@ -7,7 +7,7 @@ use super::stats::{OverRanks, median};
 use crate::step::RankRecord;
 use crate::timers::Timer;
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(header);
     for column in table.column_iter_mut().skip(1) {

@@ -368,7 +368,7 @@ fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     listing.map(name).collect()
 }
 
-fn open_direct(path: &Path, create: bool) -> std::io::Result<File> {
+pub(super) fn open_direct(path: &Path, create: bool) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(create).truncate(false).mode(0o600);
     match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
@@ -383,7 +383,7 @@ fn open_direct(path: &Path, create: bool) -> std::io::Result<File> {
     }
 }
 
-fn preallocate(file: &File, bytes: u64) -> std::io::Result<()> {
+pub(super) fn preallocate(file: &File, bytes: u64) -> std::io::Result<()> {
     if bytes == 0 {
         return Ok(());
     }
