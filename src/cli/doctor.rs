@@ -9,7 +9,7 @@ use super::drives;
 use crate::config::{Config, MachineFacts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::UringTrial;
-use crate::job::Launcher;
+use crate::job::{Launcher, mpi_library};
 use crate::report::{
     Check, ExaminedDrive, State, drive_checks, machine_checks, mpi_check, uring_check,
 };
@@ -86,10 +86,7 @@ fn threads_check() -> Check {
 }
 
 fn mpi_checks() -> Vec<Check> {
-    #[cfg(feature = "mpi")]
-    let library = Some(crate::coord::mpi::library_version());
-    #[cfg(not(feature = "mpi"))]
-    let library: Option<String> = None;
+    let library = mpi_library();
     let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     let started = match launcher.check_before_start(library.as_deref()) {
         Ok(()) => Check::ok("launcher", launcher.describe()),

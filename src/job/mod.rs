@@ -66,6 +66,14 @@ pub fn run_main(
     ExitCode::from(error.exit_code())
 }
 
+/// What the MPI library that is built in says of itself, if one is.
+pub fn mpi_library() -> Option<String> {
+    #[cfg(feature = "mpi")]
+    return Some(crate::coord::mpi::library_version().trim_matches('\0').to_owned());
+    #[cfg(not(feature = "mpi"))]
+    None
+}
+
 /// Runs a tool that needs no other ranks: logs, and the exit code.
 pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
     logging::start("optswap", true);

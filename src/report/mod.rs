@@ -2,15 +2,21 @@
 //! machine's facts mean. It formats and judges what was gathered and measures nothing itself.
 
 mod bench;
+mod bench_table;
 mod checks;
 mod drive_checks;
+mod limit;
 mod probe;
 mod stats;
 mod table;
+mod throughput;
 
-pub use bench::{BenchResult, DriveInfo, Machine, bytes_per_param};
+pub use bench::{BENCH_SCHEMA, BenchResult, BenchSetup, Flag, bytes_per_param};
+pub use bench_table::{bench_csv, bench_tables};
 pub use checks::{Check, State, machine_checks, mpi_check, uring_check};
 pub use drive_checks::{ExaminedDrive, drive_checks};
+pub use limit::{Bandwidth, Binding};
 pub use probe::probe_table;
-pub use stats::{OverRanks, median};
+pub use stats::{OverRanks, median, standard_deviation};
 pub use table::{rank_table, slowest, timer_table};
+pub use throughput::{Limits, Scope, Throughput};

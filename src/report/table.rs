@@ -16,6 +16,11 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
+/// `1 node`, `2 nodes`.
+pub(super) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Where the steps' time went: one line per timer, milliseconds per step over the ranks.
 pub fn timer_table(records: &[RankRecord]) -> String {
     let mut table =

@@ -12,6 +12,7 @@
 //! ```
 
 pub mod commit;
+mod details;
 mod directory;
 mod drive;
 mod extent;
@@ -25,6 +26,7 @@ mod shard;
 mod slots;
 mod trial;
 
+pub use details::DriveDetails;
 pub use directory::ShardDirectory;
 pub use drive::{Drive, filesystem_of, inspect_drives, is_memory_filesystem, same_device};
 pub use extent::ExtentLayout;
