@@ -36,6 +36,8 @@ pub mod job;
 
 pub mod measure;
 
+pub mod forecast;
+
 pub mod report;
 
 pub mod cli;

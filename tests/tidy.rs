@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in order: each may use those before it.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 19] = [
     "units",
     "error",
     "timers",
@@ -23,6 +23,7 @@ const ROOMS: [&str; 18] = [
     "checkpoint",
     "job",
     "measure",
+    "forecast",
     "report",
     "cli",
 ];

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::limit::{Bandwidth, Binding};
 use super::stats::median;
+use crate::forecast::{Bandwidth, Binding};
 use crate::measure::{NodeFacts, Repetition};
 use crate::step::RankRecord;
 
