@@ -4,10 +4,12 @@
 mod args;
 mod bench;
 mod care;
+mod compare;
 mod doctor;
 mod drives;
 mod explain;
 mod out;
+mod plan;
 mod probe;
 mod progress;
 
@@ -36,12 +38,19 @@ enum Command {
     /// Start it with mpirun for several ranks. Step time is the slowest rank's, from the start of
     /// the step until everything is on the drives and agreed.
     Bench(Box<bench::BenchArgs>),
+    /// Lay results of the benchmark side by side: weak and strong scaling, or other settings.
+    Compare(compare::CompareArgs),
     /// Explain a configuration file, optswap's or DeepSpeed's.
     Config(explain::ConfigArgs),
     /// Tell what this machine can do, what stops it, and what to do about it.
     ///
     /// Exit code 69 if anything stops optswap, 0 otherwise. The drives are tried with a small file.
     Doctor(doctor::DoctorArgs),
+    /// Tell what a model on a site will need, and how long its steps will take.
+    ///
+    /// Space, bytes and life of each drive, memory, seconds of a step and what binds; and a
+    /// simulation of all ranks, whose drives and collectives vary.
+    Plan(Box<plan::PlanArgs>),
     /// Measure what drives can do, in seconds, and keep it beside the data.
     ///
     /// Each drive by itself: reading, writing, both; then all drives of a node at once, which shows
@@ -67,8 +76,10 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
+        Command::Compare(args) => job::run_tool(|| compare::run(&args)),
         Command::Config(args) => job::run_tool(|| explain::run(&args)),
         Command::Doctor(args) => job::run_tool(|| doctor::doctor(&args)),
+        Command::Plan(args) => job::run_main(&plan::launch(), |comm| plan::run(&args, &comm)),
         Command::Probe(args) => job::run_main(&args.swap.launch(), |comm| probe::run(&args, &comm)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),

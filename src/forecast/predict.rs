@@ -236,6 +236,7 @@ pub fn predict(
 pub(super) mod tests {
     use super::*;
     use crate::forecast::SiteDrive;
+    use crate::forecast::bytes::tests::adamw;
 
     pub fn site(drives: usize) -> Site {
         let drive = SiteDrive {
@@ -264,7 +265,7 @@ pub(super) mod tests {
 
     #[test]
     fn bytes_over_bandwidth_and_a_chunk_to_drain() {
-        let fp32 = StateBytes::of("fp32", false).unwrap();
+        let fp32 = adamw("fp32", false);
         let forecast = predict(64 << 20, &site(1), &fp32, &SWAPPING).unwrap();
         let limit = 12.0 * f64::from(64 << 20) / 3e8;
         let chunk = 12.0 * f64::from(1 << 20) / 3e8;
@@ -284,7 +285,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_binds_is_named() {
-        let bytes = StateBytes::of("int8+remainder16", true).unwrap();
+        let bytes = adamw("int8+remainder16", true);
         let mut site = site(1);
         site.drives[0].bandwidth = Bandwidth { read: 9e12, write: 9e12, mixed: 18e12 };
         let bound_by = |site: &Site| predict(1 << 30, site, &bytes, &SWAPPING).unwrap().bound_by;
@@ -301,7 +302,7 @@ pub(super) mod tests {
 
     #[test]
     fn impossible_sites_are_refused() {
-        let bytes = StateBytes::of("fp32", false).unwrap();
+        let bytes = adamw("fp32", false);
         let refused = |site: &Site, swapping: &Swapping| {
             predict(1 << 30, site, &bytes, swapping).unwrap_err().to_string()
         };

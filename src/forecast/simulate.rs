@@ -151,11 +151,12 @@ fn coarser(node: NodeStep) -> NodeStep {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bytes::tests::adamw;
     use super::super::predict::tests::{SWAPPING, site};
     use super::*;
 
     fn run(site: &Site, seed: u64) -> Simulation {
-        let bytes = StateBytes::of("fp32", false).unwrap();
+        let bytes = adamw("fp32", false);
         let params = site.nodes * site.ranks_per_node * (16 << 20);
         simulate(params, site, &bytes, &SWAPPING, 20, seed).unwrap()
     }

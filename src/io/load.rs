@@ -400,7 +400,8 @@ mod tests {
             let (reads, writes) = (file.reads, file.writes);
             assert!(reads > 0 && reads.abs_diff(writes) <= 8, "{reads} and {writes}");
         }
-        assert_eq!(cycled.slices.len(), 10);
+        // A busy machine gets round to fewer.
+        assert!((1..=10).contains(&cycled.slices.len()));
         let read = run(LoadKind::Read, 0).unwrap();
         assert!(read.files.iter().all(|file| file.read_bytes > 0 && file.written_bytes == 0));
         assert!(read.bytes_per_s() > read.file_bytes_per_s(1));
