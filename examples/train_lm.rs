@@ -26,7 +26,7 @@ use std::rc::Rc;
 
 use clap::Parser;
 use half::bf16;
-use optswap::cli::{self, SwapArgs};
+use optswap::cli::{self, SwapArgs, say};
 use optswap::config::Config;
 use optswap::coord::{Communicator, agree, all_gather, gather_all, reduce_scatter};
 use optswap::error::{Error, Result};
@@ -206,7 +206,8 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let state_digest = training.optimizer_mut().state_digest_with(&replica.shard_params)?;
     let params = training.optimizer().plan().inventory().total_elems();
     if comm.rank().0 == 0 {
-        println!("{}\n{}", rank_table(&records, &seconds), timer_table(&records));
+        let tables = [rank_table(&records, &seconds), timer_table(&records)];
+        tables.iter().try_for_each(say)?;
         let result = serde_json::json!({
             "ranks": comm.size(),
             "drives": config.drives.paths.len(),
@@ -226,7 +227,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
             "verified": args.verify,
             "state_digest": state_digest,
         });
-        println!("{result}");
+        say(result)?;
     }
     // Last of all: what is on the drives goes now.
     training.finish(&replica.shard_params)

@@ -34,6 +34,10 @@ pub mod checkpoint;
 
 pub mod job;
 
+pub mod measure;
+
+pub mod forecast;
+
 pub mod report;
 
 pub mod cli;

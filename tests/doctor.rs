@@ -123,6 +123,52 @@ fn registered_buffers_refused() {
     assert!(found.contains("registering 4MiB is refused") && fix.contains("ulimit -l"), "{found}");
 }
 
+/// Ranks of a batch job often have 64 KiB of locked memory. Root has none of that limit unless it
+/// gives up the capability.
+#[test]
+fn locked_memory_is_short() {
+    let drives = Drives::new(1);
+    let run_as = |arguments: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args(["-k", "5", "60", "prlimit", "--memlock=65536:65536"]);
+        if rustix::process::geteuid().is_root() {
+            command.args(["setpriv", "--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock"]);
+        }
+        Run::of(&command.arg(optswap()).args(arguments).output().unwrap())
+    };
+    let list = drives.list(1);
+    let run = run_as(&["doctor", "--json", "--drives", &list]);
+    run.expect(0, &[]);
+    let value = run.result().unwrap();
+    let [state, found, fix] = check(&value, "locked memory");
+    assert_eq!(state, "warning");
+    assert!(found.contains("limit 64.00 KiB") && fix.contains("ulimit -l unlimited"), "{found}");
+    let [state, found, _] = check(&value, "io_uring");
+    assert_eq!(state, "warning");
+    assert!(found.contains("registering 4MiB is refused"), "{found}");
+    // The job runs all the same.
+    let run = run_as(&["bench", "--params", "100k", "--steps", "1", "--verify", "--drives", &list]);
+    run.expect(0, &["registered buffers refused", "unregistered buffers"]);
+    assert!(drives.are_empty());
+}
+
+#[test]
+fn profiles_are_told() {
+    let drives = Drives::new(1);
+    let list = drives.list(1);
+    let name = format!("profile of {list}");
+    let profile = || check(&doctor(&[], &["--drives", &list]).1, &name);
+    assert!(profile()[1].contains("optswap probe"));
+    let text = "read_bytes_per_s = 3e9\nwrite_bytes_per_s = 1e9\nmixed_bytes_per_s = 2e9\n\
+                probed_at_unix_s = 1\n";
+    std::fs::create_dir(drives.paths()[0].join("optswap")).unwrap();
+    let path = optswap::storage::DriveProfile::path(&drives.paths()[0]);
+    std::fs::write(&path, text).unwrap();
+    assert!(profile()[1].contains("reads 3.00 GB/s, writes 1.00 GB/s, both at once 2.00 GB/s"));
+    std::fs::write(&path, "nonsense").unwrap();
+    assert_eq!(profile()[0], "warning");
+}
+
 #[test]
 fn direct_io_refused() {
     let drives = Drives::new(1);

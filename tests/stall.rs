@@ -120,7 +120,12 @@ fn expect_patience(count: usize, on_two_hosts: bool, words: &[&str]) {
         };
         command.arg(optswap()).args(["bench", "--drives", &drives.list(1), "--config", &config]);
         command.args(["--params", &format!("{}Mi", mebi_per_rank * count), "--json"]).arg(&json);
-        let run = Run::of(&command.args(["--steps", "1", "--warmup", "0"]).output().unwrap());
+        let run = Run::of(
+            &command
+                .args(["--repetitions", "1", "--steps", "1", "--warmup", "0"])
+                .output()
+                .unwrap(),
+        );
         assert_eq!(run.code, 0, "{}", run.stderr);
         let result = std::fs::read_to_string(json).unwrap();
         let result: serde_json::Value = serde_json::from_str(&result).unwrap();

@@ -52,6 +52,13 @@ impl FromStr for DurabilityArg {
     }
 }
 
+impl DurabilityArg {
+    /// Overrides what the configuration says.
+    pub(super) fn apply(self, config: &mut Config) {
+        (config.durability.mode, config.durability.commit_every) = (self.mode, self.commit_every);
+    }
+}
+
 /// Where and how to swap.
 #[derive(Clone, Debug, Args)]
 pub struct SwapArgs {
@@ -152,8 +159,8 @@ impl SwapArgs {
         }
         config.drives.allow_filesystems.extend_from_slice(&self.allow_fs);
         config.drives.keep_files |= self.keep_files;
-        if let Some(DurabilityArg { mode, commit_every }) = self.durability {
-            (config.durability.mode, config.durability.commit_every) = (mode, commit_every);
+        if let Some(durability) = self.durability {
+            durability.apply(&mut config);
         }
         if let Some(dir) = &self.checkpoint_dir {
             config.checkpoint.dir = Some(dir.clone());

@@ -9,6 +9,7 @@ use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 
 use super::bytes_bar;
+use super::out::say;
 use crate::checkpoint::{self, Finding, VerifyReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FoundShard, ShardDirectory};
@@ -133,16 +134,14 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
         }
     }
     if found == 0 {
-        println!("no job lies on these drives");
-        return Ok(());
+        return say("no job lies on these drives");
     }
-    println!("{table}");
+    say(table)?;
     let size = Bytes(removed_bytes).human();
     match args.remove {
-        true => println!("{dead} dead shard directories removed, {size} freed"),
-        false => println!("{dead} dead shard directories, {size}; --remove removes them"),
+        true => say(format_args!("{dead} dead shard directories removed, {size} freed")),
+        false => say(format_args!("{dead} dead shard directories, {size}; --remove removes them")),
     }
-    Ok(())
 }
 
 /// Job, shard and committed step of every durable shard that can be read.
@@ -161,25 +160,22 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<()> {
         [one] if one.join("manifest.json").exists() => checkpoint::verify_checkpoint(one)?,
         drives => checkpoint::verify_drives(drives, args.job.as_deref())?,
     };
-    report.shards.iter().for_each(|line| println!("{line}"));
+    report.shards.iter().try_for_each(say)?;
     let VerifyReport { chunks, bytes, findings, .. } = report;
     let seconds = start.elapsed().as_secs_f64();
     let rate = bytes as f64 / 1e9 / seconds.max(1e-9);
     let size = Bytes(bytes).human();
-    println!("{chunks} chunks, {size}, compared in {seconds:.2} s ({rate:.2} GB/s)");
+    say(format_args!("{chunks} chunks, {size}, compared in {seconds:.2} s ({rate:.2} GB/s)"))?;
     conclude(&findings)
 }
 
 /// Prints what is wrong; an I/O error if anything is.
 pub(super) fn conclude(findings: &[Finding]) -> Result<()> {
     for Finding { job, shard, error } in findings {
-        println!("{job} shard {shard}: {error}");
+        say(format_args!("{job} shard {shard}: {error}"))?;
     }
     match findings {
-        [] => {
-            println!("all is as it was written");
-            Ok(())
-        }
+        [] => say("all is as it was written"),
         [Finding { error, .. }, ..] if findings.iter().all(|it| !it.error.kind().is_damage()) => {
             Err(Error::new(error.kind(), "not everything could be looked at"))
         }
@@ -189,7 +185,7 @@ pub(super) fn conclude(findings: &[Finding]) -> Result<()> {
 
 pub(super) fn scrub(args: &ScrubArgs) -> Result<()> {
     let report = checkpoint::scrub(&args.drives, args.job.as_deref(), &args.checkpoint)?;
-    println!("{} chunks compared, {} repaired", report.chunks, report.repaired);
+    say(format_args!("{} chunks compared, {} repaired", report.chunks, report.repaired))?;
     conclude(&report.findings)
 }
 
@@ -198,12 +194,11 @@ pub(super) fn export(args: &ExportArgs) -> Result<()> {
     let bar = bytes_bar("exporting", true);
     let mut told = |elems: u64, all: u64| bar(12 * elems, 12 * all);
     let written = checkpoint::export_safetensors(&args.checkpoint, &args.output, &mut told)?;
-    written.paths.iter().for_each(|path| println!("{}", path.display()));
-    println!(
+    written.paths.iter().try_for_each(|path| say(path.display()))?;
+    say(format_args!(
         "{} parameters, {} elements, after step {}",
         written.parameters, written.elems, written.attempts
-    );
-    Ok(())
+    ))
 }
 
 pub(super) fn import(args: &ImportArgs) -> Result<()> {
@@ -211,12 +206,11 @@ pub(super) fn import(args: &ImportArgs) -> Result<()> {
     let mut told = |elems: u64, all: u64| bar(12 * elems, 12 * all);
     let (from, to) = (&args.from, &args.checkpoint);
     let written = checkpoint::import_safetensors(from, &args.job, to, &mut told)?;
-    println!(
+    say(format_args!(
         "{}: {} parameters, {} elements, after step {}",
         to.display(),
         written.parameters,
         written.elems,
         written.attempts
-    );
-    Ok(())
+    ))
 }

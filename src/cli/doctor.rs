@@ -6,14 +6,15 @@ use std::process::{Command, Stdio};
 use clap::Args;
 
 use super::drives;
+use super::out::say;
 use crate::config::{Config, MachineFacts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::UringTrial;
-use crate::job::Launcher;
+use crate::job::{Launcher, mpi_library};
 use crate::report::{
-    Check, ExaminedDrive, State, drive_checks, machine_checks, mpi_check, uring_check,
+    Check, ExaminedDrive, State, drive_checks, machine_checks, mpi_check, slurm_check, uring_check,
 };
-use crate::storage::{Device, Drive, DriveTrial};
+use crate::storage::{Device, Drive, DriveProfile, DriveTrial};
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -70,7 +71,14 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<()> {
 fn examine(root: &Path, allow_filesystems: &[String]) -> ExaminedDrive {
     let inspected = Drive::inspect(root, allow_filesystems);
     let trial = inspected.is_ok().then(|| DriveTrial::of(root));
-    ExaminedDrive { root: root.to_owned(), inspected, device: Device::of(root).ok(), trial }
+    let profile = inspected.is_ok().then(|| DriveProfile::read(root));
+    ExaminedDrive {
+        root: root.to_owned(),
+        inspected,
+        device: Device::of(root).ok(),
+        trial,
+        profile,
+    }
 }
 
 /// The I/O thread, the pool of threads and the update threads all need to be started.
@@ -86,16 +94,24 @@ fn threads_check() -> Check {
 }
 
 fn mpi_checks() -> Vec<Check> {
-    #[cfg(feature = "mpi")]
-    let library = Some(crate::coord::mpi::library_version());
-    #[cfg(not(feature = "mpi"))]
-    let library: Option<String> = None;
+    let library = mpi_library();
     let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     let started = match launcher.check_before_start(library.as_deref()) {
         Ok(()) => Check::ok("launcher", launcher.describe()),
         Err(error) => Check::of_error("launcher", &error),
     };
-    vec![mpi_check(library.as_deref(), &launchers()), started]
+    let mut checks = vec![mpi_check(library.as_deref(), &launchers()), started];
+    checks.extend(slurm_check(library.as_deref(), srun_plugins().as_deref()));
+    checks
+}
+
+/// What srun says of its PMI plugins, if there is an srun; it gets five seconds.
+fn srun_plugins() -> Option<String> {
+    let mut command = Command::new("timeout");
+    command.args(["5", "srun", "--mpi=list"]).stdin(Stdio::null());
+    let output = command.output().ok().filter(|output| output.status.code() != Some(127))?;
+    // Older versions list them as an error.
+    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
 /// The launchers in PATH, and what they say to `--version`.
@@ -127,7 +143,7 @@ fn publish(args: &DoctorArgs, facts: &MachineFacts, checks: &[Check]) -> Result<
             "warnings": warnings,
             "checks": checks,
         });
-        println!("{value}");
+        say(value)?;
     } else {
         for Check { name, state, found, fix } in checks {
             let word = match state {
@@ -135,13 +151,13 @@ fn publish(args: &DoctorArgs, facts: &MachineFacts, checks: &[Check]) -> Result<
                 State::Warning => "warning",
                 State::Problem => "problem",
             };
-            println!("{word:<8} {name}: {found}");
+            say(format_args!("{word:<8} {name}: {found}"))?;
             if let Some(fix) = fix {
-                println!("{:<8} fix: {fix}", "");
+                say(format_args!("{:<8} fix: {fix}", ""))?;
             }
         }
         let (some, more) = (counted(problems, "problem"), counted(warnings, "warning"));
-        println!("{}: {some}, {more}", facts.host);
+        say(format_args!("{}: {some}, {more}", facts.host))?;
     }
     match problems {
         0 => Ok(()),

@@ -7,6 +7,7 @@ use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 use serde_json::{Value, json};
 
+use super::out::say;
 use crate::config::{EffectiveValue, Sourced};
 use crate::error::Result;
 
@@ -38,8 +39,8 @@ pub(super) fn run(args: &ConfigArgs) -> Result<()> {
     let sourced = Sourced::read(file)?;
     let values = sourced.values()?;
     if *json {
-        println!("{:#}", json!({"file": file, "values": values, "notes": sourced.notes}));
-        return Ok(());
+        let value = json!({"file": file, "values": values, "notes": sourced.notes});
+        return say(format_args!("{value:#}"));
     }
     let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
     let mut table = Table::new();
@@ -48,9 +49,8 @@ pub(super) fn run(args: &ConfigArgs) -> Result<()> {
         let origin = origin.map_or("default".to_owned(), |origin| format!("{name}: {origin}"));
         table.add_row([key, shown(&value), origin]);
     }
-    println!("{table}");
-    sourced.notes.iter().for_each(|note| println!("{note}"));
-    Ok(())
+    say(table)?;
+    sourced.notes.iter().try_for_each(say)
 }
 
 fn shown(value: &Value) -> String {

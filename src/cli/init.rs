@@ -8,6 +8,7 @@ use half::bf16;
 
 use super::args::SwapArgs;
 use super::bytes_bar;
+use super::out::say;
 use crate::checkpoint::ModelFiles;
 use crate::config::{Config, Durability};
 use crate::coord::{Communicator, agree};
@@ -47,11 +48,11 @@ pub(super) fn run(args: &InitArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
     } else {
         optimizer.initialize_parameters(fill)?;
     }
-    if comm.rank().0 == 0 {
-        tell(&optimizer, &model, &config);
-    }
     // Dropped, not closed: what is committed stays.
-    Ok(())
+    match comm.rank().0 {
+        0 => tell(&optimizer, &model, &config),
+        _ => Ok(()),
+    }
 }
 
 /// What has been trained is not begun again.
@@ -70,22 +71,22 @@ fn resolve(args: &InitArgs) -> Result<Config> {
     Ok(config)
 }
 
-fn tell(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) {
+fn tell(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) -> Result<()> {
     let inventory = model.inventory();
-    println!(
+    say(format_args!(
         "{} parameters, {} elements, {} on {} drives of this rank; job `{}`, epoch 0",
         inventory.parameters().len(),
         inventory.total_elems(),
         Bytes(optimizer.plan().placement().drive_bytes().iter().sum()).human(),
         config.drives.paths.len(),
         config.job,
-    );
+    ))?;
     if !model.skipped().is_empty() {
-        println!("left out, not floating-point: {}", model.skipped().join(", "));
+        say(format_args!("left out, not floating-point: {}", model.skipped().join(", ")))?;
     }
-    println!(
+    say(format_args!(
         "a training program with --job {} --durability step, the same drives and number of ranks \
          goes on from here",
         config.job
-    );
+    ))
 }

@@ -7,8 +7,9 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use wildmatch::WildMatch;
 
+use super::out::{say, to_json};
 use crate::checkpoint::{JobContents, contents_of};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -36,23 +37,21 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         job.parameters.retain(|parameter| pattern.matches(&parameter.name));
     }
     if args.json {
-        let text = serde_json::to_string_pretty(&jobs)
-            .map_err(|error| Error::internal("the contents are no JSON").because(error))?;
-        println!("{text}");
+        say(to_json(&jobs)?)?;
     } else {
-        jobs.iter().for_each(print);
+        jobs.iter().try_for_each(tell)?;
     }
     super::care::conclude(&findings)
 }
 
-fn print(job: &JobContents) {
-    println!("job {}: {}, step {}", job.job, job.commit, job.attempts);
+fn tell(job: &JobContents) -> Result<()> {
+    say(format_args!("job {}: {}, step {}", job.job, job.commit, job.attempts))?;
     let shards: Vec<String> = job.shards.iter().map(u32::to_string).collect();
-    println!("shards {} of {}, in:", shards.join(", "), job.shards_total);
-    job.directories.iter().for_each(|path| println!("  {}", path.display()));
+    say(format_args!("shards {} of {}, in:", shards.join(", "), job.shards_total))?;
+    job.directories.iter().try_for_each(|path| say(format_args!("  {}", path.display())))?;
     let tensors: Vec<String> =
         job.tensors.iter().map(|(name, codec)| format!("{name} ({codec})")).collect();
-    println!("state tensors: {}", tensors.join(", "));
+    say(format_args!("state tensors: {}", tensors.join(", ")))?;
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN);
     let header = ["parameter", "shape", "elements", "updates", "mean", "rms", "min", "max"];
@@ -76,5 +75,5 @@ fn print(job: &JobContents) {
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("{table}");
+    say(table)
 }

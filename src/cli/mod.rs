@@ -4,11 +4,15 @@
 mod args;
 mod bench;
 mod care;
+mod compare;
 mod doctor;
 mod drives;
 mod explain;
 mod init;
 mod inspect;
+mod out;
+mod plan;
+mod probe;
 mod progress;
 
 use std::process::ExitCode;
@@ -18,6 +22,7 @@ use clap::{Parser, Subcommand};
 use crate::job;
 
 pub use args::{SwapArgs, parse};
+pub use out::say;
 pub use progress::bytes_bar;
 
 /// Optimizer state on NVMe drives, for training under MPI.
@@ -35,6 +40,8 @@ enum Command {
     /// Start it with mpirun for several ranks. Step time is the slowest rank's, from the start of
     /// the step until everything is on the drives and agreed.
     Bench(Box<bench::BenchArgs>),
+    /// Lay results of the benchmark side by side: weak and strong scaling, or other settings.
+    Compare(compare::CompareArgs),
     /// Explain a configuration file, optswap's or DeepSpeed's.
     Config(explain::ConfigArgs),
     /// Tell what this machine can do, what stops it, and what to do about it.
@@ -48,6 +55,16 @@ enum Command {
     Init(Box<init::InitArgs>),
     /// Tell what lies on drives, parameter by parameter, after comparing it with its checksums.
     Inspect(inspect::InspectArgs),
+    /// Tell what a model on a site will need, and how long its steps will take.
+    ///
+    /// Space, bytes and life of each drive, memory, seconds of a step and what binds; and a
+    /// simulation of all ranks, whose drives and collectives vary.
+    Plan(Box<plan::PlanArgs>),
+    /// Measure what drives can do, in seconds, and keep it beside the data.
+    ///
+    /// Each drive by itself: reading, writing, both; then all drives of a node at once, which shows
+    /// what they share. Under mpirun, the first rank of each node measures, all nodes at once.
+    Probe(Box<probe::ProbeArgs>),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -68,10 +85,13 @@ pub fn run() -> ExitCode {
     };
     match cli.command {
         Command::Bench(args) => job::run_main(&args.swap.launch(), |comm| bench::run(&args, &comm)),
+        Command::Compare(args) => job::run_tool(|| compare::run(&args)),
         Command::Config(args) => job::run_tool(|| explain::run(&args)),
         Command::Doctor(args) => job::run_tool(|| doctor::doctor(&args)),
         Command::Init(args) => job::run_main(&args.swap.launch(), |comm| init::run(&args, &comm)),
         Command::Inspect(args) => job::run_tool(|| inspect::run(&args)),
+        Command::Plan(args) => job::run_main(&plan::launch(), |comm| plan::run(&args, &comm)),
+        Command::Probe(args) => job::run_main(&args.swap.launch(), |comm| probe::run(&args, &comm)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

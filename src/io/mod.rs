@@ -9,6 +9,7 @@
 mod buffer;
 mod engine;
 mod fault;
+mod load;
 mod spec;
 mod threads;
 mod transfer;
@@ -16,6 +17,7 @@ mod uring;
 
 pub use buffer::{Buffer, allocate_buffers};
 pub use engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
+pub use load::{Load, LoadKind, LoadResult, Loader};
 pub use spec::EngineSpec;
 pub use transfer::{DriveTotals, Finished, IoCause, IoFault, Part, Transfer, Transfers};
 pub use uring::UringTrial;

@@ -88,6 +88,8 @@ pub(super) fn start(tag: &str, is_logging: bool) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // They would be told to stderr, which is what failed, and panic.
+        .log_internal_errors(false)
         .event_format(Tagged { tag: tag.to_owned() });
     let _ = subscriber.try_init();
 }

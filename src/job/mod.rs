@@ -6,6 +6,7 @@ mod logging;
 mod signals;
 mod training;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -55,15 +56,23 @@ pub fn run_main(
     let result = watched.and_then(|()| body(Rc::clone(&comm)));
     let Err(error) = result else { return ExitCode::SUCCESS };
     if !error.is_agreed() {
-        eprintln!("{tag} error: {error}");
+        complain(format_args!("{tag} error: {error}"));
         if comm.size() > 1 {
             abort(error.exit_code());
         }
     } else if comm.rank().0 == 0 {
         let what = if error.kind().is_stop() { "" } else { "error: " };
-        eprintln!("{what}{error}");
+        complain(format_args!("{what}{error}"));
     }
     ExitCode::from(error.exit_code())
+}
+
+/// What the MPI library that is built in says of itself, if one is.
+pub fn mpi_library() -> Option<String> {
+    #[cfg(feature = "mpi")]
+    return Some(crate::coord::mpi::library_version().trim_matches('\0').to_owned());
+    #[cfg(not(feature = "mpi"))]
+    None
 }
 
 /// Runs a tool that needs no other ranks: logs, and the exit code.
@@ -72,7 +81,7 @@ pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
     match body() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(format_args!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
@@ -83,15 +92,20 @@ pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
 pub fn fail_before_start(error: &Error) -> ExitCode {
     let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     if launcher.rank.unwrap_or(0) == 0 {
-        eprintln!("error: {error}");
+        complain(format_args!("error: {error}"));
     }
     ExitCode::from(error.exit_code())
 }
 
+/// Prints one line to stderr. Nobody may be reading any more; that is no reason to panic.
+fn complain(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 fn install_panic_hook(tag: String) {
     std::panic::set_hook(Box::new(move |info| {
-        eprintln!("{tag} error: {info}");
-        eprintln!("{tag} this is a bug in the program; the job ends");
+        complain(format_args!("{tag} error: {info}"));
+        complain(format_args!("{tag} this is a bug in the program; the job ends"));
         abort(crate::error::ErrorKind::Internal.exit_code());
     }));
 }

@@ -1,35 +1,49 @@
 //! The result of `optswap bench`, as it is written to JSON.
 
-use std::path::PathBuf;
-
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::stats::{OverRanks, median};
 use super::table::overlap;
+use super::throughput::{Limits, Scope, Throughput, throughputs};
 use crate::config::Config;
+use crate::measure::{BenchOptions, BenchRun, NodeFacts, RankPlace, Repetition};
 use crate::step::RankRecord;
 use crate::timers::Timer;
 
-/// What the benchmark ran on.
-#[derive(Clone, Debug, Serialize)]
-pub struct Machine {
-    /// Host of rank 0.
-    pub host: String,
-    /// Kernel release.
-    pub kernel: String,
-    /// Processors that rank 0 may use.
-    pub cpus: usize,
-    /// Rank 0's drives.
-    pub drives: Vec<DriveInfo>,
+/// The version of the layout below.
+pub const BENCH_SCHEMA: u32 = 2;
+/// A repetition shorter than this says little.
+const SHORT_SECONDS: f64 = 1.0;
+/// Bytes that the kernel must have moved for I/O to count as direct.
+const DIRECT_SHARE: f64 = 0.9;
+
+/// What makes a result doubtful.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flag {
+    /// Repetitions of less than a second.
+    Short,
+    /// The page cache answered for the drives.
+    Buffered,
 }
 
-/// A drive of rank 0.
+/// How the benchmark was started, and with what.
 #[derive(Clone, Debug, Serialize)]
-pub struct DriveInfo {
-    /// The directory that the user named.
-    pub path: PathBuf,
-    /// Its file system.
-    pub file_system: String,
+pub struct BenchSetup {
+    /// The command line.
+    pub command: Vec<String>,
+    /// Who started the ranks.
+    pub launcher: String,
+    /// The MPI library.
+    pub mpi: Option<String>,
+    /// When: seconds since 1970.
+    pub started_at_unix_s: u64,
+    /// A name that the user gave.
+    pub label: Option<String>,
+    /// The full resolved configuration.
+    pub config: Config,
+    /// What was asked for.
+    pub options: BenchOptions,
 }
 
 /// Everything that one run of the benchmark gave.
@@ -39,21 +53,23 @@ pub struct BenchResult {
     pub schema: u32,
     /// Version of the program.
     pub optswap: &'static str,
-    /// The command line.
-    pub command: Vec<String>,
+    /// The commit that it was built from.
+    pub commit: &'static str,
+    /// How it was started.
+    #[serde(flatten)]
+    pub setup: BenchSetup,
     /// Where it ran.
-    pub machine: Machine,
-    /// The full resolved configuration.
-    pub config: Config,
+    pub nodes: Vec<NodeFacts>,
+    /// Where each rank ran.
+    pub places: Vec<RankPlace>,
     /// Ranks.
     pub ranks: usize,
     /// Parameters (elements) of the world.
     pub params: u64,
-    /// Measured steps.
-    pub steps: u64,
-    /// Steps before those, not measured.
-    pub warmup: u64,
-    /// Seconds of every measured step: the slowest rank's.
+    /// Whether state was compared with the in-memory reference after every step.
+    pub verified: bool,
+    /// Seconds per step of every repetition: the slowest rank's, from the start of the first step
+    /// until everything is on the drives.
     pub step_seconds: Vec<f64>,
     /// Median of them.
     pub step_seconds_median: f64,
@@ -67,15 +83,24 @@ pub struct BenchResult {
     pub kernel_bytes_read_per_param: f64,
     /// The kernel's count of the same.
     pub kernel_bytes_written_per_param: f64,
+    /// How much of what its drives can do the world reached, in percent.
+    pub limit_percent: Option<f64>,
+    /// Each rank's time in a step until its own last completion, seconds: `min` is the first rank
+    /// that is done, `max` the last.
+    pub done_seconds: Option<OverRanks>,
+    /// World, nodes, drives and ranks.
+    pub throughput: Vec<Throughput>,
     /// How many of swap-in, swap-out and update were under way at a time, on average.
     pub overlap: f64,
     /// Each timer over the ranks, in seconds per step.
     pub timers_over_ranks: Vec<(String, OverRanks)>,
     /// Digest of master and moments after the last step.
     pub state_digest: String,
-    /// Whether state was compared with the in-memory reference after every step.
-    pub verified: bool,
-    /// Timers and counters of every rank.
+    /// What makes the result doubtful.
+    pub flags: Vec<Flag>,
+    /// Everything that was timed.
+    pub repetitions: Vec<Repetition>,
+    /// Timers and counters of every rank, over all repetitions.
     pub rank_records: Vec<RankRecord>,
 }
 
@@ -88,51 +113,74 @@ pub fn bytes_per_param(records: &[RankRecord], bytes: fn(&RankRecord) -> u64) ->
 }
 
 impl BenchResult {
-    /// Puts the figures together that follow from the records.
-    #[expect(clippy::too_many_arguments, reason = "each is one independent fact of the run")]
-    pub fn new(
-        command: Vec<String>,
-        machine: Machine,
-        config: Config,
-        warmup: u64,
-        step_seconds: Vec<f64>,
-        state_digest: String,
-        verified: bool,
-        rank_records: Vec<RankRecord>,
-    ) -> Self {
+    /// Puts the figures together that follow from what was gathered.
+    pub fn new(setup: BenchSetup, run: BenchRun, limits: &Limits) -> Self {
+        let BenchRun { nodes, places, repetitions, records: rank_records, state_digest } = run;
         let records = &rank_records;
         let params: u64 = records.iter().map(|record| record.elems).sum();
-        let steps = step_seconds.len() as u64;
+        let throughput = throughputs(&nodes, records, &repetitions, limits);
+        let world = throughput.iter().find(|it| it.scope == Scope::World);
+        let step_seconds = world.map(|world| world.seconds.clone()).unwrap_or_default();
+        let step_seconds_median = median(&step_seconds);
         let per_step = |timer: Timer| -> Vec<f64> {
-            let seconds = |record: &RankRecord| record.seconds(timer) / steps.max(1) as f64;
+            let seconds = |r: &RankRecord| r.seconds(timer) / r.steps.max(1) as f64;
             records.iter().map(seconds).collect()
         };
         let over_ranks = |timer: &Timer| {
             OverRanks::of(&per_step(*timer)).map(|over| (timer.name().to_owned(), over))
         };
-        let step_seconds_median = median(&step_seconds);
         Self {
-            schema: 1,
+            schema: BENCH_SCHEMA,
             optswap: env!("CARGO_PKG_VERSION"),
-            command,
-            machine,
-            config,
+            commit: env!("OPTSWAP_COMMIT"),
             ranks: records.len(),
             params,
-            steps,
-            warmup,
+            verified: setup.options.verify,
             ns_per_param: step_seconds_median * 1e9 / params.max(1) as f64,
+            limit_percent: world.and_then(|world| world.limit_percent(step_seconds_median)),
             step_seconds_median,
-            step_seconds,
             bytes_read_per_param: bytes_per_param(records, RankRecord::read_bytes),
             bytes_written_per_param: bytes_per_param(records, RankRecord::written_bytes),
             kernel_bytes_read_per_param: bytes_per_param(records, |r| r.kernel_read_bytes),
             kernel_bytes_written_per_param: bytes_per_param(records, |r| r.kernel_written_bytes),
+            done_seconds: OverRanks::of(&per_step(Timer::StepOwn)),
+            throughput,
             overlap: overlap(records),
             timers_over_ranks: Timer::ALL.iter().filter_map(over_ranks).collect(),
             state_digest,
-            verified,
+            flags: flags(&step_seconds, &setup.options, records),
+            step_seconds,
+            repetitions,
+            nodes,
+            places,
+            setup,
             rank_records,
         }
     }
+
+    /// Bytes of state on the drives of each node, and its memory: host, state, memory.
+    pub fn data_against_memory(&self) -> Vec<(&str, u64, u64)> {
+        let of_node = |node: &'_ NodeFacts| {
+            let read =
+                self.throughput.iter().find(|it| it.scope == Scope::Node && it.name == node.host);
+            read.map_or(0, |it| it.read_bytes as u64)
+        };
+        let nodes = self.nodes.iter();
+        nodes.map(|node| (node.host.as_str(), of_node(node), node.memory_bytes)).collect()
+    }
+}
+
+fn flags(step_seconds: &[f64], options: &BenchOptions, records: &[RankRecord]) -> Vec<Flag> {
+    let mut flags = Vec::new();
+    if median(step_seconds) * (options.steps as f64) < SHORT_SECONDS {
+        flags.push(Flag::Short);
+    }
+    let sum = |bytes: fn(&RankRecord) -> u64| records.iter().map(bytes).sum::<u64>() as f64;
+    let is_below = |kernel: f64, ours: f64| kernel < DIRECT_SHARE * ours;
+    if is_below(sum(|r| r.kernel_read_bytes), sum(RankRecord::read_bytes))
+        || is_below(sum(|r| r.kernel_written_bytes), sum(RankRecord::written_bytes))
+    {
+        flags.push(Flag::Buffered);
+    }
+    flags
 }

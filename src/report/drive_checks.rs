@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Check;
+use super::{Check, State};
 use crate::config::MachineFacts;
 use crate::error::Error;
-use crate::storage::{Device, Drive, DriveTrial};
+use crate::storage::{Device, Drive, DriveProfile, DriveTrial};
 use crate::units::Bytes;
 
 /// One drive, as far as it could be looked at.
@@ -20,6 +20,8 @@ pub struct ExaminedDrive {
     pub device: Option<Device>,
     /// What it did with a small file; none if it was not tried.
     pub trial: Option<DriveTrial>,
+    /// Its profile; none if it was not looked for.
+    pub profile: Option<Result<Option<DriveProfile>, Error>>,
 }
 
 /// What the drives are like, each by itself and together.
@@ -34,6 +36,7 @@ pub fn drive_checks(drives: &[ExaminedDrive], facts: &MachineFacts) -> Vec<Check
         if let Some(trial) = &examined.trial {
             checks.extend(trial_checks(&examined.root, trial));
         }
+        checks.extend(examined.profile.as_ref().map(|it| profile_check(&examined.root, it)));
         let earlier = &drives[..index];
         checks.extend(earlier.iter().find_map(|twin| shared(twin, examined)));
     }
@@ -113,6 +116,24 @@ fn trial_checks(root: &Path, trial: &DriveTrial) -> Vec<Check> {
         ),
     };
     vec![direct, alignment, preallocation]
+}
+
+fn profile_check(root: &Path, profile: &Result<Option<DriveProfile>, Error>) -> Check {
+    let name = format!("profile of {}", root.display());
+    match profile {
+        Ok(Some(profile)) => {
+            let gb = |bytes_per_s: f64| bytes_per_s / 1e9;
+            let found = format!(
+                "reads {:.2} GB/s, writes {:.2} GB/s, both at once {:.2} GB/s",
+                gb(profile.read_bytes_per_s),
+                gb(profile.write_bytes_per_s),
+                gb(profile.mixed_bytes_per_s)
+            );
+            Check::ok(name, found)
+        }
+        Ok(None) => Check::ok(name, "none yet: optswap probe measures what the drive can do"),
+        Err(error) => Check { state: State::Warning, ..Check::of_error(name, error) },
+    }
 }
 
 /// What two drives have in common that they should not.

@@ -2,13 +2,25 @@
 //! machine's facts mean. It formats and judges what was gathered and measures nothing itself.
 
 mod bench;
+mod bench_table;
 mod checks;
+mod compare;
 mod drive_checks;
+mod plan;
+mod probe;
+mod slurm_check;
 mod stats;
 mod table;
+mod throughput;
 
-pub use bench::{BenchResult, DriveInfo, Machine, bytes_per_param};
+pub use bench::{BENCH_SCHEMA, BenchResult, BenchSetup, Flag, bytes_per_param};
+pub use bench_table::{bench_csv, bench_tables};
 pub use checks::{Check, State, machine_checks, mpi_check, uring_check};
+pub use compare::{Comparison, Row, Scaling, compare, compare_table};
 pub use drive_checks::{ExaminedDrive, drive_checks};
-pub use stats::{OverRanks, median};
+pub use plan::{PlanResult, plan_tables};
+pub use probe::probe_table;
+pub use slurm_check::slurm_check;
+pub use stats::{OverRanks, median, standard_deviation};
 pub use table::{rank_table, slowest, timer_table};
+pub use throughput::{Limits, Scope, Throughput};

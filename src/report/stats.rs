@@ -1,9 +1,9 @@
 //! Statistics over ranks and over samples.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A value of every rank, summed up.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OverRanks {
     /// The smallest.
     pub min: f64,
@@ -41,6 +41,16 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The standard deviation of a sample; 0 for fewer than two values.
+pub fn standard_deviation(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (values.len() - 1) as f64).sqrt()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +65,7 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median(&[]), 0.0);
+        assert_eq!(standard_deviation(&[2.0, 4.0, 6.0]), 2.0);
+        assert_eq!(standard_deviation(&[2.0]), 0.0);
     }
 }

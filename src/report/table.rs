@@ -7,13 +7,18 @@ use super::stats::{OverRanks, median};
 use crate::step::RankRecord;
 use crate::timers::Timer;
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(header);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// `1 node`, `2 nodes`.
+pub(super) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Where the steps' time went: one line per timer, milliseconds per step over the ranks.

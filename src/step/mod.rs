@@ -26,6 +26,7 @@ pub use gradients::Gradients;
 pub use norm::Stop;
 pub use optimizer::SwappedOptimizer;
 pub use plan::Plan;
+pub use process_io::{ProcessIo, ProcessIoBytes};
 pub use records::{DriveRecord, RankRecord, TimerRecord};
 pub use run::{StepOptions, StepOutcome};
 pub use snapshot::ChunkSink;

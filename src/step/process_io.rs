@@ -5,18 +5,21 @@ use std::os::unix::fs::FileExt;
 
 /// `/proc/self/io`, kept open so that reading it costs no open on the hot path.
 #[derive(Debug)]
-pub(super) struct ProcessIo {
+pub struct ProcessIo {
     file: Option<File>,
 }
 
 /// Bytes that the kernel fetched from, or sent to, storage for this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct ProcessIoBytes {
+pub struct ProcessIoBytes {
+    /// Fetched.
     pub read_bytes: u64,
+    /// Sent.
     pub written_bytes: u64,
 }
 
 impl ProcessIo {
+    /// Opens it, where the kernel has it.
     pub fn open() -> Self {
         Self { file: File::open("/proc/self/io").ok() }
     }

@@ -346,7 +346,8 @@ impl ShardDirectory {
     }
 }
 
-/// Names and paths in a directory; none if it does not exist.
+/// Names and paths in a directory; none if it does not exist or is a file: the drive's profile lies
+/// beside the directories of jobs.
 fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     let unreadable = |error: std::io::Error| {
         Error::new(ErrorKind::Unavailable, "a directory cannot be read")
@@ -355,7 +356,9 @@ fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     };
     let listing = match std::fs::read_dir(path) {
         Ok(listing) => listing,
-        Err(error) if error.kind() == IoKind::NotFound => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(unreadable(error)),
     };
     let name = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -365,7 +368,7 @@ fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     listing.map(name).collect()
 }
 
-fn open_direct(path: &Path, create: bool) -> std::io::Result<File> {
+pub(super) fn open_direct(path: &Path, create: bool) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(create).truncate(false).mode(0o600);
     match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
@@ -380,7 +383,7 @@ fn open_direct(path: &Path, create: bool) -> std::io::Result<File> {
     }
 }
 
-fn preallocate(file: &File, bytes: u64) -> std::io::Result<()> {
+pub(super) fn preallocate(file: &File, bytes: u64) -> std::io::Result<()> {
     if bytes == 0 {
         return Ok(());
     }

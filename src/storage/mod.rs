@@ -3,6 +3,7 @@
 //! tensor data moves here.
 //!
 //! ```text
+//! DRIVE/optswap/profile.toml              what the drive can do, if it was probed
 //! DRIVE/optswap/JOB/shard-00003/state     this shard's stripe units on this drive
 //!                               owner     who holds it: job, rank, host, pid, boot id (TOML)
 //!                               layout    durable jobs: how the shard lies on its drives
@@ -11,24 +12,30 @@
 //! ```
 
 pub mod commit;
+mod details;
 mod directory;
 mod drive;
 mod extent;
 mod found;
 mod owner;
 mod placement;
+mod profile;
 mod record;
+mod scratch;
 mod shard;
 mod slots;
 mod trial;
 
+pub use details::DriveDetails;
 pub use directory::ShardDirectory;
 pub use drive::{Drive, filesystem_of, inspect_drives, is_memory_filesystem, same_device};
 pub use extent::ExtentLayout;
 pub use found::FoundShard;
 pub use owner::{Owner, boot_id};
 pub use placement::{Placement, Segment};
+pub use profile::DriveProfile;
 pub use record::{Record, RecordFiles, ShardLayout, read_record, stamps};
+pub use scratch::scratch_file;
 pub use shard::ShardFiles;
 pub use slots::Slots;
 pub use trial::{Device, DriveTrial};

@@ -1,0 +1,24 @@
+//! Tells the program which commit it was built from, where git can be asked: results name it.
+
+use std::path::Path;
+use std::process::Command;
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+fn main() {
+    for path in ["build.rs", "Cargo.toml", "src"] {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    // It changes with every commit and every switch of branches.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
+        && Path::new(&log).exists()
+    {
+        println!("cargo:rerun-if-changed={log}");
+    }
+    let commit = git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
+    println!("cargo:rustc-env=OPTSWAP_COMMIT={}", commit.unwrap_or_else(|| "unknown".to_owned()));
+}

@@ -1,0 +1,14 @@
+//! Measuring: drives by themselves, and the swapper in the benchmark and in tuning. It prints
+//! nothing; what it finds are values for `report`.
+
+mod bench;
+mod calibrate;
+mod node;
+mod probe;
+mod workload;
+
+pub use bench::{BenchOptions, BenchRun, GradientFormat, Repetition, run_bench};
+pub use calibrate::{CollectiveSpeed, ProcessorSpeed, measure_collectives, measure_processors};
+pub use node::{NodeDrive, NodeFacts, RankPlace, look_around};
+pub use probe::{DriveProbe, NodeProbe, ProbeOptions, probe_nodes};
+pub use workload::synthetic_inventory;

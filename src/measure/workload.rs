@@ -1,0 +1,132 @@
+//! The swapper at work without a training program: synthetic masters, and gradients that lie ready
+//! before the clock starts.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use half::bf16;
+
+use crate::config::Config;
+use crate::coord::Communicator;
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::stop_request;
+use crate::optim::GradElem;
+use crate::partition::Run;
+use crate::state::{Inventory, Parameter};
+use crate::step::{
+    Gradients, StepOptions, Stop, SwappedOptimizer, Verifier, fill_synthetic_gradients,
+    fill_synthetic_masters,
+};
+
+/// The largest synthetic parameter, so that there are several.
+const PARAM_ELEMS_MAX: u64 = 16 << 20;
+
+/// One rank's part of a model, its gradients, and the optimizer.
+pub(super) struct Workload<G> {
+    pub optimizer: SwappedOptimizer,
+    /// Steps take them in turns. They were made before: making them would take longer than a step
+    /// may, and reads of the next step go on meanwhile.
+    gradients: [Vec<G>; 2],
+    params: Vec<bf16>,
+    verifier: Option<Verifier>,
+    steps: u64,
+}
+
+/// What one rank measured over several steps.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stretch {
+    /// From the first step's start until everything is on the drives, comparisons left out.
+    pub seconds: f64,
+    /// Of each `step()`, in seconds.
+    pub step_seconds: Vec<f64>,
+}
+
+impl<G: GradElem> Workload<G> {
+    /// Collective: creates the job and initialises it.
+    ///
+    /// # Errors
+    /// As [`SwappedOptimizer::create`].
+    pub fn create(
+        comm: &Rc<dyn Communicator>,
+        config: &Config,
+        inventory: Inventory,
+        seed: u64,
+        verifies: bool,
+        convert: impl Fn(f32) -> G,
+    ) -> Result<Self> {
+        let mut optimizer = SwappedOptimizer::create(config, inventory, Rc::clone(comm))?;
+        let flat_start = optimizer.partition().flat().start;
+        let fill = |run: &Run, masters: &mut [f32]| {
+            fill_synthetic_masters(seed, flat_start + run.shard_offset, masters);
+            Ok(())
+        };
+        let elems = optimizer.partition().elems() as usize;
+        let mut params = vec![bf16::ZERO; elems];
+        optimizer.initialize_parameters_into(&mut params, fill)?;
+        let verifier = match verifies {
+            true => Some(Verifier::new(&optimizer, fill)?),
+            false => None,
+        };
+        let gradients = [1, 2].map(|turn| {
+            let mut shard: Vec<G> = vec![convert(0.0); elems];
+            fill_synthetic_gradients(seed, turn, flat_start, &mut shard, &convert);
+            shard
+        });
+        Ok(Self { optimizer, gradients, params, verifier, steps: 0 })
+    }
+
+    /// Collective: the digest of the state.
+    ///
+    /// # Errors
+    /// Agreed errors of the drives.
+    pub fn state_digest(&mut self) -> Result<String> {
+        self.optimizer.state_digest_with(&self.params)
+    }
+
+    /// Collective: so many steps, until everything is on the drives.
+    ///
+    /// # Errors
+    /// As [`SwappedOptimizer::step`]; terminated, agreed, after a signal.
+    pub fn run(&mut self, steps: u64) -> Result<Stretch> {
+        let mut stretch = Stretch::default();
+        self.optimizer.communicator().barrier()?;
+        let start = Instant::now();
+        let mut comparing = Duration::ZERO;
+        for _ in 0..steps {
+            let begin = Instant::now();
+            let shard = &self.gradients[(self.steps % 2) as usize];
+            let gradients = Gradients::of_shard(self.optimizer.partition(), shard)?;
+            let stop = if stop_request().is_some() { Stop::AfterThisStep } else { Stop::No };
+            let options = StepOptions { stop, ..StepOptions::default() };
+            let outcome = self.optimizer.step(&gradients, &mut self.params, options)?;
+            stretch.step_seconds.push(begin.elapsed().as_secs_f64());
+            self.steps += 1;
+            if outcome.stop {
+                let stopped = "stopped by a signal: nothing is measured";
+                return Err(Error::new(ErrorKind::Terminated, stopped).agreed());
+            }
+            let before = Instant::now();
+            if let Some(verifier) = &mut self.verifier {
+                let widened: Vec<f32> = shard.iter().map(|gradient| gradient.load()).collect();
+                verifier.step(&self.optimizer, &outcome, &widened);
+                verifier.check_with(&mut self.optimizer, &self.params)?;
+                comparing += before.elapsed();
+            }
+        }
+        stretch.seconds = (start.elapsed() - comparing).as_secs_f64();
+        Ok(stretch)
+    }
+}
+
+/// A model of so many elements.
+///
+/// # Errors
+/// Usage, if there are none or too many.
+pub fn synthetic_inventory(params: u64) -> Result<Inventory> {
+    let count = params.div_ceil(PARAM_ELEMS_MAX);
+    let parameter = |index: u64| {
+        let elems = PARAM_ELEMS_MAX.min(params - index * PARAM_ELEMS_MAX);
+        Parameter::new(format!("synthetic.{index}"), [elems as usize])
+    };
+    Inventory::new((0..count).map(parameter).collect())
+}

@@ -1,0 +1,52 @@
+//! A file on a drive for measuring: it has no name, so it goes with its last descriptor, however
+//! the process ends.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::directory::{open_direct, preallocate};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::Bytes;
+
+/// Opens a file of this size on a drive, for direct I/O where the file system allows it, with its
+/// space set aside.
+///
+/// # Errors
+/// Cannot create, if the drive has too little space or refuses the file.
+pub fn scratch_file(root: &Path, bytes: u64) -> Result<File> {
+    let refused = |error: std::io::Error| {
+        Error::new(ErrorKind::CannotCreate, "a file for measuring cannot be created")
+            .with("drive", root.display())
+            .with("size", Bytes(bytes).human())
+            .because(error)
+            .hint("free space on the drive, or ask for a smaller file with --size")
+    };
+    // Nobody else may have this name: it holds the process and the moment.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let moment = now.map_or(0, |now| now.as_nanos());
+    let path = root.join(format!(".optswap-measure-{}-{moment}", std::process::id()));
+    let file = open_direct(&path, true).map_err(refused)?;
+    std::fs::remove_file(&path).map_err(refused)?;
+    // A drive that runs full half-way would take others' writes with it, until the file is closed.
+    let free = rustix::fs::fstatvfs(&file).map(|space| space.f_bavail * space.f_frsize);
+    if free.is_ok_and(|free| free < bytes) {
+        return Err(refused(std::io::Error::from(std::io::ErrorKind::StorageFull)));
+    }
+    preallocate(&file, bytes).map_err(refused)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scratch_file_has_no_name() {
+        let drive = tempfile::tempdir().unwrap();
+        let file = scratch_file(drive.path(), 8192).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 8192);
+        assert_eq!(std::fs::read_dir(drive.path()).unwrap().count(), 0);
+        assert_eq!(scratch_file(drive.path(), 1 << 60).unwrap_err().exit_code(), 73);
+        assert_eq!(std::fs::read_dir(drive.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,144 @@
+//! `optswap bench`: what its results hold. Times themselves are not tested: they are whatever the
+//! machine has.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
+mod support;
+
+use optswap::storage::DriveProfile;
+use serde_json::Value;
+use support::{Drives, Run, alone, one_at_a_time, optswap, ranks};
+
+const SMALL: [&str; 6] = ["bench", "--params", "1Mi", "--repetitions", "3", "--steps"];
+
+fn bench(drives: &Drives, more: &[&str]) -> Run {
+    let named = ["2", "--drives", &drives.list(2)];
+    alone(&optswap(), &[&SMALL[..], &named, more].concat())
+}
+
+fn json(path: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_result_tells_how_to_get_it_again() {
+    let drives = Drives::new(2);
+    let path = drives.write("result.json", "");
+    bench(&drives, &["--seed", "7", "--label", "a try", "--json", &path]).expect(0, &[]);
+    let result = json(&path);
+    assert_eq!((&result["schema"], &result["label"]), (&2.into(), &"a try".into()));
+    let command: Vec<&str> =
+        result["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(command[1..7], SMALL);
+    assert!(result["commit"].as_str().is_some_and(|commit| !commit.is_empty()));
+    assert_eq!(result["options"]["seed"], 7);
+    assert_eq!(result["config"]["drives"]["paths"], serde_json::json!(drives.paths()));
+    let node = &result["nodes"][0];
+    assert!(node["memory_bytes"].as_u64() > Some(0) && node["cpus"].as_u64() > Some(0));
+    let drive = &node["drives"][0];
+    assert_eq!(drive["root"], drives.list(1));
+    for key in ["filesystem", "mount_options", "device", "disk"] {
+        assert!(drive[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {drive}");
+    }
+    assert_eq!(result["places"][0]["host"], node["host"]);
+    // Raw samples: 3 repetitions of one rank with 2 steps.
+    assert_eq!(result["step_seconds"].as_array().map(Vec::len), Some(3));
+    let repetition = &result["repetitions"][2];
+    assert_eq!(repetition["rank_step_seconds"][0].as_array().map(Vec::len), Some(2));
+    let whole = repetition["rank_seconds"][0].as_f64().unwrap();
+    assert!((result["step_seconds"][2].as_f64().unwrap() - whole / 2.0).abs() < 1e-9);
+    assert_eq!(result["rank_records"][0]["steps"], 6, "warm-up was counted");
+    assert_eq!(result["bytes_read_per_param"], 12.0);
+    assert!(drives.are_empty());
+}
+
+/// World, node, two drives and two ranks; bytes add up, and the limit is the bytes over the speed.
+#[test]
+fn bytes_add_up_and_are_held_against_the_limit() {
+    let _turn = one_at_a_time();
+    let drives = Drives::new(2);
+    let [path, csv] = ["result.json", "result.csv"].map(|name| drives.write(name, ""));
+    let mut command = ranks(2, &optswap());
+    command.args(SMALL).args(["1", "--drives", &drives.list(2), "--limit-mbps", "100,50"]);
+    let run = Run::of(&command.args(["--json", &path, "--csv", &csv]).output().unwrap());
+    run.expect(0, &[]);
+    let result = json(&path);
+    let of = |scope: &str| -> Vec<Value> {
+        let all = result["throughput"].as_array().unwrap().iter();
+        all.filter(|it| it["scope"] == scope).cloned().collect()
+    };
+    let number = |value: &Value, key: &str| value[key].as_f64().unwrap();
+    let sum = |scope: &str, key: &str| of(scope).iter().map(|it| number(it, key)).sum::<f64>();
+    for scope in ["world", "node", "drive", "rank"] {
+        for key in ["read_bytes", "written_bytes"] {
+            assert_eq!(sum(scope, key), 12.0 * f64::from(1 << 20), "{scope} {key}");
+        }
+    }
+    assert_eq!((of("drive").len(), of("rank").len()), (2, 2));
+    // 150 MB/s each way together; the slower drive has half of the bytes.
+    let world = 12.0 * f64::from(1 << 20) / 150e6;
+    assert!((number(&of("world")[0], "limit_seconds") - world).abs() < 1e-9);
+    let slow = number(&of("drive")[1], "read_bytes") / 50e6;
+    assert!((number(&of("drive")[1], "limit_seconds") - slow).abs() < 1e-9);
+    let percent = world / result["step_seconds_median"].as_f64().unwrap() * 100.0;
+    assert!((number(&result, "limit_percent") - percent).abs() < 1e-6);
+    for words in ["2 ranks on 1 node", "% of limit", "GiB/s", "repetition 3: ", "first rank done"] {
+        assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
+    }
+    let csv = std::fs::read_to_string(csv).unwrap();
+    let fields: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
+    assert_eq!(fields, [12; 19], "3 repetitions of world, node, 2 drives, 2 ranks\n{csv}");
+}
+
+#[test]
+fn profiles_give_the_limit() {
+    let drives = Drives::new(2);
+    let path = drives.write("result.json", "");
+    let profile = DriveProfile {
+        read_bytes_per_s: 1e9,
+        write_bytes_per_s: 1e8,
+        mixed_bytes_per_s: 1e9,
+        ..DriveProfile::default()
+    };
+    let roots = drives.paths();
+    profile.write(&roots[0]).unwrap();
+    bench(&drives, &["--json", &path]).expect(0, &[]);
+    assert!(json(&path)["limit_percent"].is_null(), "one drive was never probed");
+    profile.write(&roots[1]).unwrap();
+    bench(&drives, &["--json", &path]).expect(0, &[]);
+    let world = json(&path)["throughput"][0].clone();
+    assert_eq!(world["bound_by"], "write");
+    let expected = 12.0 * f64::from(1 << 20) / 2e8;
+    assert!((world["limit_seconds"].as_f64().unwrap() - expected).abs() < 1e-9);
+}
+
+#[test]
+fn doubtful_results_are_flagged() {
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = memory.path().to_str().unwrap();
+    let json_path = memory.path().join("result.json").display().to_string();
+    let run = alone(
+        &optswap(),
+        &[
+            &SMALL[..],
+            &["1", "--drives", root, "--allow-fs", "tmpfs", "--verify", "--json", &json_path],
+        ]
+        .concat(),
+    );
+    run.expect(0, &[]);
+    assert_eq!(json(&json_path)["flags"], serde_json::json!(["short", "buffered"]));
+    for words in ["short: ", "buffered: ", "which holds it", "verified: comparisons", ", verified"]
+    {
+        assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
+    }
+}
+
+#[test]
+fn wrong_usage() {
+    let drives = Drives::new(2);
+    bench(&drives, &["--repetitions", "0"]).expect(64, &[]);
+    let run = alone(&optswap(), &["bench", "--drives", &drives.list(1), "--steps", "0"]);
+    run.expect(64, &["--repetitions and --steps must be at least 1"]);
+    bench(&drives, &["--limit-mbps", "0"]).expect(64, &["--limit-mbps must be above 0"]);
+    assert!(drives.are_empty());
+}
