@@ -14,6 +14,7 @@ mod out;
 mod plan;
 mod probe;
 mod progress;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -65,6 +66,10 @@ enum Command {
     /// Each drive by itself: reading, writing, both; then all drives of a node at once, which shows
     /// what they share. Under mpirun, the first rank of each node measures, all nodes at once.
     Probe(Box<probe::ProbeArgs>),
+    /// Find chunk, depth, stripe unit and weights for the drives at hand, and write them down.
+    ///
+    /// Under a minute, on all ranks at once. What is found is taken only if steps gain by it.
+    Tune(Box<tune::TuneArgs>),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -92,6 +97,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => job::run_tool(|| inspect::run(&args)),
         Command::Plan(args) => job::run_main(&plan::launch(), |comm| plan::run(&args, &comm)),
         Command::Probe(args) => job::run_main(&args.swap.launch(), |comm| probe::run(&args, &comm)),
+        Command::Tune(args) => job::run_main(&args.swap.launch(), |comm| tune::run(&args, &comm)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

@@ -5,10 +5,14 @@ mod bench;
 mod calibrate;
 mod node;
 mod probe;
+mod search;
+mod tune;
 mod workload;
 
 pub use bench::{BenchOptions, BenchRun, GradientFormat, Repetition, run_bench};
 pub use calibrate::{CollectiveSpeed, ProcessorSpeed, measure_collectives, measure_processors};
 pub use node::{NodeDrive, NodeFacts, RankPlace, look_around};
 pub use probe::{DriveProbe, NodeProbe, ProbeOptions, probe_nodes};
+pub use search::{Setting, Trial};
+pub use tune::{Tuning, tune};
 pub use workload::synthetic_inventory;

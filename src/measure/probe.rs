@@ -228,7 +228,8 @@ fn open_loader(trials: &[Trial], options: &ProbeOptions) -> Result<Loader> {
     Loader::open(spec, buffers, trials.iter().map(|trial| trial.drive.root.clone()).collect())
 }
 
-fn run(
+/// One load after a warm-up; a signal to stop is an error.
+pub(super) fn run(
     comm: &dyn Communicator,
     loader: &mut Loader,
     lanes: &[Vec<Vec<Part>>],

@@ -12,6 +12,7 @@ mod slurm_check;
 mod stats;
 mod table;
 mod throughput;
+mod tune;
 
 pub use bench::{BENCH_SCHEMA, BenchResult, BenchSetup, Flag, bytes_per_param};
 pub use bench_table::{bench_csv, bench_tables};
@@ -24,3 +25,4 @@ pub use slurm_check::slurm_check;
 pub use stats::{OverRanks, median, standard_deviation};
 pub use table::{rank_table, slowest, timer_table};
 pub use throughput::{Limits, Scope, Throughput};
+pub use tune::{tune_table, tuned_config};

@@ -1,0 +1,323 @@
+//! Tuning: chunk, depth, stripe unit and weights for the drives at hand, tried with reads and writes
+//! mixed as in a step, on all ranks at once; then steps of the real thing, with and without what
+//! was found, in turns.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use half::bf16;
+use serde::Serialize;
+
+use super::probe::run;
+use super::search::{Setting, Trial, search};
+use super::workload::{Workload, synthetic_inventory};
+use crate::config::Config;
+use crate::coord::{Communicator, Topology, agree, gather_all};
+use crate::error::{Error, Result};
+use crate::io::{EngineSpec, LoadKind, Loader, Part, allocate_buffers};
+use crate::storage::{Drive, ExtentLayout, Placement, scratch_file};
+use crate::units::{Bytes, Elems, ExtentIndex};
+
+/// The file of each rank on each drive.
+const FILE_BYTES: u64 = 256 << 20;
+/// How long a setting is tried.
+const TRIAL_SECONDS: f64 = 0.5;
+/// Drives whose speeds differ by less are equal.
+const UNEQUAL: f64 = 1.1;
+/// Pairs of measured steps, without and with what was found.
+const PAIRS: usize = 5;
+/// A step of a pair takes about so long.
+const STEP_SECONDS: f64 = 0.5;
+/// Parameters of a rank in pairs: several chunks of any size that is tried.
+const PARAMS_MIN: u64 = 4 << 20;
+const PARAMS_MAX: u64 = 64 << 20;
+
+/// What was tried and found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tuning {
+    /// Settings before.
+    pub before: Setting,
+    /// What was tried.
+    pub trials: Vec<Trial>,
+    /// Relative speeds of the drives; empty if they are equal.
+    pub weights: Vec<f64>,
+    /// How many times as fast steps were with what was found, pair by pair; empty if there was
+    /// nothing to compare.
+    pub gains: Vec<f64>,
+    /// Whether every pair gained: only then is what was found taken.
+    pub is_gain: bool,
+    /// The configuration to use.
+    pub config: Config,
+    /// Seconds that all of it took.
+    pub seconds: f64,
+}
+
+/// Collective: tunes, in at most about so many seconds.
+///
+/// # Errors
+/// As [`crate::step::SwappedOptimizer`]; a signal ends it, too.
+pub fn tune(comm: &Rc<dyn Communicator>, config: &Config, seconds: f64) -> Result<Tuning> {
+    let start = Instant::now();
+    let topology = Topology::discover(&**comm)?;
+    let bench = agree(&**comm, Bench::open(comm, &topology, config))?;
+    let weights = bench.weights()?;
+    let before = setting_of(config);
+    // Pairs take the second half.
+    let deadline = start + Duration::from_secs_f64(seconds / 2.0);
+    let mut tried = 0;
+    let mut measure = |setting: Setting| {
+        let late = gather_all(&**comm, &(Instant::now() >= deadline))?;
+        if tried > 0 && late.contains(&true) {
+            return Ok(None);
+        }
+        tried += 1;
+        bench.measure(setting, &weights)
+    };
+    let trials = search(before, &mut measure)?;
+    drop(bench);
+    let best = trials.last().copied();
+    let mut found = config.clone();
+    found.drives.weights.clone_from(&weights);
+    if let Some(best) = best {
+        apply(best.setting, &mut found);
+    }
+    let speed = best.map_or(0.0, |best| best.bytes_per_s);
+    let gains = match found == *config {
+        true => Vec::new(),
+        false => pairs(comm, config, &found, speed)?,
+    };
+    let is_gain = !gains.is_empty() && gains.iter().all(|gain| *gain > 1.0);
+    Ok(Tuning {
+        before,
+        trials,
+        weights,
+        is_gain,
+        gains,
+        config: if is_gain { found } else { config.clone() },
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+fn setting_of(config: &Config) -> Setting {
+    Setting {
+        stripe_unit: config.drives.stripe_unit.0,
+        depth: config.io.depth as u64,
+        chunk_elems: config.swap.chunk_elements.0,
+    }
+}
+
+fn apply(setting: Setting, config: &mut Config) {
+    config.drives.stripe_unit = Bytes(setting.stripe_unit);
+    config.io.depth = setting.depth as usize;
+    config.swap.chunk_elements = Elems(setting.chunk_elems);
+}
+
+/// One rank's files.
+struct Bench<'a> {
+    comm: &'a Rc<dyn Communicator>,
+    topology: &'a Topology,
+    config: &'a Config,
+    files: Vec<std::fs::File>,
+}
+
+impl<'a> Bench<'a> {
+    fn open(
+        comm: &'a Rc<dyn Communicator>,
+        topology: &'a Topology,
+        config: &'a Config,
+    ) -> Result<Self> {
+        let open = |root: &std::path::PathBuf| {
+            Drive::inspect(root, &config.drives.allow_filesystems)?;
+            scratch_file(root, FILE_BYTES)
+        };
+        let files = config.drives.paths.iter().map(open).collect::<Result<_>>()?;
+        Ok(Self { comm, topology, config, files })
+    }
+
+    fn loader(&self, depth: usize, buffers: usize, buffer_bytes: usize) -> Result<Loader> {
+        let files = self.files.iter().map(std::fs::File::try_clone);
+        let files = files.collect::<std::io::Result<Vec<_>>>().map_err(|error| {
+            Error::internal("a file cannot be shared with the I/O engine").because(error)
+        })?;
+        let choice = self.config.io.engine;
+        let spec = EngineSpec { choice, depth, files, faults: Vec::new() };
+        let buffers = allocate_buffers(buffers, buffer_bytes)?;
+        // One engine after the other: the first says what it is.
+        let quiet = tracing::subscriber::NoSubscriber::default();
+        tracing::subscriber::with_default(quiet, || {
+            Loader::open(spec, buffers, self.config.drives.paths.clone())
+        })
+    }
+
+    /// Collective: writes the files whole, and gives the drives' relative speeds; empty if they are
+    /// alike, or if nodes differ.
+    fn weights(&self) -> Result<Vec<f64>> {
+        const BLOCK: u64 = 1 << 20;
+        let lane = |file: usize| -> Vec<Vec<Part>> {
+            let part = |number: u64| Part {
+                file: file as u32,
+                file_offset: number * BLOCK,
+                buffer_offset: 0,
+                len: BLOCK as usize,
+            };
+            (0..FILE_BYTES / BLOCK).map(|number| vec![part(number)]).collect()
+        };
+        let lanes: Vec<_> = (0..self.files.len()).map(lane).collect();
+        let buffers = 32 * lanes.len();
+        let measured = self.loader(buffers, buffers, BLOCK as usize).and_then(|mut loader| {
+            run(&**self.comm, &mut loader, &lanes, LoadKind::Fill, 3600.0)?;
+            let cycle = LoadKind::Cycle;
+            let result = run(&**self.comm, &mut loader, &lanes, cycle, 2.0 * TRIAL_SECONDS)?;
+            Ok((0..lanes.len()).map(|file| result.file_bytes_per_s(file)).collect::<Vec<f64>>())
+        });
+        let all: Vec<Vec<f64>> = gather_all(&**self.comm, &agree(&**self.comm, measured)?)?;
+        Ok(unequal_speeds(&all, self.topology.hosts()))
+    }
+
+    /// Collective: how fast reads and writes go with this setting, the slowest node's ranks
+    /// together; `None` if memory or files are too small for it.
+    fn measure(&self, setting: Setting, weights: &[f64]) -> Result<Option<f64>> {
+        let tensors = self.config.state_tensors();
+        let layout = ExtentLayout::new(setting.chunk_elems, &tensors, self.config.is_durable());
+        let extent_bytes = layout.bytes();
+        let weights = match weights.is_empty() {
+            true => vec![1.0; self.files.len()],
+            false => weights.to_vec(),
+        };
+        // As many extents as the fullest file holds.
+        let place = |extents: u64| {
+            let extents = vec![extent_bytes; extents as usize];
+            let first = self.comm.rank().index();
+            Placement::weighted(&extents, setting.stripe_unit, &weights, first)
+        };
+        let mut extents = FILE_BYTES * self.files.len() as u64 / extent_bytes;
+        let fits = |extents| place(extents).drive_bytes().iter().all(|bytes| *bytes <= FILE_BYTES);
+        while extents > 0 && !fits(extents) {
+            extents -= extents.div_ceil(8);
+        }
+        let buffers = (self.config.swap.memory_budget.0 / extent_bytes).min(extents);
+        if buffers < 2 {
+            return Ok(None);
+        }
+        let placement = place(extents);
+        let lane = (0..extents as usize).map(|extent| {
+            let segments = placement.segments(ExtentIndex::from_index(extent)).into_iter();
+            let part = segments.map(|segment| Part {
+                file: segment.drive.0,
+                file_offset: segment.file_offset,
+                buffer_offset: segment.extent_offset,
+                len: segment.len,
+            });
+            part.collect::<Vec<Part>>()
+        });
+        let lanes = [lane.collect::<Vec<_>>()];
+        let loader = self.loader(setting.depth as usize, buffers as usize, extent_bytes as usize);
+        let mut loader = agree(&**self.comm, loader)?;
+        self.comm.barrier()?;
+        let load = run(&**self.comm, &mut loader, &lanes, LoadKind::Cycle, TRIAL_SECONDS);
+        let mine = agree(&**self.comm, load)?.bytes_per_s();
+        let all: Vec<f64> = gather_all(&**self.comm, &mine)?;
+        Ok(Some(slowest_node(&all, self.topology.hosts())))
+    }
+}
+
+/// The sum over each host's ranks; the least of them.
+fn slowest_node(of_ranks: &[f64], hosts: &[String]) -> f64 {
+    let of_host = |host: &String| -> f64 {
+        of_ranks.iter().zip(hosts).filter(|(_, it)| *it == host).map(|(speed, _)| speed).sum()
+    };
+    hosts.iter().map(of_host).fold(f64::INFINITY, f64::min)
+}
+
+/// Speeds of the drives of every rank, as weights relative to the fastest: of each node the sum over
+/// its ranks. Empty if the drives are alike, or not the same on all nodes.
+fn unequal_speeds(of_ranks: &[Vec<f64>], hosts: &[String]) -> Vec<f64> {
+    let of_host = |host: &String| -> Vec<f64> {
+        let drives = of_ranks.iter().map(Vec::len).min().unwrap_or(0);
+        let ranks = of_ranks.iter().zip(hosts).filter(|(_, it)| *it == host);
+        let sum = ranks.fold(vec![0.0; drives], |mut sum, (speeds, _)| {
+            sum.iter_mut().zip(speeds).for_each(|(sum, speed)| *sum += speed);
+            sum
+        });
+        let fastest = sum.iter().copied().fold(0.0, f64::max);
+        sum.iter().map(|speed| (speed / fastest * 100.0).round().max(1.0) / 100.0).collect()
+    };
+    let first = hosts.first().map(of_host).unwrap_or_default();
+    let is_alike = |weights: &Vec<f64>| {
+        let pairs = weights.iter().zip(&first);
+        pairs.into_iter().all(|(a, b)| a / b < UNEQUAL && b / a < UNEQUAL)
+    };
+    let slowest = first.iter().copied().fold(1.0, f64::min);
+    match slowest * UNEQUAL < 1.0 && hosts.iter().map(of_host).all(|it| is_alike(&it)) {
+        true => first,
+        false => Vec::new(),
+    }
+}
+
+/// Collective: steps without and with what was found, in turns; how many times as fast each second
+/// one was.
+fn pairs(
+    comm: &Rc<dyn Communicator>,
+    without: &Config,
+    with: &Config,
+    node_bytes_per_s: f64,
+) -> Result<Vec<f64>> {
+    let bytes: f64 = 24.0;
+    let ranks = comm.size() as u64;
+    let per_rank = (STEP_SECONDS * node_bytes_per_s / bytes) as u64 / ranks;
+    let params = ranks * per_rank.clamp(PARAMS_MIN, PARAMS_MAX);
+    let create = |config: &Config, name: &str| {
+        let mut config = config.clone();
+        config.job = format!("{}-tune-{name}", config.job);
+        config.durability.mode = crate::config::Durability::Scratch;
+        config.drives.keep_files = false;
+        let inventory = synthetic_inventory(params)?;
+        Workload::create(comm, &config, inventory, 0, false, bf16::from_f32)
+    };
+    let (mut first, mut second) = (create(without, "before")?, create(with, "after")?);
+    first.run(1)?;
+    second.run(1)?;
+    let mut gains = Vec::new();
+    for pair in 0..PAIRS {
+        // Whoever comes second may find the drives warmed up.
+        let (before, after) = match pair % 2 {
+            0 => (first.run(2)?, second.run(2)?),
+            _ => {
+                let after = second.run(2)?;
+                (first.run(2)?, after)
+            }
+        };
+        let all: Vec<(f64, f64)> = gather_all(&**comm, &(before.seconds, after.seconds))?;
+        let slowest =
+            all.iter().fold((0.0f64, 0.0f64), |worst, it| (worst.0.max(it.0), worst.1.max(it.1)));
+        gains.push(slowest.0 / slowest.1);
+    }
+    first.optimizer.close();
+    second.optimizer.close();
+    Ok(gains)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn weights_are_those_of_nodes() {
+        let two = hosts(&["a", "a"]);
+        assert_eq!(unequal_speeds(&[vec![2.0, 1.0], vec![2.0, 1.0]], &two), [1.0, 0.5]);
+        assert!(unequal_speeds(&[vec![1.0, 1.04], vec![1.0, 1.0]], &two).is_empty());
+        // Nodes that differ have no weights in common.
+        let apart = hosts(&["a", "b"]);
+        assert!(unequal_speeds(&[vec![2.0, 1.0], vec![1.0, 2.0]], &apart).is_empty());
+        assert_eq!(unequal_speeds(&[vec![9.0, 3.0], vec![3.0, 1.0]], &apart), [1.0, 0.33]);
+    }
+
+    #[test]
+    fn a_node_is_as_fast_as_its_ranks_together() {
+        assert_eq!(slowest_node(&[1.0, 2.0, 2.5], &hosts(&["a", "a", "b"])), 2.5);
+    }
+}
