@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 
 /// Less than this is no gain: measurements repeat no better.
-const GAIN_MIN: f64 = 1.03;
+pub(super) const GAIN_MIN: f64 = 1.03;
 
 /// What is tuned beside the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

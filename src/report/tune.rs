@@ -10,7 +10,7 @@ use crate::units::{Bytes, Elems};
 /// What was tried, and what it gains.
 pub fn tune_table(tuning: &Tuning) -> String {
     let mut table = table(&["chunk", "depth", "stripe unit", "GB/s", ""]);
-    let best = tuning.trials.last().map(|trial| trial.setting);
+    let best = tuning.best.map(|trial| trial.setting);
     for trial in &tuning.trials {
         let setting = trial.setting;
         let mark = match (setting == tuning.before, Some(setting) == best) {
