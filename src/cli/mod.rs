@@ -14,6 +14,7 @@ mod out;
 mod plan;
 mod probe;
 mod progress;
+mod site;
 
 use std::process::ExitCode;
 
