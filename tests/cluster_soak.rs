@@ -151,7 +151,7 @@ fn a_full_drive_of_one_host_is_named() {
     let run = cluster.run(3, 3, &optswap(), &bench);
     run.expect(73, &["the drive is too small", "rank 1 of 3 on node2", &drive]);
     // Full in the middle of a step, on one rank.
-    let fault = "[[faults]]\nrank = 2\nop = 30\nkind = \"enospc\"\n[swap]\nchunk_elements = 4096\n";
+    let fault = "[[faults]]\nrank = 2\nop = 30\nkind = \"enospc\"\n";
     let config = cluster.write("fault.toml", fault);
     let bench = ["bench", "--params", "1Mi", "--steps", "20", "--config", &config];
     let nodes = format!("/run/optswap-{}/drives/nvme0", cluster.name);
