@@ -8,7 +8,7 @@ use clap::{Args, Parser};
 
 use super::{drives, site};
 use crate::config::{
-    CodecsConfig, Config, Durability, DrivesConfig, EngineName, Note, read_deepspeed,
+    CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, read_deepspeed,
 };
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
