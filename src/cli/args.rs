@@ -12,6 +12,7 @@ use crate::config::{
 };
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
+use crate::storage::DriveProfile;
 use crate::units::Bytes;
 
 /// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.
@@ -183,7 +184,9 @@ impl SwapArgs {
         let chosen = chosen.ok_or_else(drives::none_named)?;
         drives.paths = chosen.paths;
         drives.named_by = chosen.rule;
-        if drives.weights.is_empty() {
+        // What was measured here counts more than what a site expects.
+        let is_probed = |path: &PathBuf| matches!(DriveProfile::read(path), Ok(Some(_)));
+        if drives.weights.is_empty() && !drives.paths.iter().all(is_probed) {
             drives.weights = chosen.weights;
         }
         Ok(())
