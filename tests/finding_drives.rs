@@ -7,14 +7,14 @@ mod support;
 
 use std::process::Command;
 
-use support::{Drives, Run, optswap};
+use support::{Drives, Run, TINY, alone, optswap, train_lm};
 
 /// A small benchmark in an environment that names drives by these variables alone.
 fn bench(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     let mut command = Command::new("timeout");
     command.args(["-k", "5", "60"]).arg(optswap()).args(["bench", "--params", "100k"]);
     command.args(["--steps", "1", "--warmup", "0", "--keep-files"]).args(arguments);
-    let own = ["OPTSWAP_DRIVES", "SLURM_TMPDIR", "TMPDIR"];
+    let own = ["OPTSWAP_DRIVES", "OPTSWAP_SITE", "SLURM_TMPDIR", "TMPDIR"];
     let jobs = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID"];
     own.iter().chain(&jobs).for_each(|name| {
         command.env_remove(name);
@@ -85,4 +85,92 @@ fn nothing_is_taken_by_chance() {
     bench(&[], &[("TMPDIR", path.as_str())]).expect(64, &rules);
     bench(&[], &[("TMPDIR", "/dev/shm"), ("SLURM_JOB_ID", "7")]).expect(64, &rules);
     assert!(drives.are_empty());
+}
+
+#[test]
+fn wildcards_in_a_configuration_are_matched() {
+    let drives = Drives::new(3);
+    let paths = format!("[drives]\npaths = [\"{}/drive[12]\"]\n", drives.path().display());
+    let config = drives.write("config.toml", &paths);
+    bench(&["--config", &config], &[]).expect(0, &["drive[1-2]", "| configuration |"]);
+    assert_eq!(used(&drives), [false, true, true]);
+    let config = drives.write("wrong.toml", "[drives]\npaths = [\"/no/such*\"]\n");
+    bench(&["--config", &config], &[]).expect(64, &["matches no directory", "/no/such*"]);
+}
+
+/// A description whose first entry is of another host, and whose second names these drives.
+fn site(drives: &Drives, name: &str, pattern: &str) -> String {
+    let text = format!(
+        "name = \"{name}\"\n[[nodes]]\nhosts = \"other[1-99]\"\n\
+         [[nodes.drives]]\npath = \"/no/such/drive\"\n\
+         [[nodes]]\nhosts = \"*\"\n[[nodes.drives]]\npath = \"{}/{pattern}\"\n",
+        drives.path().display()
+    );
+    drives.write(&format!("{name}.toml"), &text)
+}
+
+#[test]
+fn a_site_counts_after_the_configuration_and_before_other_variables() {
+    let drives = Drives::new(3);
+    let [first, second] = [0, 1].map(|drive| drives.paths()[drive].display().to_string());
+    let (flag, variable) = (site(&drives, "a", "drive$N"), site(&drives, "b", "drive1"));
+    let all = [("OPTSWAP_SITE", variable.as_str()), ("OPTSWAP_DRIVES", first.as_str()), ("N", "2")];
+
+    let said = format!("drives: {second} (from site b, *)");
+    bench(&[], &all).expect(0, &[&said, "| site b, * |"]);
+    assert_eq!(used(&drives), [false, true, false]);
+    bench(&["--site", &flag], &all).expect(0, &["(from site a, *)"]);
+    assert_eq!(used(&drives), [false, true, true]);
+    let config = drives.write("config.toml", &format!("[drives]\npaths = [\"{first}\"]\n"));
+    bench(&["--site", &flag, "--config", &config], &all).expect(0, &["| configuration |"]);
+    bench(&["--site", &flag, "--drives", &second], &all).expect(0, &["| --drives |"]);
+    assert_eq!(used(&drives), [true, true, true]);
+
+    let unset = [("OPTSWAP_SITE", flag.as_str())];
+    bench(&[], &unset).expect(64, &["is not set", "variable N", "site a, *"]);
+    bench(&["--site", "/no/such.toml"], &all).expect(64, &["/no/such.toml", "--site"]);
+    let wrong = drives.write("wrong.toml", "[[nodes]]\nhosts = \"n[3-1]\"\n");
+    let wrong = [("OPTSWAP_SITE", wrong.as_str())];
+    bench(&[], &wrong).expect(64, &["ends before it begins", "wrong.toml", "$OPTSWAP_SITE"]);
+}
+
+#[test]
+fn expected_bandwidths_of_a_site_become_weights() {
+    let drives = Drives::new(2);
+    let [first, second] = [0, 1].map(|drive| drives.paths()[drive].display().to_string());
+    let text = format!(
+        "[[nodes]]\nhosts = \"*\"\n\
+         [[nodes.drives]]\npath = \"{first}\"\nmixed_gb_per_s = 3.0\n\
+         [[nodes.drives]]\npath = \"{second}\"\nmixed_gb_per_s = 1.0\n"
+    );
+    let site = drives.write("site.toml", &text);
+    let small = drives.write("small.toml", "[drives]\nstripe_unit = \"4KiB\"\n");
+    bench(&["--site", &site, "--config", &small], &[]).expect(0, &[]);
+    let bytes = |drive: usize| {
+        let shard = drives.paths()[drive].join("optswap/default/shard-00000/state");
+        std::fs::metadata(shard).unwrap().len() as f64
+    };
+    let share = bytes(0) / (bytes(0) + bytes(1));
+    assert!((share - 0.75).abs() < 0.02, "{share}");
+}
+
+#[test]
+fn checkpoints_go_where_the_site_says_if_nothing_else_does() {
+    let drives = Drives::new(1);
+    let folder = drives.path().join("saved");
+    std::fs::create_dir(&folder).unwrap();
+    let text = format!(
+        "[[nodes]]\nhosts = \"*\"\n[[nodes.drives]]\npath = \"{}\"\n\
+         [checkpoints]\ndir = \"{}\"\n",
+        drives.paths()[0].display(),
+        folder.display()
+    );
+    let site = drives.write("site.toml", &text);
+    let mut job = vec!["--site", &site, "--steps", "2"];
+    job.extend(TINY);
+    alone(&train_lm(), &job).expect(0, &[]);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "it does not save");
+    job.extend(["--checkpoint-every", "1"]);
+    alone(&train_lm(), &job).expect(0, &[]);
+    assert!(folder.join("default/step-00000002").exists());
 }

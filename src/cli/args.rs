@@ -6,10 +6,13 @@ use std::str::FromStr;
 
 use clap::{Args, Parser};
 
-use super::drives;
-use crate::config::{CodecsConfig, Config, Durability, EngineName, Note, read_deepspeed};
+use super::{drives, site};
+use crate::config::{
+    CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, read_deepspeed,
+};
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
+use crate::storage::DriveProfile;
 use crate::units::Bytes;
 
 /// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.
@@ -72,10 +75,14 @@ pub struct SwapArgs {
 
     /// One directory on each drive, separated by commas; `*`, `?` and `[...]` match as in a shell.
     ///
-    /// Without it, and without any in the configuration, $OPTSWAP_DRIVES (also separated by commas)
-    /// counts, then $SLURM_TMPDIR, then, in a batch job, $TMPDIR.
+    /// Without it, and without any in the configuration, --site counts, then $OPTSWAP_DRIVES (also
+    /// separated by commas), then $SLURM_TMPDIR, then, in a batch job, $TMPDIR.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
+
+    /// Description of the site (TOML): which drives its nodes have [default: $OPTSWAP_SITE].
+    #[arg(long, value_name = "FILE")]
+    pub site: Option<PathBuf>,
 
     /// The job's name; it names the directories on the drives.
     #[arg(long, value_name = "NAME")]
@@ -111,7 +118,8 @@ pub struct SwapArgs {
     #[arg(long, value_name = "DIR")]
     pub checkpoint_dir: Option<PathBuf>,
 
-    /// Save a checkpoint every so many steps, while training goes on.
+    /// Save a checkpoint every so many steps, while training goes on. Without --checkpoint-dir, they
+    /// go where the site says.
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<u64>,
 
@@ -125,7 +133,7 @@ impl SwapArgs {
     /// what was not taken over from DeepSpeed's.
     ///
     /// # Errors
-    /// Usage errors of the file or of the result; usage if no drive is named anywhere.
+    /// Usage errors of the files or of the result; usage if no drive is named anywhere.
     pub fn resolve(&self) -> Result<Config> {
         let (config, notes) = self.read()?;
         for note in notes {
@@ -143,11 +151,7 @@ impl SwapArgs {
             }
             (None, None) => (Config::default(), Vec::new()),
         };
-        if !self.drives.is_empty() {
-            config.drives.paths = drives::expand(&self.drives)?;
-        } else if config.drives.paths.is_empty() {
-            config.drives.paths = drives::from_environment()?.ok_or_else(drives::none_named)?;
-        }
+        self.choose_drives(&mut config.drives)?;
         if let Some(job) = &self.job {
             config.job.clone_from(job);
         }
@@ -166,8 +170,26 @@ impl SwapArgs {
             config.checkpoint.dir = Some(dir.clone());
         }
         config.checkpoint.every = self.checkpoint_every.unwrap_or(config.checkpoint.every);
+        if config.checkpoint.every > 0 && config.checkpoint.dir.is_none() {
+            let variable = |name: &str| std::env::var(name).ok();
+            let site = site::find(self.site.as_deref(), &variable)?;
+            config.checkpoint.dir = site.map_or(Ok(None), |site| site.checkpoints(&variable))?;
+        }
         config.validate()?;
         Ok((config, notes))
+    }
+
+    fn choose_drives(&self, drives: &mut DrivesConfig) -> Result<()> {
+        let chosen = drives::choose(&self.drives, &drives.paths, self.site.as_deref())?;
+        let chosen = chosen.ok_or_else(drives::none_named)?;
+        drives.paths = chosen.paths;
+        drives.named_by = chosen.rule;
+        // What was measured here counts more than what a site expects.
+        let is_probed = |path: &PathBuf| matches!(DriveProfile::read(path), Ok(Some(_)));
+        if drives.weights.is_empty() && !drives.paths.iter().all(is_probed) {
+            drives.weights = chosen.weights;
+        }
+        Ok(())
     }
 
     /// How to start the ranks. A configuration that cannot be read is reported later, by all.

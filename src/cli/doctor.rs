@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 
-use super::drives;
+use super::drives::{self, Chosen};
 use super::out::say;
 use crate::config::{Config, MachineFacts};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +26,10 @@ pub(super) struct DoctorArgs {
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     drives: Vec<PathBuf>,
 
+    /// Description of the site (TOML): which drives its nodes have [default: $OPTSWAP_SITE].
+    #[arg(long, value_name = "FILE")]
+    site: Option<PathBuf>,
+
     /// Force a file system that would be refused, such as tmpfs; may be repeated.
     #[arg(long, value_name = "NAME")]
     allow_fs: Vec<String>,
@@ -41,19 +45,15 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<()> {
         None => Config::default(),
     };
     config.drives.allow_filesystems.extend_from_slice(&args.allow_fs);
-    let paths = match (args.drives.as_slice(), config.drives.paths.as_slice()) {
-        ([], []) => drives::from_environment()?,
-        ([], configured) => Some(configured.to_vec()),
-        (named, _) => Some(drives::expand(named)?),
-    };
+    let chosen = drives::choose(&args.drives, &config.drives.paths, args.site.as_deref())?;
 
     let facts = MachineFacts::probe();
     let mut checks = machine_checks(&facts, config.swap.memory_budget);
     checks.insert(1, uring_check(&UringTrial::run(), &facts, config.io.engine));
     checks.push(threads_check());
     checks.extend(mpi_checks());
-    match paths {
-        Some(paths) => {
+    match chosen {
+        Some(Chosen { paths, .. }) => {
             let examine = |path: &PathBuf| examine(path, &config.drives.allow_filesystems);
             let drives: Vec<ExaminedDrive> = paths.iter().map(examine).collect();
             checks.extend(drive_checks(&drives, &facts));

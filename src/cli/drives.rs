@@ -1,59 +1,65 @@
-//! Which directories are the drives: what `--drives` names, with wildcards, and where drives are
-//! looked for if nothing names any.
+//! Which directories are the drives: what `--drives` names, else the configuration, else the
+//! description of the site, else the environment.
 
 use std::path::{Path, PathBuf};
 
+use super::site;
+use crate::config::expand_wildcards;
 use crate::error::{Error, Result};
 use crate::storage::{filesystem_of, is_memory_filesystem, same_device};
 
 /// Variables that batch systems set inside of a job: Slurm, PBS, LSF, Flux.
 const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID"];
 
-/// Drives that nothing named on the command line or in the configuration.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Discovered {
+/// Drives, and what named them.
+#[derive(Debug, PartialEq)]
+pub(super) struct Chosen {
     pub paths: Vec<PathBuf>,
-    /// The variable that named them.
-    pub rule: &'static str,
+    /// Relative speeds, if the site tells them; else empty.
+    pub weights: Vec<f64>,
+    /// For messages.
+    pub rule: String,
 }
 
-/// Puts the directories that a pattern matches in its place, sorted; a path without wildcards, or
-/// one that exists under just that name, stays as it is.
+/// This node's drives by the first rule that names any; wildcards are taken away. `site` is the
+/// value of `--site`. Says what it took, unless the caller has named it.
 ///
 /// # Errors
-/// Usage if a pattern is malformed or matches no directory.
-pub(super) fn expand(patterns: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for pattern in patterns {
-        // glob takes text; a path that is none has no wildcards that anybody could have meant.
-        let text = pattern.to_str().filter(|text| text.contains(['*', '?', '[']));
-        match text {
-            Some(text) if !pattern.exists() => paths.extend(matches(text)?),
-            _ => paths.push(pattern.clone()),
-        }
+/// Usage errors of the rule that counts.
+pub(super) fn choose(
+    named: &[PathBuf],
+    configured: &[PathBuf],
+    site: Option<&Path>,
+) -> Result<Option<Chosen>> {
+    let plain = |paths: &[PathBuf], rule: &str| -> Result<Option<Chosen>> {
+        let paths = expand_wildcards(paths)?;
+        Ok(Some(Chosen { paths, weights: Vec::new(), rule: rule.to_owned() }))
+    };
+    match (named, configured) {
+        ([], []) => {}
+        ([], configured) => return plain(configured, "configuration"),
+        (named, _) => return plain(named, "--drives"),
     }
-    Ok(paths)
+    let variable = |name: &str| std::env::var(name).ok();
+    let chosen = match site::find(site, &variable)? {
+        Some(site) => Some(site.drives(&variable)?),
+        None => discover(&variable)?,
+    };
+    if let Some(chosen) = &chosen {
+        announce(chosen);
+    }
+    Ok(chosen)
 }
 
-fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
-    // As in a shell: `*` matches no hidden names and no slash.
-    let options = glob::MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
-    let found = glob::glob_with(pattern, options).map_err(|error| {
-        Error::usage("a pattern of drives is malformed").with("pattern", pattern).because(error)
-    })?;
-    // What cannot be read is no drive of this user; files cannot be drives.
-    let mut paths: Vec<PathBuf> = found.flatten().filter(|path| path.is_dir()).collect();
-    paths.sort();
-    if paths.is_empty() {
-        return Err(Error::usage("a pattern of drives matches no directory")
-            .with("pattern", pattern)
-            .hint("name one directory on each drive with --drives DIR,DIR"));
+fn announce(Chosen { paths, rule, .. }: &Chosen) {
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    tracing::info!("drives: {} (from {rule})", names.join(", "));
+    if rule == "$TMPDIR" && same_device(&paths[0], Path::new("/")) {
+        tracing::warn!(
+            "{} lies on the system's own disk: name the node's drives with --drives if it has any",
+            names[0]
+        );
     }
-    Ok(paths)
 }
 
 /// Looks for drives in the environment, which is read through `variable`: `$OPTSWAP_DRIVES`, then
@@ -61,17 +67,21 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
 /// Outside of a job `$TMPDIR` is a place for small files, most often on the system's own disk.
 ///
 /// # Errors
-/// As [`expand`], for `$OPTSWAP_DRIVES`.
-pub(super) fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Discovered>> {
+/// As [`expand_wildcards`], for `$OPTSWAP_DRIVES`.
+fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Chosen>> {
     let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
     let list = set("OPTSWAP_DRIVES").unwrap_or_default();
     let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
     let patterns: Vec<PathBuf> = names.map(PathBuf::from).collect();
     if !patterns.is_empty() {
-        let paths = expand(&patterns).map_err(|error| error.with("from", "$OPTSWAP_DRIVES"))?;
-        return Ok(Some(Discovered { paths, rule: "$OPTSWAP_DRIVES" }));
+        let paths = expand_wildcards(&patterns);
+        let paths = paths.map_err(|error| error.with("from", "$OPTSWAP_DRIVES"))?;
+        return Ok(Some(Chosen { paths, weights: Vec::new(), rule: "$OPTSWAP_DRIVES".to_owned() }));
     }
-    let one = |path: String, rule| Some(Discovered { paths: vec![PathBuf::from(path)], rule });
+    let one = |path: String, rule: &str| {
+        let paths = vec![PathBuf::from(path)];
+        Some(Chosen { paths, weights: Vec::new(), rule: rule.to_owned() })
+    };
     if let Some(path) = set("SLURM_TMPDIR") {
         return Ok(one(path, "$SLURM_TMPDIR"));
     }
@@ -87,35 +97,16 @@ pub(super) fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Opti
 pub(super) fn none_named() -> Error {
     Error::usage("no drive is named").hint(
         "name a directory on each drive with --drives DIR,DIR, in [drives] paths of the \
-         configuration, or in $OPTSWAP_DRIVES; else $SLURM_TMPDIR is taken, or in a batch job \
-         $TMPDIR, if that is no memory file system",
+         configuration, in a site description (--site), or in $OPTSWAP_DRIVES; else $SLURM_TMPDIR \
+         is taken, or in a batch job $TMPDIR, if that is no memory file system",
     )
-}
-
-/// What [`discover`] finds for this process; says what it took, and from where.
-///
-/// # Errors
-/// As [`discover`].
-pub(super) fn from_environment() -> Result<Option<Vec<PathBuf>>> {
-    let Some(Discovered { paths, rule }) = discover(&|name| std::env::var(name).ok())? else {
-        return Ok(None);
-    };
-    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    tracing::info!("drives: {} (from {rule})", names.join(", "));
-    if rule == "$TMPDIR" && same_device(&paths[0], Path::new("/")) {
-        tracing::warn!(
-            "{} lies on the system's own disk: name the node's drives with --drives if it has any",
-            names[0]
-        );
-    }
-    Ok(Some(paths))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)]) -> Option<Discovered> {
+    fn with(variables: &[(&str, &str)]) -> Option<Chosen> {
         let find = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -123,8 +114,9 @@ mod tests {
         discover(&find).unwrap()
     }
 
-    fn found(paths: &[&str], rule: &'static str) -> Option<Discovered> {
-        Some(Discovered { paths: paths.iter().map(PathBuf::from).collect(), rule })
+    fn found(paths: &[&str], rule: &'static str) -> Option<Chosen> {
+        let paths = paths.iter().map(PathBuf::from).collect();
+        Some(Chosen { paths, weights: Vec::new(), rule: rule.to_owned() })
     }
 
     #[test]
@@ -140,27 +132,5 @@ mod tests {
         assert_eq!(with(&[tmp]), None);
         assert_eq!(with(&[("TMPDIR", "/dev/shm"), job]), None);
         assert_eq!(with(&[("OPTSWAP_DRIVES", " , "), ("SLURM_TMPDIR", "")]), None);
-    }
-
-    #[test]
-    fn wildcards_match_directories_in_order() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
-        for name in ["nvme1/me", "nvme0/me", "nvme2/you", ".nvme3/me", "odd[1]"] {
-            std::fs::create_dir_all(root.join(name)).unwrap();
-        }
-        std::fs::create_dir(root.join("nvme4")).unwrap();
-        std::fs::write(root.join("nvme4/me"), "a file").unwrap();
-        let pattern = |name: &str| expand(&[root.join(name)]);
-        assert_eq!(pattern("*/me").unwrap(), [root.join("nvme0/me"), root.join("nvme1/me")]);
-        assert_eq!(pattern("nvme[12]/*").unwrap(), [root.join("nvme1/me"), root.join("nvme2/you")]);
-        // Names without wildcards, and names that only look like patterns.
-        assert_eq!(pattern("missing").unwrap(), [root.join("missing")]);
-        assert_eq!(pattern("odd[1]").unwrap(), [root.join("odd[1]")]);
-        for wrong in ["nvme9*/me", "nvme4/m*", "a[/me"] {
-            let error = pattern(wrong).unwrap_err();
-            assert_eq!(error.exit_code(), 64);
-            assert!(error.to_string().contains(wrong), "{error}");
-        }
     }
 }

@@ -14,6 +14,7 @@ mod out;
 mod plan;
 mod probe;
 mod progress;
+mod site;
 mod tune;
 
 use std::process::ExitCode;

@@ -8,9 +8,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::DurabilityArg;
-use super::drives;
 use super::out::{say, to_json, write_to};
-use crate::config::{CodecsConfig, Config, memory_limit};
+use crate::config::{CodecsConfig, Config, expand_wildcards, memory_limit};
 use crate::coord::{Communicator, agree};
 use crate::error::{Error, Result};
 use crate::forecast::{
@@ -226,10 +225,8 @@ impl PlanArgs {
             };
             return Ok((Vec::new(), self.drive_mbps.iter().map(drive).collect()));
         }
-        let paths = match self.drives.is_empty() {
-            true => config.drives.paths.clone(),
-            false => drives::expand(&self.drives)?,
-        };
+        let named = if self.drives.is_empty() { &config.drives.paths } else { &self.drives };
+        let paths = expand_wildcards(named)?;
         if paths.is_empty() {
             return Err(Error::usage("no drive is named")
                 .hint("name probed drives with --drives, or their speeds with --drive-mbps"));

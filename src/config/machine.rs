@@ -56,9 +56,9 @@ impl MachineFacts {
             reserved_huge_pages: field(&memory, "HugePages_Total")
                 .and_then(|text| text.parse().ok()),
             memory: super::memory_limit(),
-            cpus_allowed: field(&status, "Cpus_allowed_list").map(numbers).unwrap_or_default(),
+            cpus_allowed: field(&status, "Cpus_allowed_list").map(cpu_list).unwrap_or_default(),
             cpus_online: read("/sys/devices/system/cpu/online")
-                .map(|text| numbers(&text))
+                .map(|text| cpu_list(&text))
                 .unwrap_or_default(),
             numa_nodes: numa_nodes(Path::new("/sys/devices/system/node")),
         }
@@ -90,7 +90,7 @@ fn chosen(text: &str) -> Option<String> {
 }
 
 /// The kernel's lists of numbers: `0-3,8`. What is none is left out.
-fn numbers(list: &str) -> Vec<u32> {
+pub fn cpu_list(list: &str) -> Vec<u32> {
     let range = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.parse().ok()?..=last.parse().ok()?)
@@ -103,7 +103,7 @@ fn numa_nodes(root: &Path) -> Vec<(u32, Vec<u32>)> {
     let node = |entry: std::fs::DirEntry| {
         let number = entry.file_name().to_str()?.strip_prefix("node")?.parse().ok()?;
         let cpus = std::fs::read_to_string(entry.path().join("cpulist")).ok()?;
-        Some((number, numbers(&cpus)))
+        Some((number, cpu_list(&cpus)))
     };
     let mut nodes: Vec<_> = listing.filter_map(node).collect();
     nodes.sort();
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn the_status_of_a_process_is_read() {
         assert_eq!(field(STATUS, "Seccomp"), Some("2"));
-        assert_eq!(field(STATUS, "Cpus_allowed_list").map(numbers), Some(vec![0, 1, 2, 5]));
+        assert_eq!(field(STATUS, "Cpus_allowed_list").map(cpu_list), Some(vec![0, 1, 2, 5]));
         assert_eq!(field(STATUS, "Cap"), None);
         assert!(field(STATUS, "CapEff").is_some_and(has_ipc_lock));
         assert!(!has_ipc_lock("00000000a80425fb"), "what containers have");
@@ -131,8 +131,8 @@ mod tests {
     fn settings_are_read() {
         assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(chosen("always\n"), None);
-        assert!(numbers("\n").is_empty());
-        assert_eq!(numbers("0-1,x,7"), [0, 1, 7]);
+        assert!(cpu_list("\n").is_empty());
+        assert_eq!(cpu_list("0-1,x,7"), [0, 1, 7]);
     }
 
     #[test]

@@ -4,11 +4,14 @@
 mod codecs;
 mod deepspeed;
 mod faults;
+mod hosts;
 mod machine;
 mod probe;
 mod sections;
+mod site;
 mod sourced;
 mod strict;
+mod wildcards;
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,13 +25,16 @@ use crate::units::{BLOCK_ELEMS, Elems};
 pub use codecs::CodecsConfig;
 pub use deepspeed::{parse_deepspeed, read_deepspeed};
 pub use faults::{FaultConfig, FaultKind};
-pub use machine::MachineFacts;
-pub use probe::memory_limit;
+pub use hosts::{HostRanges, compress_names};
+pub use machine::{MachineFacts, cpu_list};
+pub use probe::{allotted_cpus, memory_limit};
 pub use sections::{
     CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName, GroupConfig,
     IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
 };
+pub use site::{Site, SiteCheckpoints, SiteDrive, SiteNodes};
 pub use sourced::{EffectiveValue, Note, Sourced};
+pub use wildcards::expand_wildcards;
 
 /// Everything that can be set. Missing keys have the defaults shown by each field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -178,6 +184,18 @@ impl Config {
         let in_range = blocks(sub_group_elements) && sub_group_elements.0 <= 1 << 48;
         let allowed = "a multiple of 4096";
         demand(in_range, "swap.sub_group_elements", sub_group_elements, allowed)
+    }
+
+    /// The same with directories in the place of wildcards in `drives.paths`.
+    ///
+    /// # Errors
+    /// Usage if a pattern is malformed or matches no directory, or if the weights are of another
+    /// number then.
+    pub fn with_drives_found(&self) -> Result<Self> {
+        let mut config = self.clone();
+        config.drives.paths = expand_wildcards(&self.drives.paths)?;
+        config.validate()?;
+        Ok(config)
     }
 
     /// The weight of every drive.

@@ -1,6 +1,6 @@
 //! Looking at the machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::units::Bytes;
 
@@ -21,20 +21,45 @@ fn total_memory() -> Option<Bytes> {
 
 /// The tightest limit on the way from this process's group up to the root.
 fn group_limit() -> Option<Bytes> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let limits = groups.lines().flat_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next().unwrap_or(""), fields.next().unwrap_or(""));
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            list if list.split(',').any(|name| name == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            }
-            _ => return Vec::new(),
-        };
-        let path = Path::new(path.trim_start_matches('/'));
-        let files = path.ancestors().map(|group| Path::new(root).join(group).join(file));
-        files.filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok()).collect()
-    });
-    limits.min().map(Bytes)
+    let files = group_files("memory", &["memory.max"], &["memory.limit_in_bytes"]);
+    files.filter_map(|text| text.trim().parse().ok()).min().map(Bytes)
+}
+
+/// The processors that the control group of this process gives it, as a list such as `0-3,8`;
+/// `None` if nothing tells.
+pub fn allotted_cpus() -> Option<String> {
+    let second = ["cpuset.cpus.effective"];
+    let mut files = group_files("cpuset", &second, &["cpuset.effective_cpus", "cpuset.cpus"]);
+    files.find(|list| !list.trim().is_empty())
+}
+
+/// The contents of files with one of these names, of version 2 or 1 of control groups, from this
+/// process's group up to the root.
+fn group_files<'a>(
+    controller: &'a str,
+    second: &'a [&'a str],
+    first: &'a [&'a str],
+) -> impl Iterator<Item = String> + 'a {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let places: Vec<(PathBuf, PathBuf, &[&str])> = groups
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next().unwrap_or(""), fields.next().unwrap_or(""));
+            let root = Path::new("/sys/fs/cgroup");
+            let (root, names) = match controllers {
+                "" => (root.to_owned(), second),
+                list if list.split(',').any(|name| name == controller) => {
+                    (root.join(controller), first)
+                }
+                _ => return None,
+            };
+            Some((root, PathBuf::from(path.trim_start_matches('/')), names))
+        })
+        .collect();
+    places.into_iter().flat_map(|(root, path, names)| {
+        let groups: Vec<PathBuf> = path.ancestors().map(|group| root.join(group)).collect();
+        let files = groups.into_iter().flat_map(|group| names.iter().map(move |it| group.join(it)));
+        files.filter_map(|file| std::fs::read_to_string(file).ok()).collect::<Vec<_>>()
+    })
 }

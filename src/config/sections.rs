@@ -12,8 +12,11 @@ use crate::units::{Bytes, Elems};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DrivesConfig {
-    /// One directory on each drive.
+    /// One directory on each drive; `*`, `?` and `[...]` match as in a shell.
     pub paths: Vec<PathBuf>,
+    /// What named the paths, for the log. No key of the file.
+    #[serde(skip)]
+    pub named_by: String,
     /// Relative speeds of the drives; empty means equal.
     pub weights: Vec<f64>,
     /// Bytes that lie together on one drive: a multiple of 4 KiB. Default 1 MiB.
@@ -173,6 +176,7 @@ impl Default for DrivesConfig {
     fn default() -> Self {
         Self {
             paths: Vec::new(),
+            named_by: "configuration".to_owned(),
             weights: Vec::new(),
             stripe_unit: Bytes(1 << 20),
             allow_filesystems: Vec::new(),

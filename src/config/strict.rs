@@ -32,16 +32,23 @@ fn known_keys() -> Result<Table> {
     Table::try_from(&all).map_err(|error| Error::internal("no key is known").because(error))
 }
 
-fn check_keys(section: &str, given: &Table, known: &Table) -> Result<()> {
+/// Whether every key is known: one that `all`, in which every key appears, has in the same place.
+pub(super) fn check_keys(section: &str, given: &Table, all: &Table) -> Result<()> {
+    check_section(section, given, all, all)
+}
+
+fn check_section(section: &str, given: &Table, known: &Table, all: &Table) -> Result<()> {
     for (key, value) in given {
         let path = join(section, key);
         match (value, known.get(key)) {
-            (_, None) => return Err(unknown(section, key, known)),
-            (Value::Table(given), Some(Value::Table(known))) => check_keys(&path, given, known)?,
+            (_, None) => return Err(unknown(section, key, known, all)),
+            (Value::Table(given), Some(Value::Table(known))) => {
+                check_section(&path, given, known, all)?;
+            }
             (Value::Array(entries), Some(Value::Array(samples))) => {
                 let sample = samples.first().and_then(Value::as_table);
                 for entry in entries.iter().filter_map(Value::as_table) {
-                    check_keys(&path, entry, sample.unwrap_or(&Table::new()))?;
+                    check_section(&path, entry, sample.unwrap_or(&Table::new()), all)?;
                 }
             }
             _ => {}
@@ -54,7 +61,7 @@ fn join(section: &str, key: &str) -> String {
     if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
 }
 
-fn unknown(section: &str, key: &str, known: &Table) -> Error {
+fn unknown(section: &str, key: &str, known: &Table, all: &Table) -> Error {
     let error = Error::usage(format!("unknown key `{}`", join(section, key)));
     let similarity = |name: &str| match key.contains(name) {
         true => 1.0,
@@ -65,7 +72,7 @@ fn unknown(section: &str, key: &str, known: &Table) -> Error {
         close.max_by(|a, b| similarity(last(a)).total_cmp(&similarity(last(b))))
     };
     let nearest = best(&mut known.keys().map(|name| join(section, name)))
-        .or_else(|| best(&mut all_paths("", &known_keys().unwrap_or_default()).into_iter()));
+        .or_else(|| best(&mut all_paths("", all).into_iter()));
     match nearest {
         Some(path) => error.hint(format!("did you mean `{path}`?")),
         None => error

@@ -10,6 +10,10 @@ pub struct Launcher {
     pub size: Option<usize>,
     /// This process among them.
     pub rank: Option<usize>,
+    /// Processes of these on this host.
+    pub local_size: Option<usize>,
+    /// This process among those.
+    pub local_rank: Option<usize>,
     /// Open MPI's mpirun started it.
     open_mpi: bool,
     /// A PMI-1 or PMI-2 server is there (MPICH's mpirun, `srun --mpi=pmi2`).
@@ -18,31 +22,97 @@ pub struct Launcher {
     pmix: bool,
     /// srun started it.
     srun: bool,
+    /// `flux run` started it; its PMI-1 server serves Open MPI too, up to version 4.
+    flux: bool,
+    /// Cray's mpiexec (PALS) started it.
+    pals: bool,
+    /// IBM's jsrun started it.
+    jsrun: bool,
+    /// torchrun, or a program like it, started it: no MPI comes from there.
+    torchrun: bool,
 }
 
-/// The variables that launchers set: size, rank.
-const OPEN_MPI: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"];
-const PMI: [&str; 2] = ["PMI_SIZE", "PMI_RANK"];
-const SRUN: [&str; 2] = ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID"];
+/// The variables that a launcher sets.
+struct Variables {
+    size: &'static str,
+    rank: &'static str,
+    local_size: &'static str,
+    local_rank: &'static str,
+}
+
+const OPEN_MPI: Variables = Variables {
+    size: "OMPI_COMM_WORLD_SIZE",
+    rank: "OMPI_COMM_WORLD_RANK",
+    local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
+    local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
+};
+/// Of Hydra: MPICH's mpirun and those made of it.
+const PMI: Variables = Variables {
+    size: "PMI_SIZE",
+    rank: "PMI_RANK",
+    local_size: "MPI_LOCALNRANKS",
+    local_rank: "MPI_LOCALRANKID",
+};
+const PALS: Variables = Variables {
+    size: "PMI_SIZE",
+    rank: "PALS_RANKID",
+    local_size: "PMI_LOCAL_SIZE",
+    local_rank: "PALS_LOCAL_RANKID",
+};
+const FLUX: Variables = Variables {
+    size: "FLUX_JOB_SIZE",
+    rank: "FLUX_TASK_RANK",
+    local_size: "",
+    local_rank: "FLUX_TASK_LOCAL_ID",
+};
+const JSRUN: Variables = Variables {
+    size: "JSM_NAMESPACE_SIZE",
+    rank: "JSM_NAMESPACE_RANK",
+    local_size: "JSM_NAMESPACE_LOCAL_SIZE",
+    local_rank: "JSM_NAMESPACE_LOCAL_RANK",
+};
+const SRUN: Variables = Variables {
+    size: "SLURM_STEP_NUM_TASKS",
+    rank: "SLURM_PROCID",
+    local_size: "",
+    local_rank: "SLURM_LOCALID",
+};
+const TORCHRUN: Variables = Variables {
+    size: "WORLD_SIZE",
+    rank: "RANK",
+    local_size: "LOCAL_WORLD_SIZE",
+    local_rank: "LOCAL_RANK",
+};
 
 impl Launcher {
     /// Reads the environment through `variable`.
     pub fn detect(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
+        let is_there = |it: &Variables| number(it.size).is_some() && number(it.rank).is_some();
         let mut launcher = Self {
-            open_mpi: number(OPEN_MPI[0]).is_some(),
-            pmi: number(PMI[0]).is_some(),
+            open_mpi: number(OPEN_MPI.size).is_some(),
+            pmi: number(PMI.size).is_some(),
             pmix: number("PMIX_RANK").is_some() || variable("PMIX_NAMESPACE").is_some(),
-            srun: number(SRUN[0]).is_some(),
+            srun: number(SRUN.size).is_some(),
+            flux: is_there(&FLUX),
+            pals: number(PALS.rank).is_some(),
+            jsrun: is_there(&JSRUN),
+            torchrun: is_there(&TORCHRUN),
             ..Self::default()
         };
-        // The innermost launcher counts: mpirun may itself run under srun.
-        for names in [OPEN_MPI, PMI, SRUN] {
-            if let Some(size) = number(names[0]) {
-                launcher.size = Some(size);
-                launcher.rank = number(names[1]);
-                break;
-            }
+        // The innermost launcher counts: mpirun may itself run under srun, and programs for
+        // PyTorch set torchrun's variables under any.
+        let pmi = if launcher.pals { PALS } else { PMI };
+        let found = [OPEN_MPI, pmi, FLUX, JSRUN, SRUN, TORCHRUN].into_iter().find(|names| {
+            let wants_both = [FLUX.size, TORCHRUN.size].contains(&names.size);
+            if wants_both { is_there(names) } else { number(names.size).is_some() }
+        });
+        if let Some(names) = found {
+            launcher.size = number(names.size);
+            launcher.rank = number(names.rank);
+            launcher.local_size = number(names.local_size);
+            launcher.local_rank = number(names.local_rank);
+            launcher.torchrun &= names.size == TORCHRUN.size;
         }
         launcher
     }
@@ -52,6 +122,10 @@ impl Launcher {
         let known = [
             (self.open_mpi, "Open MPI's mpirun"),
             (self.srun, "srun"),
+            (self.flux, "flux run"),
+            (self.pals, "Cray's mpiexec (PALS)"),
+            (self.jsrun, "jsrun"),
+            (self.torchrun, "torchrun"),
             (self.pmix, "a PMIx server"),
             (self.pmi, "a PMI server"),
         ];
@@ -79,9 +153,20 @@ impl Launcher {
                 "this program is built without MPI",
                 "build it with --features mpi, or start one process",
             ),
-            Some(name) if name.contains("Open MPI") && !self.open_mpi && !self.pmix => {
+            Some(_) if self.torchrun => refuse(
+                "torchrun starts no MPI, and each would believe to be alone",
+                "start them with mpirun or srun --mpi=pmix; a program that is to run under \
+                 torchrun hands optswap a Communicator of its own",
+            ),
+            Some(name) if name.contains("Open MPI") && !self.serves_open_mpi() => {
                 if self.srun {
                     refuse("srun offers Open MPI no PMIx", "start them with srun --mpi=pmix")
+                } else if self.pals {
+                    refuse(
+                        "this mpiexec offers Open MPI no PMIx",
+                        "start them with mpiexec --pmi=pmix, or build with the system's MPICH: \
+                         MPICC=cc",
+                    )
                 } else {
                     refuse(
                         "by another MPI's launcher: this program is built with Open MPI",
@@ -105,23 +190,60 @@ impl Launcher {
         }
     }
 
+    /// Whether Open MPI can learn of the other ranks.
+    fn serves_open_mpi(&self) -> bool {
+        self.open_mpi || self.pmix || (self.flux && self.pmi)
+    }
+
     /// Refuses to be one of several that each believe to be alone.
     ///
     /// # Errors
     /// Usage (exit code 64), with the line that fixes it.
     pub fn check_world_size(&self, world_size: usize) -> Result<()> {
-        match self.size {
-            Some(size) if size > 1 && world_size == 1 => Err(Error::usage(format!(
-                "{size} processes were started together, but MPI says that each is alone"
-            ))
-            .hint(
-                "the launcher and the MPI library do not fit: start them with the mpirun of \
-                     the MPI that this program was built with, or with srun --mpi=pmix (Open MPI) \
-                     or --mpi=pmi2 (MPICH)",
-            )),
-            _ => Ok(()),
-        }
+        let Some(size) = self.size.filter(|size| *size > 1 && world_size == 1) else {
+            return Ok(());
+        };
+        let fix = match self.flux {
+            true => "start them with flux run -o pmi=pmix (Open MPI 5), or build with MPICH",
+            false => {
+                "the launcher and the MPI library do not fit: start them with the mpirun of the \
+                 MPI that this program was built with, or with srun --mpi=pmix (Open MPI) or \
+                 --mpi=pmi2 (MPICH)"
+            }
+        };
+        let alone = "processes were started together, but MPI says that each is alone";
+        Err(Error::usage(format!("{size} {alone}")).hint(fix))
     }
+
+    /// Where the launcher says something else than MPI and the host names, in words. `local` are
+    /// this process's place among the ranks of its host, and their number.
+    pub fn disagreement(
+        &self,
+        (rank, size): (usize, usize),
+        (local_rank, local_size): (usize, usize),
+    ) -> Option<String> {
+        let differs = |told: Option<usize>, found: usize| told.is_some_and(|told| told != found);
+        if differs(self.size, size) || differs(self.rank, rank) {
+            let (told_rank, told_size) = (shown(self.rank), shown(self.size));
+            return Some(format!(
+                "the launcher calls this process {told_rank} of {told_size}, MPI calls it {rank} of \
+                 {size}: MPI counts"
+            ));
+        }
+        if differs(self.local_size, local_size) || differs(self.local_rank, local_rank) {
+            let (told_rank, told_size) = (shown(self.local_rank), shown(self.local_size));
+            return Some(format!(
+                "the launcher calls rank {rank} number {told_rank} of {told_size} on its host, by \
+                 host names it is number {local_rank} of {local_size}: do several hosts have one \
+                 name, or do ranks see different names? Space and memory are checked per name"
+            ));
+        }
+        None
+    }
+}
+
+fn shown(number: Option<usize>) -> String {
+    number.map_or("?".to_owned(), |number| number.to_string())
 }
 
 #[cfg(test)]
@@ -158,6 +280,96 @@ mod tests {
     }
 
     #[test]
+    fn every_launcher_tells_rank_and_place() {
+        for (variables, expected) in [
+            (
+                vec![
+                    ("OMPI_COMM_WORLD_SIZE", "8"),
+                    ("OMPI_COMM_WORLD_RANK", "5"),
+                    ("OMPI_COMM_WORLD_LOCAL_SIZE", "4"),
+                    ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+                ],
+                (8, 5, Some(4), 1, "one of 8, started with Open MPI's mpirun"),
+            ),
+            (
+                vec![
+                    ("PMI_SIZE", "4"),
+                    ("PMI_RANK", "3"),
+                    ("MPI_LOCALNRANKS", "2"),
+                    ("MPI_LOCALRANKID", "1"),
+                ],
+                (4, 3, Some(2), 1, "one of 4, started with a PMI server"),
+            ),
+            (
+                vec![("PMI_SIZE", "4"), ("PMI_RANK", "3"), ("PALS_RANKID", "3")],
+                (4, 3, None, 9, "Cray's mpiexec (PALS)"),
+            ),
+            (
+                vec![("FLUX_JOB_SIZE", "4"), ("FLUX_TASK_RANK", "2"), ("FLUX_TASK_LOCAL_ID", "0")],
+                (4, 2, None, 0, "one of 4, started with flux run"),
+            ),
+            (
+                vec![
+                    ("JSM_NAMESPACE_SIZE", "4"),
+                    ("JSM_NAMESPACE_RANK", "2"),
+                    ("JSM_NAMESPACE_LOCAL_SIZE", "2"),
+                    ("JSM_NAMESPACE_LOCAL_RANK", "0"),
+                    ("PMIX_RANK", "2"),
+                ],
+                (4, 2, Some(2), 0, "jsrun, a PMIx server"),
+            ),
+            (
+                vec![
+                    ("SLURM_STEP_NUM_TASKS", "6"),
+                    ("SLURM_PROCID", "4"),
+                    ("SLURM_LOCALID", "1"),
+                    // As scripts for PyTorch set them.
+                    ("WORLD_SIZE", "6"),
+                    ("RANK", "4"),
+                ],
+                (6, 4, None, 1, "one of 6, started with srun"),
+            ),
+            (
+                vec![
+                    ("WORLD_SIZE", "8"),
+                    ("RANK", "7"),
+                    ("LOCAL_WORLD_SIZE", "8"),
+                    ("LOCAL_RANK", "7"),
+                ],
+                (8, 7, Some(8), 7, "one of 8, started with torchrun"),
+            ),
+        ] {
+            let launcher = started(&variables);
+            let (size, rank, local_size, local_rank, words) = expected;
+            assert_eq!((launcher.size, launcher.rank), (Some(size), Some(rank)), "{variables:?}");
+            assert_eq!(launcher.local_size, local_size, "{variables:?}");
+            assert_eq!(launcher.local_rank.unwrap_or(9), local_rank, "{variables:?}");
+            assert!(launcher.describe().contains(words), "{}", launcher.describe());
+        }
+        // What other programs use these names for is no launcher.
+        for stale in [("WORLD_SIZE", "8"), ("FLUX_JOB_SIZE", "8"), ("RANK", "1")] {
+            assert_eq!(started(&[stale]).size, None);
+        }
+        // A batch shell is no task.
+        assert_eq!(started(&[("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]).size, None);
+    }
+
+    #[test]
+    fn a_launcher_that_disagrees_is_told() {
+        let launcher = started(&[
+            ("OMPI_COMM_WORLD_SIZE", "8"),
+            ("OMPI_COMM_WORLD_RANK", "5"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "4"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+        ]);
+        assert_eq!(launcher.disagreement((5, 8), (1, 4)), None);
+        let words = |world, local| launcher.disagreement(world, local).unwrap();
+        assert!(words((4, 8), (1, 4)).contains("5 of 8, MPI calls it 4 of 8"));
+        assert!(words((5, 8), (5, 8)).contains("do several hosts have one name"));
+        assert_eq!(started(&[]).disagreement((0, 1), (0, 1)), None);
+    }
+
+    #[test]
     fn misfits_get_the_line_that_fixes_them() {
         let srun = ("SLURM_STEP_NUM_TASKS", "2");
         let open = ("OMPI_COMM_WORLD_SIZE", "2");
@@ -169,6 +381,10 @@ mod tests {
             (vec![pmi], OPEN, "mpirun.openmpi"),
             (vec![open], MPICH, "mpirun.mpich"),
             (vec![open], None, "--features mpi"),
+            (vec![pmi, ("PALS_RANKID", "1")], OPEN, "mpiexec --pmi=pmix"),
+            (vec![("FLUX_JOB_SIZE", "2"), ("FLUX_TASK_RANK", "0")], MPICH, "mpirun.mpich"),
+            (vec![("WORLD_SIZE", "2"), ("RANK", "1")], OPEN, "torchrun hands optswap"),
+            (vec![("WORLD_SIZE", "2"), ("RANK", "1")], MPICH, "mpirun or srun"),
         ] {
             let error = started(&variables).check_before_start(library).unwrap_err();
             assert_eq!(error.exit_code(), 64);
@@ -176,5 +392,9 @@ mod tests {
         }
         let error = started(&[open]).check_world_size(1).unwrap_err();
         assert!(error.to_string().contains("each is alone"));
+        let flux = [pmi, ("FLUX_JOB_SIZE", "2"), ("FLUX_TASK_RANK", "0")];
+        assert!(started(&flux).check_before_start(OPEN).is_ok(), "Open MPI 4 uses its PMI-1");
+        let error = started(&flux).check_world_size(1).unwrap_err();
+        assert!(error.to_string().contains("-o pmi=pmix"), "{error}");
     }
 }

@@ -11,8 +11,9 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::coord::Communicator;
+use crate::coord::{Communicator, Topology};
 use crate::error::{Error, Result};
+use crate::units::Rank;
 
 pub use launcher::Launcher;
 pub use logging::LogRanks;
@@ -53,7 +54,8 @@ pub fn run_main(
         tracing::warn!("signals cannot be listened to: {error}");
     }
     let watched = world.watch_stalls(launch.stall_warning);
-    let result = watched.and_then(|()| body(Rc::clone(&comm)));
+    let checked = watched.and_then(|()| cross_check(&launcher, &*comm));
+    let result = checked.and_then(|()| body(Rc::clone(&comm)));
     let Err(error) = result else { return ExitCode::SUCCESS };
     if !error.is_agreed() {
         complain(format_args!("{tag} error: {error}"));
@@ -73,6 +75,18 @@ pub fn mpi_library() -> Option<String> {
     return Some(crate::coord::mpi::library_version().trim_matches('\0').to_owned());
     #[cfg(not(feature = "mpi"))]
     None
+}
+
+/// Collective: says where the launcher disagrees with MPI and the host names.
+fn cross_check(launcher: &Launcher, comm: &dyn Communicator) -> Result<()> {
+    let topology = Topology::discover(comm)?;
+    let locals: Vec<Rank> = topology.local_ranks().collect();
+    let place = locals.iter().position(|rank| *rank == comm.rank()).unwrap_or(0);
+    let world = (comm.rank().index(), comm.size());
+    if let Some(words) = launcher.disagreement(world, (place, locals.len())) {
+        tracing::warn!("{words}");
+    }
+    Ok(())
 }
 
 /// Runs a tool that needs no other ranks: logs, and the exit code.

@@ -14,6 +14,7 @@ mod process_io;
 mod records;
 mod resume;
 mod run;
+mod seats;
 mod snapshot;
 mod stored;
 mod synthetic;

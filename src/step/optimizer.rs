@@ -9,6 +9,7 @@ use super::preflight::{check_node_memory, check_space, neighbours};
 use super::process_io::ProcessIo;
 use super::records::{RankRecord, Recorder};
 use super::resume;
+use super::seats;
 use super::snapshot::Snapshot;
 use crate::config::{Config, FaultConfig};
 use crate::coord::{Communicator, Topology, agree, gather_all};
@@ -86,6 +87,7 @@ impl SwappedOptimizer {
         looks_back: bool,
     ) -> Result<Self> {
         let topology = Topology::discover(&*comm)?;
+        let config = &agree(&*comm, config.with_drives_found())?;
         let inventory = with_groups(config, inventory);
         let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
         let plan = inventory.and_then(|it| Plan::resolve(config, it, &by_rank, comm.rank()));
@@ -93,6 +95,7 @@ impl SwappedOptimizer {
         let drives = &config.drives;
         let inspected = inspect_drives(&drives.paths, &drives.allow_filesystems);
         let inspected = agree(&*comm, inspected)?;
+        seats::announce(config, &*comm)?;
         let found = match looks_back {
             true => resume::reopen(config, plan.inventory(), &*comm)?,
             false => None,

@@ -1,0 +1,298 @@
+//! Names of hosts in Slurm's notation, `node[001-064,070],login1`: matching and writing it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Numbers in one name: `rack[1-4]node[01-16]` has two.
+const BRACKETS_MAX: usize = 4;
+/// Digits of a number in brackets.
+const DIGITS_MAX: usize = 9;
+
+/// A set of host names. It is never written out, so `node[1-999999999]` costs nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HostRanges {
+    text: String,
+    names: Vec<Vec<Part>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Numbers(Vec<Range>),
+}
+
+/// Numbers, written with at least `width` digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    first: u32,
+    last: u32,
+    width: usize,
+}
+
+impl HostRanges {
+    /// Whether a host has one of these names. `*` has all; a name without a domain is also that of
+    /// a host with one.
+    pub fn contains(&self, host: &str) -> bool {
+        let short = host.split('.').next().unwrap_or(host);
+        self.text == "*"
+            || self
+                .names
+                .iter()
+                .any(|name| fits(name, host) || (short != host && fits(name, short)))
+    }
+}
+
+fn fits(parts: &[Part], rest: &str) -> bool {
+    match parts.split_first() {
+        None => rest.is_empty(),
+        Some((Part::Text(text), after)) => {
+            rest.strip_prefix(text.as_str()).is_some_and(|rest| fits(after, rest))
+        }
+        Some((Part::Numbers(ranges), after)) => {
+            let digits = rest.bytes().take(DIGITS_MAX).take_while(u8::is_ascii_digit).count();
+            (1..=digits).any(|count| {
+                let (number, rest) = rest.split_at(count);
+                ranges.iter().any(|range| range.has(number)) && fits(after, rest)
+            })
+        }
+    }
+}
+
+impl Range {
+    fn has(&self, digits: &str) -> bool {
+        let number = digits.parse::<u32>().unwrap_or(u32::MAX);
+        let is_written_so = digits == format!("{number:0width$}", width = self.width);
+        (self.first..=self.last).contains(&number) && is_written_so
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let number = |digits: &str| {
+            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            let number = digits.parse().ok().filter(|_| is_number && digits.len() <= DIGITS_MAX);
+            number.ok_or_else(|| format!("`{text}` in brackets is neither a number nor a range"))
+        };
+        let range = Self { first: number(first)?, last: number(last)?, width: first.len() };
+        match range.first <= range.last {
+            true => Ok(range),
+            false => Err(format!("the range `{text}` ends before it begins")),
+        }
+    }
+}
+
+impl FromStr for HostRanges {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = if text == "*" { Vec::new() } else { split(text)? };
+        Ok(Self { text: text.to_owned(), names })
+    }
+}
+
+/// Cuts a list at the commas outside of brackets.
+fn split(text: &str) -> Result<Vec<Vec<Part>>, String> {
+    let (mut names, mut rest) = (Vec::new(), text);
+    loop {
+        let (name, after) = name(rest)?;
+        names.push(name);
+        match after.strip_prefix(',') {
+            Some(next) => rest = next,
+            None => return Ok(names),
+        }
+    }
+}
+
+/// The parts of the first name, and what comes after it: nothing, or a comma.
+fn name(text: &str) -> Result<(Vec<Part>, &str), String> {
+    let (mut parts, mut rest) = (Vec::new(), text);
+    loop {
+        let length = rest.find([',', '[', ']']).unwrap_or(rest.len());
+        let (plain, after) = rest.split_at(length);
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if let Some(wrong) = plain.chars().find(|c| !is_allowed(*c)) {
+            return Err(format!("`{wrong}` cannot be in a host's name"));
+        }
+        if !plain.is_empty() {
+            parts.push(Part::Text(plain.to_owned()));
+        }
+        let Some(inside) = after.strip_prefix('[') else {
+            return match (after.starts_with(']'), parts.is_empty()) {
+                (true, _) => Err("a `]` without a `[`".to_owned()),
+                (false, true) => Err("a host's name is empty".to_owned()),
+                (false, false) => Ok((parts, after)),
+            };
+        };
+        let (ranges, after) = inside.split_once(']').ok_or("a `[` without a `]`")?;
+        parts.push(Part::Numbers(ranges.split(',').map(Range::parse).collect::<Result<_, _>>()?));
+        if parts.iter().filter(|part| matches!(part, Part::Numbers(_))).count() > BRACKETS_MAX {
+            return Err(format!("a name has more than {BRACKETS_MAX} brackets"));
+        }
+        rest = after;
+    }
+}
+
+impl TryFrom<String> for HostRanges {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<HostRanges> for String {
+    fn from(ranges: HostRanges) -> Self {
+        ranges.text
+    }
+}
+
+impl fmt::Display for HostRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Writes names in that notation: those that differ in their last number alone become one, in the
+/// order of their first appearance.
+pub fn compress_names<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    /// Text before and after the number, and its width if numbers are padded with zeros.
+    type Frame<'a> = (&'a str, &'a str, usize);
+    let names: Vec<(&str, &str, &str)> = names.into_iter().map(cut_number).collect();
+    let is_padded =
+        |(_, number, _): &&(&str, &str, &str)| number.len() > 1 && number.starts_with('0');
+    let frame =
+        |(before, number, after): &(&'a str, &'a str, &'a str)| (*before, *after, number.len());
+    let padded: BTreeSet<Frame> = names.iter().filter(is_padded).map(frame).collect();
+    let mut order: Vec<Frame> = Vec::new();
+    let mut numbers: BTreeMap<Frame, Vec<u64>> = BTreeMap::new();
+    for name in &names {
+        let mut frame = frame(name);
+        if !padded.contains(&frame) {
+            frame.2 = 0;
+        }
+        let number = name.1.parse::<u64>().ok();
+        let found = numbers.entry(frame).or_insert_with(|| {
+            order.push(frame);
+            Vec::new()
+        });
+        found.extend(number);
+    }
+    let one = |frame: &Frame| {
+        let (before, after, width) = frame;
+        let mut numbers = numbers[frame].clone();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let number = |number: &u64| format!("{number:0width$}");
+        match numbers.as_slice() {
+            [] => format!("{before}{after}"),
+            [only] => format!("{before}{}{after}", number(only)),
+            several => {
+                let ranges: Vec<String> = runs(several)
+                    .map(|run| match run {
+                        [only] => number(only),
+                        [first, .., last] => format!("{}-{}", number(first), number(last)),
+                        [] => String::new(),
+                    })
+                    .collect();
+                format!("{before}[{}]{after}", ranges.join(","))
+            }
+        }
+    };
+    order.iter().map(one).collect::<Vec<_>>().join(",")
+}
+
+/// Neighbours that follow each other.
+fn runs(sorted: &[u64]) -> impl Iterator<Item = &[u64]> {
+    sorted.chunk_by(|a, b| a + 1 == *b)
+}
+
+/// What is before a name's last number, that number's digits, and what is after them.
+fn cut_number(name: &str) -> (&str, &str, &str) {
+    let end = name.rfind(|c: char| c.is_ascii_digit()).map_or(0, |last| last + 1);
+    let digits = name[..end].bytes().rev().take_while(u8::is_ascii_digit).count().min(DIGITS_MAX);
+    let (before, number) = name[..end].split_at(end - digits);
+    (before, number, &name[end..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(text: &str) -> HostRanges {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn ranges_contain_their_hosts_and_no_others() {
+        for (text, inside, outside) in [
+            ("node7", vec!["node7", "node7.site.org"], vec!["node70", "node", "xnode7"]),
+            (
+                "node[001-064,070]",
+                vec!["node001", "node010", "node064", "node070", "node033.cluster"],
+                vec!["node000", "node065", "node1", "node0010", "node0070", "node", "node064x"],
+            ),
+            ("n[9-11],login", vec!["n9", "n10", "n11", "login"], vec!["n09", "n12", "n", "logi"]),
+            ("r[1-2]n[01-02]-ib", vec!["r1n02-ib", "r2n01-ib"], vec!["r1n1-ib", "r3n01-ib"]),
+            ("x[1-2][0-9]", vec!["x10", "x29"], vec!["x30", "x1", "x100"]),
+            ("*", vec!["anything"], vec![]),
+            ("a.b", vec!["a.b"], vec!["a", "a.c"]),
+            ("n[1-999999999]", vec!["n123456789"], vec!["n0", "n1234567890"]),
+        ] {
+            for host in inside {
+                assert!(hosts(text).contains(host), "{text}: {host}");
+            }
+            for host in outside {
+                assert!(!hosts(text).contains(host), "{text}: {host}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_of_hosts_says_why() {
+        for (text, words) in [
+            ("", "empty"),
+            ("a,", "empty"),
+            (",a", "empty"),
+            ("n[1-", "without a `]`"),
+            ("n1]", "without a `[`"),
+            ("n[]", "neither a number nor a range"),
+            ("n[1,]", "neither a number nor a range"),
+            ("n[a-b]", "neither a number nor a range"),
+            ("n[-3]", "neither a number nor a range"),
+            ("n[1-2-3]", "neither a number nor a range"),
+            ("n[+1]", "neither a number nor a range"),
+            ("n[[1]]", "neither a number nor a range"),
+            ("n[9999999999]", "neither a number nor a range"),
+            ("n[5-3]", "ends before it begins"),
+            ("n[1][1][1][1][1]", "more than 4 brackets"),
+            ("node 1", "` ` cannot be"),
+            ("nöde", "`ö` cannot be"),
+            ("a*", "`*` cannot be"),
+        ] {
+            let error = text.parse::<HostRanges>().unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_are_written_short_and_read_back() {
+        for (names, text) in [
+            (vec!["node1", "node2", "node3", "node5"], "node[1-3,5]"),
+            (vec!["n08", "n09", "n10", "n11"], "n[08-11]"),
+            (vec!["node2", "head", "node1"], "node[1-2],head"),
+            (vec!["vm"], "vm"),
+            (vec!["r1n1", "r1n2", "r2n1"], "r1n[1-2],r2n1"),
+            (vec!["a1", "a1"], "a1"),
+            (vec!["n1-ib", "n2-ib"], "n[1-2]-ib"),
+        ] {
+            assert_eq!(compress_names(names.iter().copied()), text);
+            let read = hosts(text);
+            assert!(names.iter().all(|name| read.contains(name)), "{text}");
+        }
+        assert_eq!(compress_names(["/nvme0/me", "/nvme1/me", "/x"]), "/nvme[0-1]/me,/x");
+        assert_eq!(compress_names([]), "");
+    }
+}

@@ -1,0 +1,71 @@
+//! Wildcards in the names of drives.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// Puts the directories that a pattern matches in its place, sorted; a path without wildcards, or
+/// one that exists under just that name, stays as it is.
+///
+/// # Errors
+/// Usage if a pattern is malformed or matches no directory.
+pub fn expand_wildcards(patterns: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for pattern in patterns {
+        // glob takes text; a path that is none has no wildcards that anybody could have meant.
+        let text = pattern.to_str().filter(|text| text.contains(['*', '?', '[']));
+        match text {
+            Some(text) if !pattern.exists() => paths.extend(matches(text)?),
+            _ => paths.push(pattern.clone()),
+        }
+    }
+    Ok(paths)
+}
+
+fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
+    // As in a shell: `*` matches no hidden names and no slash.
+    let options = glob::MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+    };
+    let found = glob::glob_with(pattern, options).map_err(|error| {
+        Error::usage("a pattern of drives is malformed").with("pattern", pattern).because(error)
+    })?;
+    // What cannot be read is no drive of this user; files cannot be drives.
+    let mut paths: Vec<PathBuf> = found.flatten().filter(|path| path.is_dir()).collect();
+    paths.sort();
+    if paths.is_empty() {
+        return Err(Error::usage("a pattern of drives matches no directory")
+            .with("pattern", pattern)
+            .hint("name one directory on each drive with --drives DIR,DIR"));
+    }
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_match_directories_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for name in ["nvme1/me", "nvme0/me", "nvme2/you", ".nvme3/me", "odd[1]"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        std::fs::create_dir(root.join("nvme4")).unwrap();
+        std::fs::write(root.join("nvme4/me"), "a file").unwrap();
+        let pattern = |name: &str| expand_wildcards(&[root.join(name)]);
+        assert_eq!(pattern("*/me").unwrap(), [root.join("nvme0/me"), root.join("nvme1/me")]);
+        assert_eq!(pattern("nvme[12]/*").unwrap(), [root.join("nvme1/me"), root.join("nvme2/you")]);
+        // Names without wildcards, and names that only look like patterns.
+        assert_eq!(pattern("missing").unwrap(), [root.join("missing")]);
+        assert_eq!(pattern("odd[1]").unwrap(), [root.join("odd[1]")]);
+        for wrong in ["nvme9*/me", "nvme4/m*", "a[/me"] {
+            let error = pattern(wrong).unwrap_err();
+            assert_eq!(error.exit_code(), 64);
+            assert!(error.to_string().contains(wrong), "{error}");
+        }
+    }
+}
