@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 #[derive(Debug)]
 pub struct ProcessIo {
     file: Option<File>,
+    last: ProcessIoBytes,
 }
 
 /// Bytes that the kernel fetched from, or sent to, storage for this process.
@@ -21,11 +22,18 @@ pub struct ProcessIoBytes {
 impl ProcessIo {
     /// Opens it, where the kernel has it.
     pub fn open() -> Self {
-        Self { file: File::open("/proc/self/io").ok() }
+        Self { file: File::open("/proc/self/io").ok(), last: ProcessIoBytes::default() }
+    }
+
+    /// What has been added since the last call.
+    pub fn since_last(&mut self) -> ProcessIoBytes {
+        let now = self.bytes();
+        let last = std::mem::replace(&mut self.last, now);
+        now - last
     }
 
     /// The counts so far; zero where the kernel does not tell.
-    pub fn bytes(&self) -> ProcessIoBytes {
+    fn bytes(&self) -> ProcessIoBytes {
         let mut text = [0u8; 512];
         let len = self.file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
         let text = std::str::from_utf8(&text[..len]).unwrap_or("");
