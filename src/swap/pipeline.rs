@@ -336,27 +336,27 @@ impl Pipeline {
 
     /// A swap-in has ended. (If it has failed, [`Self::fail`] comes before.)
     pub fn end_swap_in(&mut self, chunk: ChunkIndex) -> Fate {
-        let fate = match self.keep_if_due(chunk.index()) {
-            Fate::Free if self.is_reading_ahead => Fate::Keep,
-            fate => fate,
-        };
+        let is_due = self.chunks[chunk.index()].is_due;
+        let fate = self.keep_if(chunk.index(), is_due, self.is_reading_ahead);
         self.end(chunk.index(), ChunkState::SwappingIn, fate)
     }
 
     /// A swap-out has ended. (If it has failed, [`Self::fail`] comes before.)
     pub fn end_swap_out(&mut self, chunk: ChunkIndex) -> Fate {
-        self.chunks[chunk.index()].is_dirty = false;
-        let fate = self.keep_if_due(chunk.index());
-        self.end(chunk.index(), ChunkState::SwappingOut, fate)
+        let index = chunk.index();
+        self.chunks[index].is_dirty = false;
+        // The sweep has wanted to read what was still being written: it is served from memory.
+        let is_wanted = self.chunks[index].is_due && index < self.cursor;
+        let fate = self.keep_if(index, is_wanted, false);
+        self.end(index, ChunkState::SwappingOut, fate)
     }
 
-    /// What was on its way when the sweep began, or was read for it, is handed over from memory.
-    fn keep_if_due(&mut self, index: usize) -> Fate {
-        if self.chunks[index].is_due {
+    fn keep_if(&mut self, index: usize, is_wanted: bool, is_ahead: bool) -> Fate {
+        if is_wanted {
             self.to_lend.push_back(index);
-            return Fate::Keep;
         }
-        if index < self.pinned && !self.has_failed { Fate::Keep } else { Fate::Free }
+        let is_kept = is_wanted || is_ahead || index < self.pinned;
+        if is_kept && !self.has_failed { Fate::Keep } else { Fate::Free }
     }
 
     fn end(&mut self, index: usize, state: ChunkState, fate: Fate) -> Fate {
