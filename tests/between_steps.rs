@@ -15,7 +15,7 @@ use optswap::config::{CacheSize, Config, Durability, EngineName, FaultConfig, Fa
 use optswap::coord::Communicator;
 use optswap::error::Result;
 use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::{Bytes, Elems};
+use optswap::units::Bytes;
 use proptest::prelude::*;
 use small_job::{Job, STEPS, on_ranks, undisturbed_digests};
 use support::world::{self, shard_gradients, start, step_into, step_until};
@@ -162,7 +162,7 @@ type Seen = std::result::Result<String, String>;
 /// an error and must come to the right end; gives the error all the same.
 fn run(config: &Config, flushes: bool, comm: Rc<dyn Communicator>) -> Seen {
     let mut job = Job::start(config, comm).unwrap();
-    let mut try_steps = |job: &mut Job| -> Result<String> {
+    let try_steps = |job: &mut Job| -> Result<String> {
         while job.optimizer.attempts() < STEPS {
             job.step()?;
             if flushes {

@@ -110,7 +110,7 @@ impl Checkpoints {
         self.under_way = Some(UnderWay { directory, writer: Rc::clone(&writer), manifest });
         if self.reflink {
             // The state files are copied without the optimizer.
-            optimizer.flush()?;
+            optimizer.write_back()?;
         }
         if self.reflink && self.clone_all(optimizer, &writer)? {
             return Ok(());

@@ -164,17 +164,32 @@ impl SwappedOptimizer {
     }
 
     /// Collective: waits until everything that is on its way has arrived: the last writes of the
-    /// steps so far, chunks that have been kept in memory, and reads ahead.
+    /// steps so far, and reads ahead. Chunks that `swap.cache` keeps in memory stay there, see
+    /// [`Self::write_back`].
     ///
     /// # Errors
     /// Agreed: what has failed behind a step, on any rank. The optimizer is then as unusable as
     /// after a step that failed.
     pub fn flush(&mut self) -> Result<()> {
-        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
+        let settled = self.check_usable().and_then(|()| self.swapper.settle());
+        self.agree_on_arrival(settled)
+    }
+
+    /// Collective: as [`Self::flush`], and writes the chunks that are newer in memory, so that the
+    /// files hold the whole state.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub fn write_back(&mut self) -> Result<()> {
         let flushed = self.check_usable().and_then(|()| {
             self.swapper.flush()?;
             self.swapper.settle()
         });
+        self.agree_on_arrival(flushed)
+    }
+
+    fn agree_on_arrival(&mut self, flushed: Result<()>) -> Result<()> {
+        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         self.record_moved();
         agree(&*self.comm, flushed).inspect_err(|_| {
             self.unusable.get_or_insert("writes behind an earlier step failed");

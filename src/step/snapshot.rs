@@ -138,7 +138,7 @@ impl SwappedOptimizer {
         }
     }
 
-    /// Copies a chunk's extent, as it lies on the drives after [`Self::flush`], to `offset` of a file in the same file
+    /// Copies a chunk's extent, as it lies on the drives after [`Self::write_back`], to `offset` of a file in the same file
     /// system, sharing blocks where that can; gives its checksums.
     ///
     /// # Errors
