@@ -7,7 +7,9 @@ use std::str::FromStr;
 use clap::{Args, Parser};
 
 use super::drives;
-use crate::config::{CacheSize, CodecsConfig, Config, Durability, EngineName, Note, read_deepspeed};
+use crate::config::{
+    CacheSize, CodecsConfig, Config, Durability, EngineName, Note, read_deepspeed,
+};
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
 use crate::units::Bytes;

@@ -25,8 +25,8 @@ pub use faults::{FaultConfig, FaultKind};
 pub use machine::MachineFacts;
 pub use probe::memory_limit;
 pub use sections::{
-    CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName, GroupConfig,
-    IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
+    CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
+    GroupConfig, IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
 };
 pub use sourced::{EffectiveValue, Note, Sourced};
 

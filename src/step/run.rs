@@ -154,8 +154,8 @@ impl SwappedOptimizer {
     /// What must be on the drives when the next step ends.
     fn ending(&self) -> Ending {
         let config = self.plan.config();
-        let is_commit =
-            config.is_durable() && (self.attempts + 1).is_multiple_of(config.durability.commit_every);
+        let is_commit = config.is_durable()
+            && (self.attempts + 1).is_multiple_of(config.durability.commit_every);
         match () {
             () if is_commit => Ending::Flushed,
             () if config.swap.write_behind => Ending::Behind,

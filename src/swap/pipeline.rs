@@ -226,7 +226,8 @@ impl Pipeline {
         if found.is_some() {
             return Some(self.cursor);
         }
-        let is_there = |it: &Chunk| !matches!(it.state, ChunkState::SwappingIn | ChunkState::Resident);
+        let is_there =
+            |it: &Chunk| !matches!(it.state, ChunkState::SwappingIn | ChunkState::Resident);
         let found = self.chunks[self.ahead..].iter().position(is_there);
         self.ahead = found.map_or(self.chunks.len(), |more| self.ahead + more);
         let chunk = self.chunks.get(self.ahead).filter(|_| self.is_reading_ahead)?;
@@ -252,7 +253,8 @@ impl Pipeline {
     fn has_ended(&self) -> bool {
         let Some((kind, ending)) = self.sweep else { return false };
         let (reads, writes) = (self.swapping_in > 0, self.swapping_out > 0);
-        self.due == 0 && self.lent == 0
+        self.due == 0
+            && self.lent == 0
             && match kind {
                 _ if self.has_failed => !reads && !writes,
                 SweepKind::Settle => !reads && !writes,

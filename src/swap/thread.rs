@@ -32,12 +32,7 @@ pub(super) fn run(
     let waker = engine.waker();
     let worker = Worker {
         transfers: Transfers::new(engine, depth, files),
-        pipeline: Pipeline::new(
-            spec.chunks,
-            spec.buffers.len(),
-            spec.pinned,
-            spec.may_read_ahead,
-        ),
+        pipeline: Pipeline::new(spec.chunks, spec.buffers.len(), spec.pinned, spec.may_read_ahead),
         free: spec.buffers,
         kept: (0..spec.chunks).map(|_| None).collect(),
         failure: None,

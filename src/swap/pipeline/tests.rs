@@ -283,11 +283,10 @@ fn a_failure_stops_everything_and_what_is_in_memory_is_forgotten() {
     let mut pipeline = Pipeline::new(5, 2, 0, true);
     pipeline.begin(SweepKind::Update, Ending::Behind);
     let swap_in = |index: u32| Action::SwapIn { chunk: ChunkIndex(index), is_whole: false };
-    assert_eq!([pipeline.next(), pipeline.next(), pipeline.next()], [
-        swap_in(0),
-        swap_in(1),
-        Action::Wait
-    ]);
+    assert_eq!(
+        [pipeline.next(), pipeline.next(), pipeline.next()],
+        [swap_in(0), swap_in(1), Action::Wait]
+    );
     pipeline.fail();
     assert_eq!(pipeline.end_swap_in(ChunkIndex(0)), Fate::Free);
     assert_eq!(pipeline.next(), Action::Wait);
