@@ -26,14 +26,14 @@ impl ProcessIo {
     }
 
     /// What has been added since the last call.
-    pub fn since_last(&mut self) -> ProcessIoBytes {
+    pub(super) fn since_last(&mut self) -> ProcessIoBytes {
         let now = self.bytes();
         let last = std::mem::replace(&mut self.last, now);
         now - last
     }
 
     /// The counts so far; zero where the kernel does not tell.
-    fn bytes(&self) -> ProcessIoBytes {
+    pub fn bytes(&self) -> ProcessIoBytes {
         let mut text = [0u8; 512];
         let len = self.file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
         let text = std::str::from_utf8(&text[..len]).unwrap_or("");
