@@ -31,7 +31,8 @@ timers! {
     /// The whole of `step()`, from its call to its return.
     Step = "step",
     /// `step()` from its call to this rank's own last completion, before the agreement: what tells
-    /// a slow rank from those that wait for it.
+    /// a slow rank from those that wait for it. Where writes go on behind a step, to the last
+    /// update; what a rank's drives are slower in, the next step waits for.
     StepOwn = "step_own",
     /// `step()` looking through the caller's gradients for norm and overflow.
     SwapOutGradient = "swap_out_gradient",
@@ -129,6 +130,17 @@ impl BusyClock {
     /// The busy time so far, which starts again at zero.
     pub fn take(&mut self) -> Duration {
         std::mem::take(&mut self.busy)
+    }
+
+    /// As [`Self::take`], with the part up to now of what is still under way.
+    pub fn take_at(&mut self, now: Instant) -> Duration {
+        if let Some(since) = self.since.replace(now).filter(|_| self.under_way > 0) {
+            self.busy += now - since;
+        }
+        if self.under_way == 0 {
+            self.since = None;
+        }
+        self.take()
     }
 }
 

@@ -108,6 +108,10 @@ impl Checkpoints {
         let manifest = self.manifest_of(optimizer, generation, user_blob);
         let manifest = agree(&*self.comm, manifest)?;
         self.under_way = Some(UnderWay { directory, writer: Rc::clone(&writer), manifest });
+        if self.reflink {
+            // The state files are copied without the optimizer.
+            optimizer.write_back()?;
+        }
         if self.reflink && self.clone_all(optimizer, &writer)? {
             return Ok(());
         }

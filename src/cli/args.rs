@@ -8,7 +8,7 @@ use clap::{Args, Parser};
 
 use super::{drives, site};
 use crate::config::{
-    CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, read_deepspeed,
+    CacheSize, CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, read_deepspeed,
 };
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
@@ -96,6 +96,10 @@ pub struct SwapArgs {
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Bytes>,
 
+    /// How much of that keeps chunks in memory between steps: a size, or `auto` [default: 0].
+    #[arg(long, value_name = "SIZE|auto")]
+    pub cache: Option<CacheSize>,
+
     /// How state lies on the drives: `fp32`, `remainder16` (lossless), `bf16` or `int8` moments, or
     /// `bf16+remainder16`, `int8+remainder16` [default: fp32].
     #[arg(long, value_name = "CODECS")]
@@ -157,6 +161,7 @@ impl SwapArgs {
         }
         config.io.engine = self.engine.unwrap_or(config.io.engine);
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
+        config.swap.cache = self.cache.unwrap_or(config.swap.cache);
         if let Some(codecs) = &self.codecs {
             let CodecsConfig { rounding, seed, .. } = config.codecs;
             config.codecs = CodecsConfig { rounding, seed, ..codecs.clone() };

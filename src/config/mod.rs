@@ -29,8 +29,8 @@ pub use hosts::{HostRanges, compress_names};
 pub use machine::{MachineFacts, cpu_list};
 pub use probe::{allotted_cpus, memory_limit};
 pub use sections::{
-    CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName, GroupConfig,
-    IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
+    CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
+    GroupConfig, IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
 };
 pub use site::{Site, SiteCheckpoints, SiteDrive, SiteNodes};
 pub use sourced::{EffectiveValue, Note, Sourced};
@@ -174,9 +174,13 @@ impl Config {
     }
 
     fn validate_sizes(&self) -> Result<()> {
-        let SwapConfig { chunk_elements, sub_group_elements, .. } = self.swap;
+        let SwapConfig { memory_budget, chunk_elements, sub_group_elements, cache, .. } = self.swap;
         let depth = self.io.depth;
         demand((1..=4096).contains(&depth), "io.depth", depth, "1 to 4096")?;
+        if let CacheSize::Bytes(cache) = cache {
+            let allowed = format!("`auto` or at most swap.memory_budget ({memory_budget})");
+            demand(cache.0 <= memory_budget.0, "swap.cache", cache, &allowed)?;
+        }
         let blocks = |elems: Elems| elems.0 > 0 && elems.0.is_multiple_of(BLOCK_ELEMS);
         let in_range = blocks(chunk_elements) && chunk_elements.0 <= 64 << 20;
         let allowed = "a multiple of 4096, at most 64Mi";

@@ -1,6 +1,7 @@
 //! The sections of the configuration and their defaults.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
@@ -63,6 +64,62 @@ pub struct SwapConfig {
     pub chunk_elements: Elems,
     /// Elements of a sub-group: a multiple of 4,096. Default 1 Gi.
     pub sub_group_elements: Elems,
+    /// How much of `memory_budget` keeps chunks in memory between steps. Default 0.
+    pub cache: CacheSize,
+    /// Let the last writes of a step that is no commit go on behind it. Default true.
+    pub write_behind: bool,
+    /// Read the first chunks of the next step ahead. Default true.
+    pub prefetch: bool,
+}
+
+/// How much memory keeps chunks between steps: bytes, or `auto` for what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "CacheText", into = "CacheText")]
+pub enum CacheSize {
+    /// At most so much.
+    Bytes(Bytes),
+    /// What is left when enough chunks can be on their way.
+    Auto,
+}
+
+/// As it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum CacheText {
+    Bytes(Bytes),
+    Text(String),
+}
+
+impl From<CacheSize> for CacheText {
+    fn from(size: CacheSize) -> Self {
+        match size {
+            CacheSize::Bytes(bytes) => Self::Bytes(bytes),
+            CacheSize::Auto => Self::Text("auto".to_owned()),
+        }
+    }
+}
+
+impl TryFrom<CacheText> for CacheSize {
+    type Error = String;
+
+    fn try_from(text: CacheText) -> Result<Self, String> {
+        match text {
+            CacheText::Bytes(bytes) => Ok(Self::Bytes(bytes)),
+            CacheText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for CacheSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let bytes = text.parse().map_err(|error| format!("{error}; or `auto`"))?;
+        Ok(Self::Bytes(bytes))
+    }
 }
 
 /// `[optimizer]`
@@ -198,6 +255,9 @@ impl Default for SwapConfig {
             memory_budget: Bytes(256 << 20),
             chunk_elements: Elems(1 << 20),
             sub_group_elements: Elems(1 << 30),
+            cache: CacheSize::Bytes(Bytes(0)),
+            write_behind: true,
+            prefetch: true,
         }
     }
 }

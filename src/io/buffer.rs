@@ -9,6 +9,9 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Bytes;
 
+/// The usual size of a huge page.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// A private anonymous mapping, page aligned and zeroed.
 #[derive(Debug)]
 struct Arena {
@@ -24,16 +27,15 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     fn map(len: usize) -> std::io::Result<Self> {
-        // SAFETY: a new private anonymous mapping at an address of the kernel's choice aliases
-        // nothing.
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )?
+        // Pages that somebody has reserved, where there are enough; otherwise such as the kernel
+        // makes on advice.
+        let reserved = match len.is_multiple_of(HUGE_PAGE_BYTES) {
+            true => map_anonymous(len, MapFlags::HUGETLB),
+            false => Err(rustix::io::Errno::INVAL),
         };
+        let pages = if reserved.is_ok() { "reserved huge pages" } else { "huge pages on advice" };
+        let base = reserved.or_else(|_| map_anonymous(len, MapFlags::empty()))?;
+        tracing::info!("I/O buffers: {} in {pages}", Bytes(len as u64).human());
         for advice in [Advice::LinuxHugepage, Advice::LinuxDontFork] {
             // Only advice: huge pages make registration cheap, and a forked child must not hold
             // memory that the kernel writes into. A kernel without either still works.
@@ -43,6 +45,13 @@ impl Arena {
         let base = NonNull::new(base.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         Ok(Self { base, len })
     }
+}
+
+fn map_anonymous(len: usize, more: MapFlags) -> rustix::io::Result<*mut std::ffi::c_void> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | more;
+    // SAFETY: a new private anonymous mapping at an address of the kernel's choice aliases nothing.
+    unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }
 }
 
 impl Drop for Arena {

@@ -52,6 +52,9 @@ pub enum Wait {
     No,
     /// Until a result, a wake-up or this moment.
     Until(Instant),
+    /// Until so many results, or this moment; a wake-up may count as one of them. An engine to
+    /// which it makes no difference ends it at the first result.
+    Several(usize, Instant),
 }
 
 /// Ends a wait in [`Engine::reap`] from another thread.
@@ -65,7 +68,8 @@ pub trait Engine {
     /// What it is, for logs: the engine and the features in use.
     fn describe(&self) -> String;
 
-    /// Hands operations over; never waits for them.
+    /// Hands operations over; never waits for them. They are under way at the latest when
+    /// [`Engine::reap`] is called.
     ///
     /// # Safety
     /// Each operation's memory must stay valid, and untouched by anyone else, until its result has

@@ -116,7 +116,7 @@ impl Engine for ThreadEngine {
 
     fn reap(&mut self, wait: Wait, done: &mut Vec<OpDone>) -> io::Result<()> {
         let mut outbox = lock(&self.shared.outbox);
-        if let Wait::Until(deadline) = wait {
+        if let Wait::Until(deadline) | Wait::Several(_, deadline) = wait {
             while outbox.done.is_empty() && !outbox.woken {
                 let now = Instant::now();
                 if now >= deadline {

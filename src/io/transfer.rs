@@ -10,6 +10,16 @@ use super::buffer::Buffer;
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
 use crate::error::{Error, ErrorKind, Result};
 
+/// Longer operations gain nothing: the kernel cuts them. Many short ones share a drive more evenly,
+/// among directions and among ranks.
+const OP_BYTES_MAX: usize = 1 << 20;
+
+/// From so many operations in flight on, their results are collected several at a time: as many as
+/// leave the drives most of what they have to do, and not later than a moment.
+const DEEP: usize = 32;
+const LOOKS_PER_DEPTH: usize = 4;
+const PATIENCE: Duration = Duration::from_millis(50);
+
 /// Some bytes of a transfer: where they are in the buffer and in which file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -102,8 +112,8 @@ struct Moving {
     part: Part,
 }
 
-/// The parts of one direction.
-#[derive(Default)]
+/// The parts of one direction on one file.
+#[derive(Clone, Default)]
 struct Lane {
     backlog: VecDeque<usize>,
     in_flight: usize,
@@ -117,8 +127,9 @@ pub struct Transfers {
     /// Holds every buffer that the engine may be using; leaked together with it.
     active: ManuallyDrop<Slab<Active>>,
     moving: Slab<Moving>,
-    /// Parts that wait for a place in the engine, and how many have one, by direction.
-    lanes: [Lane; 2],
+    /// Parts that wait for a place in the engine, and how many have one, by file and direction.
+    lanes: Vec<[Lane; 2]>,
+    in_flight: usize,
     totals: Vec<DriveTotals>,
     completed_ops: u64,
     done: Vec<OpDone>,
@@ -132,7 +143,8 @@ impl Transfers {
             depth: depth.max(1),
             active: ManuallyDrop::new(Slab::new()),
             moving: Slab::new(),
-            lanes: [Lane::default(), Lane::default()],
+            lanes: vec![Default::default(); files],
+            in_flight: 0,
             totals: vec![DriveTotals::default(); files],
             completed_ops: 0,
             done: Vec::new(),
@@ -159,17 +171,36 @@ impl Transfers {
     /// Takes a transfer in; it moves when [`Self::poll`] is called.
     pub fn start(&mut self, transfer: Transfer) {
         let Transfer { token, direction, buffer, parts } = transfer;
-        assert!(!parts.is_empty(), "a transfer moves something");
+        let parts: Vec<Part> = parts.into_iter().flat_map(cut).collect();
         for part in &parts {
             let end = part.buffer_offset + part.len;
             assert!(part.len > 0 && end <= buffer.len(), "a part lies within its buffer");
         }
+        assert!(!parts.is_empty(), "a transfer moves something");
         let parts_left = parts.len();
         let active =
             self.active.insert(Active { token, direction, buffer, parts_left, fault: None });
         for part in parts {
+            let lane = part.file as usize;
             let key = self.moving.insert(Moving { active, part });
-            self.lanes[direction as usize].backlog.push_back(key);
+            self.lanes[lane][direction as usize].backlog.push_back(key);
+        }
+    }
+
+    /// Whether so much is in flight that results come soon, whatever else happens.
+    pub fn comes_back_soon(&self) -> bool {
+        self.in_flight >= DEEP
+    }
+
+    /// With many operations in flight it is enough to look after every few results: the drives have
+    /// plenty to do, and each look costs the processor a system call.
+    fn patience(&self, wait: Wait) -> Wait {
+        match wait {
+            Wait::Until(deadline) if self.comes_back_soon() => {
+                let soon = Instant::now() + PATIENCE;
+                Wait::Several(self.in_flight / LOOKS_PER_DEPTH, deadline.min(soon))
+            }
+            wait => wait,
         }
     }
 
@@ -183,6 +214,7 @@ impl Transfers {
         };
         self.submit_backlog().map_err(broken)?;
         let mut done = std::mem::take(&mut self.done);
+        let wait = self.patience(wait);
         self.engine.reap(wait, &mut done).map_err(broken)?;
         for op in done.drain(..) {
             self.complete(op, finished);
@@ -192,19 +224,19 @@ impl Transfers {
         self.submit_backlog().map_err(broken)
     }
 
-    /// The next part to go: of the direction with fewer in flight. Drives read and write at the
-    /// same time, so reads that came first must not take every place.
+    /// The next part to go: of the file and direction with the fewest in flight. Drives read and
+    /// write at the same time, so neither what came first nor a slow drive may take every place.
     fn next_part(&mut self) -> Option<usize> {
-        let waiting = self.lanes.iter_mut().filter(|lane| !lane.backlog.is_empty());
+        let waiting = self.lanes.iter_mut().flatten().filter(|lane| !lane.backlog.is_empty());
         let lane = waiting.min_by_key(|lane| lane.in_flight)?;
         lane.in_flight += 1;
+        self.in_flight += 1;
         lane.backlog.pop_front()
     }
 
     fn submit_backlog(&mut self) -> std::io::Result<()> {
-        let in_flight: usize = self.lanes.iter().map(|lane| lane.in_flight).sum();
         let mut ops: Vec<EngineOp> = Vec::new();
-        while in_flight + ops.len() < self.depth
+        while self.in_flight < self.depth
             && let Some(key) = self.next_part()
         {
             ops.push(op_for(key, &self.moving, &self.active));
@@ -223,8 +255,9 @@ impl Transfers {
         let key = done.id as usize;
         let moving = &mut self.moving[key];
         let direction = self.active[moving.active].direction;
-        let lane = &mut self.lanes[direction as usize];
+        let lane = &mut self.lanes[moving.part.file as usize][direction as usize];
         lane.in_flight -= 1;
+        self.in_flight -= 1;
         let cause = match done.result {
             // A signal or a moment's shortage: the same again.
             Err(libc::EINTR | libc::EAGAIN) => return lane.backlog.push_front(key),
@@ -281,13 +314,23 @@ impl Transfers {
     }
 }
 
+/// A part in pieces of at most [`OP_BYTES_MAX`].
+fn cut(part: Part) -> impl Iterator<Item = Part> {
+    (0..part.len).step_by(OP_BYTES_MAX).map(move |at| Part {
+        file_offset: part.file_offset + at as u64,
+        buffer_offset: part.buffer_offset + at,
+        len: OP_BYTES_MAX.min(part.len - at),
+        ..part
+    })
+}
+
 fn op_for(key: usize, moving: &Slab<Moving>, active: &Slab<Active>) -> EngineOp {
     let Moving { active: active_key, part } = &moving[key];
     let Active { direction, buffer, .. } = &active[*active_key];
     // SAFETY: within the buffer, checked in `start`; resuming only moves the start towards the end.
     let memory = unsafe { buffer.as_ptr().add(part.buffer_offset) };
-    // Engines count lengths in 32 bits; what is beyond is resumed like any short operation.
-    let len = part.len.min(1 << 30) as u32;
+    // At most OP_BYTES_MAX.
+    let len = part.len as u32;
     EngineOp {
         id: key as u64,
         direction: *direction,

@@ -199,12 +199,8 @@ impl Engine for UringEngine {
             // SAFETY: our caller's promise, passed on.
             unsafe { self.push(&entry) };
         }
-        match self.ring.submit() {
-            Ok(_) => Ok(()),
-            // Not accepted now: they stay queued and go with the next submission or wait.
-            Err(error) if is_transient(&error) => Ok(()),
-            Err(error) => Err(error),
-        }
+        // They go with the call that waits for results.
+        Ok(())
     }
 
     fn reap(&mut self, wait: Wait, done: &mut Vec<OpDone>) -> io::Result<()> {
@@ -212,18 +208,24 @@ impl Engine for UringEngine {
         self.collect(done);
         // A wake-up that has come by itself also ends the wait: arming anew would lose it.
         let was_woken = was_armed && !self.wake_armed;
-        if done.len() > before || was_woken {
+        let has_results = done.len() > before || was_woken;
+        if has_results && self.ring.submission().is_empty() {
             return Ok(());
         }
         // With deferred task run, results only appear to those who wait, if for no time at all.
-        let left = match wait {
-            Wait::No => Duration::ZERO,
-            Wait::Until(deadline) => deadline.saturating_duration_since(Instant::now()),
+        let (count, deadline) = match wait {
+            _ if has_results => (0, None),
+            Wait::No => (1, None),
+            Wait::Until(deadline) => (1, Some(deadline)),
+            Wait::Several(count, deadline) => (count, Some(deadline)),
         };
+        let now = Instant::now();
+        let left = deadline.map_or(Duration::ZERO, |it| it.saturating_duration_since(now));
         self.arm_wake();
         let timeout = Timespec::from(left);
         let arguments = SubmitArgs::new().timespec(&timeout);
-        match self.ring.submitter().submit_with_args(1, &arguments) {
+        // What is not accepted for the moment stays queued, and goes with the next call.
+        match self.ring.submitter().submit_with_args(count, &arguments) {
             Err(error) if !is_transient(&error) => return Err(error),
             _ => {}
         }

@@ -89,6 +89,8 @@ impl<G: GradElem> Workload<G> {
     /// As [`SwappedOptimizer::step`]; terminated, agreed, after a signal.
     pub fn run(&mut self, steps: u64) -> Result<Stretch> {
         let mut stretch = Stretch::default();
+        // Writes and reads cross the ends of steps: both ends of a stretch are drained.
+        self.optimizer.flush()?;
         self.optimizer.communicator().barrier()?;
         let start = Instant::now();
         let mut comparing = Duration::ZERO;
@@ -113,6 +115,7 @@ impl<G: GradElem> Workload<G> {
                 comparing += before.elapsed();
             }
         }
+        self.optimizer.flush()?;
         stretch.seconds = (start.elapsed() - comparing).as_secs_f64();
         Ok(stretch)
     }

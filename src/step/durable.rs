@@ -272,8 +272,12 @@ impl SwappedOptimizer {
         self.attempts.is_multiple_of(self.plan.config().durability.commit_every)
     }
 
-    /// Writes the record of what lies on the drives now; nothing for a scratch job. Not agreed.
-    pub(super) fn write_record(&self, user_blob: &[u8]) -> Result<Option<Record>> {
+    /// Brings what is newer in memory to the drives, and writes the record of what lies there then;
+    /// nothing for a scratch job. Not agreed.
+    pub(super) fn write_record(&mut self, user_blob: &[u8]) -> Result<Option<Record>> {
+        if self.durable.is_some() {
+            self.swapper.flush()?;
+        }
         let Some(durable) = &self.durable else { return Ok(None) };
         let progress = Progress {
             attempts: self.attempts,
@@ -287,7 +291,8 @@ impl SwappedOptimizer {
 
     /// Collective: commits outside of a step, as after the initialisation.
     pub(super) fn commit(&mut self, user_blob: &[u8]) -> Result<()> {
-        let record = agree(&*self.comm, self.write_record(user_blob))?;
+        let record = self.write_record(user_blob);
+        let record = agree(&*self.comm, record)?;
         record.into_iter().for_each(|record| self.take_commit(record));
         Ok(())
     }

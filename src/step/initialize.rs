@@ -9,7 +9,7 @@ use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::partition::Run;
-use crate::swap::{ResidentChunk, SweepKind, SweepTotals};
+use crate::swap::{Ending, ResidentChunk, SweepKind};
 use crate::units::ChunkIndex;
 
 impl SwappedOptimizer {
@@ -76,13 +76,16 @@ impl SwappedOptimizer {
         &mut self,
         params: &mut [P],
         fill: &mut impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
-    ) -> Result<SweepTotals> {
+    ) -> Result<()> {
         // A snapshot of what is overwritten here would be of no state.
         self.snapshot = None;
         self.check_params(params)?;
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let mut values = vec![Vec::new(); self.plan.tensors().len()];
-        let mut sweep = self.swapper.sweep(SweepKind::Fill, &self.slots)?;
+        // What is on its way is overwritten, also after a failure.
+        self.swapper.recover();
+        let (kind, ending) = (SweepKind::Fill, Ending::Written);
+        let mut sweep = self.swapper.sweep(kind, ending, &self.slots)?;
         while let Some(mut resident) = sweep.next_chunk()? {
             let index = resident.index();
             let chunk = self.plan.partition().chunk(index);
@@ -96,7 +99,9 @@ impl SwappedOptimizer {
             self.slots.mark_written(index);
             resident.swap_out();
         }
-        sweep.finish()
+        sweep.finish()?;
+        self.process_io.since_last();
+        Ok(())
     }
 
     /// Whether parameters fit the shard, and can hold upper halves of masters if they must.
@@ -172,7 +177,11 @@ impl SwappedOptimizer {
             .hint("hand in the bf16 parameters of the shard that the last step emitted"));
         }
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
-        let mut sweep = self.swapper.sweep(SweepKind::Inspect, &self.slots)?;
+        // What was on its way before still counts.
+        self.swapper.settle()?;
+        self.record_moved();
+        let (kind, ending) = (SweepKind::Inspect, Ending::Written);
+        let mut sweep = self.swapper.sweep(kind, ending, &self.slots)?;
         while let Some(resident) = sweep.next_chunk()? {
             let index = resident.index();
             let extent = self.slots.read_extent(index);
@@ -181,7 +190,9 @@ impl SwappedOptimizer {
             self.checksums.verify(&self.pool, &self.plan, index, extent, &resident, uppers)?;
             look(&self.plan, &resident, self.checksums.of(index))?;
         }
-        sweep.finish().map(drop)
+        sweep.finish()?;
+        self.process_io.since_last();
+        Ok(())
     }
 }
 

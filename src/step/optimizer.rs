@@ -195,7 +195,10 @@ impl SwappedOptimizer {
     }
 
     /// Forgets timers and counters, so that warm-up can be left out.
+    ///
+    /// What is on its way then counts later; [`Self::flush`] before makes counts exact.
     pub fn reset_records(&mut self) {
+        self.record_moved();
         self.recorder.reset();
     }
 
@@ -203,6 +206,13 @@ impl SwappedOptimizer {
     /// or not, unless the configuration keeps them. (Dropping the optimizer instead leaves what is
     /// committed, for a later start.)
     pub fn close(mut self) {
+        // What is lost here nobody would have used: a scratch job's state goes, and a durable job's
+        // commits are on the drives.
+        if self.unusable.is_none()
+            && let Err(error) = self.swapper.flush()
+        {
+            tracing::warn!("the last writes failed: {error}");
+        }
         self.files.keep(self.plan.config().drives.keep_files);
     }
 
@@ -315,6 +325,8 @@ fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Res
         placement: plan.placement().clone(),
         chunks: plan.partition().chunks().len(),
         swap_in_bytes: plan.swap_in_bytes(),
+        pinned: plan.cached_chunks(),
+        may_read_ahead: config.swap.prefetch,
         buffers: allocate_buffers(plan.buffer_count(), plan.buffer_bytes())?,
         io_timeout: config.io_timeout(),
         on_progress: match comm.presence().cloned() {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config::{CacheSize, Config};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::Dice;
 use crate::partition::{Chunk, Partition, Run, contiguous_ranges};
@@ -15,6 +15,10 @@ use crate::units::{Bytes, ChunkIndex, Rank};
 
 /// The least number of buffers that keeps reads and writes going at the same time.
 const BUFFERS_MIN: u64 = 2;
+
+/// Buffers that `cache = "auto"` leaves for chunks on their way: enough for deep queues in both
+/// directions.
+const MOVING_BUFFERS: u64 = 8;
 
 /// What one rank is going to do.
 #[derive(Clone, Debug)]
@@ -28,6 +32,7 @@ pub struct Plan {
     placement: Placement,
     buffer_count: usize,
     buffer_bytes: usize,
+    cached_chunks: usize,
 }
 
 impl Plan {
@@ -68,7 +73,10 @@ impl Plan {
             shard as usize,
         );
         let buffer_bytes = extents.iter().copied().max().unwrap_or(0);
-        let buffer_count = buffer_count(config, buffer_bytes, extents.len() as u64)?;
+        let chunks = extents.len() as u64;
+        let buffer_count = buffer_count(config, buffer_bytes, chunks)?;
+        let cached_chunks =
+            cached_chunks(config.swap.cache, buffer_bytes, buffer_count as u64, chunks);
         Ok(Self {
             config: config.clone(),
             tensors,
@@ -79,6 +87,7 @@ impl Plan {
             placement,
             buffer_count,
             buffer_bytes: buffer_bytes as usize,
+            cached_chunks,
         })
     }
 
@@ -120,6 +129,12 @@ impl Plan {
     /// Bytes of one I/O buffer: the largest extent.
     pub fn buffer_bytes(&self) -> usize {
         self.buffer_bytes
+    }
+
+    /// Number of chunks that stay in memory between steps, each in a buffer of its own: the first
+    /// ones of the shard.
+    pub fn cached_chunks(&self) -> usize {
+        self.cached_chunks
     }
 
     /// The layout of one chunk's extent on the drives.
@@ -208,6 +223,19 @@ fn buffer_count(config: &Config, buffer_bytes: u64, chunks: u64) -> Result<usize
     Ok(fitting as usize)
 }
 
+/// As many of the buffers as the cache may have. All of them if all chunks fit; otherwise enough
+/// are left for the others to go through.
+fn cached_chunks(cache: CacheSize, buffer_bytes: u64, buffers: u64, chunks: u64) -> usize {
+    let (wanted, moving) = match cache {
+        CacheSize::Bytes(bytes) => (bytes.0.checked_div(buffer_bytes).unwrap_or(0), BUFFERS_MIN),
+        CacheSize::Auto => (chunks, MOVING_BUFFERS.min(buffers.div_ceil(2)).max(BUFFERS_MIN)),
+    };
+    match wanted >= chunks && buffers == chunks {
+        true => chunks as usize,
+        false => wanted.min(buffers.saturating_sub(moving)) as usize,
+    }
+}
+
 impl fmt::Display for Plan {
     /// The budget's formula and the shape of the shard, for the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -220,6 +248,12 @@ impl fmt::Display for Plan {
             Bytes(bytes).human(),
             Bytes(count * bytes).human(),
             self.config.swap.memory_budget,
-        )
+        )?;
+        let cached = self.cached_chunks as u64;
+        if cached > 0 {
+            let kept = Bytes(cached * bytes).human();
+            write!(f, ", {cached} of them ({kept}) keep chunks between steps")?;
+        }
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 #[derive(Debug)]
 pub struct ProcessIo {
     file: Option<File>,
+    last: ProcessIoBytes,
 }
 
 /// Bytes that the kernel fetched from, or sent to, storage for this process.
@@ -21,7 +22,14 @@ pub struct ProcessIoBytes {
 impl ProcessIo {
     /// Opens it, where the kernel has it.
     pub fn open() -> Self {
-        Self { file: File::open("/proc/self/io").ok() }
+        Self { file: File::open("/proc/self/io").ok(), last: ProcessIoBytes::default() }
+    }
+
+    /// What has been added since the last call.
+    pub(super) fn since_last(&mut self) -> ProcessIoBytes {
+        let now = self.bytes();
+        let last = std::mem::replace(&mut self.last, now);
+        now - last
     }
 
     /// The counts so far; zero where the kernel does not tell.

@@ -85,7 +85,8 @@ impl Recorder {
         Self { timers, paths, drives, kernel, steps: 0 }
     }
 
-    pub fn add_step(&mut self, moved: &SweepTotals, kernel: ProcessIoBytes, duration: Duration) {
+    /// Adds what was moved, for steps taken or to come.
+    pub fn add_moved(&mut self, moved: &SweepTotals, kernel: ProcessIoBytes) {
         for (sum, drive) in self.drives.iter_mut().zip(&moved.drives) {
             sum.read_bytes += drive.read_bytes;
             sum.written_bytes += drive.written_bytes;
@@ -96,6 +97,10 @@ impl Recorder {
         self.kernel.written_bytes += kernel.written_bytes;
         self.timers.record(Timer::AsyncSwapInState, moved.swap_in_busy);
         self.timers.record(Timer::AsyncSwapOutState, moved.swap_out_busy);
+    }
+
+    /// Counts a step.
+    pub fn add_step(&mut self, duration: Duration) {
         self.timers.record(Timer::Step, duration);
         self.steps += 1;
     }

@@ -15,9 +15,9 @@ use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, GradElem, ParamElem};
 use crate::storage::Slots;
-use crate::swap::{Sweep, SweepKind, SweepTotals};
+use crate::swap::{Ending, ResidentChunk, Sweep, SweepKind};
 use crate::timers::{Timer, Timers};
-use crate::units::{ChunkIndex, ParamIndex};
+use crate::units::ParamIndex;
 
 /// What a step may be told.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +56,8 @@ pub struct StepOutcome {
     pub stop: bool,
     /// Whether there was time for the step; if not, nothing has changed.
     pub is_taken: bool,
-    /// From the call until everything was on this rank's drives and agreed.
+    /// From the call until all updates were made and agreed, and what had to be on the drives was
+    /// there: everything for a commit, nothing where writes go on behind the step.
     pub duration: Duration,
 }
 
@@ -76,14 +77,15 @@ impl SwappedOptimizer {
     ) -> Result<StepOutcome> {
         let start = Instant::now();
         let activity = Activity::begin(&*self.comm, Phase::Norm);
-        let kernel_before = self.process_io.bytes();
         let accepted = self.check_usable().and_then(|()| {
             self.check_arguments(params, options)?;
             gradients.lay_out(self.plan.inventory(), self.plan.partition())
         });
-        // Swap-ins start here, before the norm is known; a skipped step drops them.
+        // Swap-ins start here at the latest, before the norm is known; a skipped step keeps them
+        // for the next one.
+        let (kind, ending) = (SweepKind::Update, self.ending());
         let ready =
-            accepted.and_then(|it| Ok((it, self.swapper.sweep(SweepKind::Update, &self.slots)?)));
+            accepted.and_then(|it| Ok((it, self.swapper.sweep(kind, ending, &self.slots)?)));
 
         let timers = &mut self.recorder.timers;
         let norm = timers.time(Timer::SwapOutGradient, || match &ready {
@@ -142,12 +144,62 @@ impl SwappedOptimizer {
         self.recorder.timers.record(Timer::StepOwn, start.elapsed());
         let updated = if outcome.skipped { Vec::new() } else { laid_out.params() };
         activity.turn_to(Phase::Commit);
-        let (totals, epoch) = self.settle(result, &updated, outcome.stop, options.user_blob)?;
-        outcome.epoch = epoch;
+        outcome.epoch = self.settle(result, &updated, outcome.stop, options.user_blob)?;
         outcome.duration = start.elapsed();
-        let kernel_bytes = self.process_io.bytes() - kernel_before;
-        self.recorder.add_step(&totals, kernel_bytes, outcome.duration);
+        self.record_moved();
+        self.recorder.add_step(outcome.duration);
         Ok(outcome)
+    }
+
+    /// What must be on the drives when the next step ends.
+    fn ending(&self) -> Ending {
+        let config = self.plan.config();
+        let is_commit = config.is_durable()
+            && (self.attempts + 1).is_multiple_of(config.durability.commit_every);
+        match () {
+            () if is_commit => Ending::Flushed,
+            () if config.swap.write_behind => Ending::Behind,
+            () => Ending::Written,
+        }
+    }
+
+    /// Collective: waits until everything that is on its way has arrived: the last writes of the
+    /// steps so far, and reads ahead. Chunks that `swap.cache` keeps in memory stay there, see
+    /// [`Self::write_back`].
+    ///
+    /// # Errors
+    /// Agreed: what has failed behind a step, on any rank. The optimizer is then as unusable as
+    /// after a step that failed.
+    pub fn flush(&mut self) -> Result<()> {
+        let settled = self.check_usable().and_then(|()| self.swapper.settle());
+        self.agree_on_arrival(settled)
+    }
+
+    /// Collective: as [`Self::flush`], and writes the chunks that are newer in memory, so that the
+    /// files hold the whole state.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub fn write_back(&mut self) -> Result<()> {
+        let flushed = self.check_usable().and_then(|()| {
+            self.swapper.flush()?;
+            self.swapper.settle()
+        });
+        self.agree_on_arrival(flushed)
+    }
+
+    fn agree_on_arrival(&mut self, flushed: Result<()>) -> Result<()> {
+        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
+        self.record_moved();
+        agree(&*self.comm, flushed).inspect_err(|_| {
+            self.unusable.get_or_insert("writes behind an earlier step failed");
+        })
+    }
+
+    /// Counts what has been moved for steps since the last call.
+    pub(super) fn record_moved(&mut self) {
+        let (moved, kernel) = (self.swapper.take_moved(), self.process_io.since_last());
+        self.recorder.add_moved(&moved, kernel);
     }
 
     fn check_arguments<P: ParamElem>(&self, params: &[P], options: StepOptions<'_>) -> Result<()> {
@@ -164,31 +216,30 @@ impl SwappedOptimizer {
     }
 
     /// Collective: counts the updates, writes the record if this step is one to commit, and agrees.
-    /// The record comes before the agreement: it counts only if all ranks have theirs. Gives what
-    /// was moved, and the number of the commit.
+    /// The record comes before the agreement: it counts only if all ranks have theirs. Gives the
+    /// number of the commit.
     fn settle(
         &mut self,
-        moved: Result<SweepTotals>,
+        moved: Result<()>,
         updated: &[ParamIndex],
         stops: bool,
         user_blob: &[u8],
-    ) -> Result<(SweepTotals, Option<u64>)> {
+    ) -> Result<Option<u64>> {
         let start = Instant::now();
-        let written = moved.and_then(|totals| {
+        let written = moved.and_then(|()| {
             updated.iter().for_each(|param| self.update_counts[param.index()] += 1);
             let is_due = stops || self.is_commit_due();
-            let record = if is_due { self.write_record(user_blob)? } else { None };
-            Ok((totals, record))
+            if is_due { self.write_record(user_blob) } else { Ok(None) }
         });
         let timers = &mut self.recorder.timers;
         timers.record(Timer::Commit, start.elapsed());
         let agreed = timers.time(Timer::Agreement, || agree(&*self.comm, written));
-        let (totals, record) = agreed.inspect_err(|_| {
+        let record = agreed.inspect_err(|_| {
             self.unusable = Some("an earlier step failed");
         })?;
         let epoch = record.as_ref().map(|record| record.stamp.epoch);
         record.into_iter().for_each(|record| self.take_commit(record));
-        Ok((totals, epoch))
+        Ok(epoch)
     }
 }
 
@@ -228,7 +279,7 @@ struct Work<'a, 'g, G> {
 }
 
 impl<G: GradElem> Work<'_, '_, G> {
-    fn run<P: ParamElem>(&mut self, mut sweep: Sweep<'_>, params: &mut [P]) -> Result<SweepTotals> {
+    fn run<P: ParamElem>(&mut self, mut sweep: Sweep<'_>, params: &mut [P]) -> Result<()> {
         let (plan, pool) = (self.updates.plan, self.updates.pool);
         for _ in plan.partition().chunks() {
             let chunk = self.timers.time(Timer::SwapInState, || sweep.next_chunk())?;
@@ -237,7 +288,7 @@ impl<G: GradElem> Work<'_, '_, G> {
             let at = plan.partition().chunk(index);
             let params = &mut params[at.shard_offset as usize..][..at.elems as usize];
             let before = Instant::now();
-            self.look_at(index, &resident, halves_of(plan, params))?;
+            self.look_at(&resident, halves_of(plan, params))?;
             self.timers.record(Timer::VerifyChecksums, before.elapsed());
 
             let has_changed = self
@@ -259,14 +310,16 @@ impl<G: GradElem> Work<'_, '_, G> {
 
     /// Before the update: is it what was written, and does a snapshot want it? (Upper halves of
     /// masters have been compared with the caller's other arguments.)
-    fn look_at(&mut self, chunk: ChunkIndex, bytes: &[u8], uppers: &[bf16]) -> Result<()> {
+    fn look_at(&mut self, resident: &ResidentChunk, uppers: &[bf16]) -> Result<()> {
         let (plan, pool) = (self.updates.plan, self.updates.pool);
-        if self.checksums.is_due(chunk, self.attempt) {
+        let chunk = resident.index();
+        if resident.is_fresh() && self.checksums.is_due(chunk, self.attempt) {
             let extent = self.slots.read_extent(chunk);
-            self.checksums.verify(pool, plan, chunk, extent, bytes, &[])?;
+            self.checksums.verify(pool, plan, chunk, extent, resident, &[])?;
         }
         if let Some(snapshot) = &mut self.snapshot {
-            snapshot.offer(chunk, &plan.layout(chunk), bytes, uppers, self.checksums.of(chunk));
+            let layout = plan.layout(chunk);
+            snapshot.offer(chunk, &layout, resident, uppers, self.checksums.of(chunk));
         }
         Ok(())
     }

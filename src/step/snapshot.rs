@@ -138,8 +138,8 @@ impl SwappedOptimizer {
         }
     }
 
-    /// Copies a chunk's extent, as it lies on the drives, to `offset` of a file in the same file
-    /// system, sharing blocks where that can; gives its checksums.
+    /// Copies a chunk's extent, as it lies on the drives after [`Self::write_back`], to `offset` of
+    /// a file in the same file system, sharing blocks where that can; gives its checksums.
     ///
     /// # Errors
     /// I/O: the file system does not copy from one file to the other.

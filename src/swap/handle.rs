@@ -2,28 +2,41 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::messages::{Command, Event, SwapperSpec, SweepTotals};
-use super::pipeline::SweepKind;
+use super::messages::{Command, Event, Loan, SwapperSpec, SweepTotals};
+use super::pipeline::{Ending, SweepKind};
 use super::thread;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, Waker};
 use crate::storage::Slots;
 use crate::units::ChunkIndex;
 
+/// Commands, as the I/O thread finds them.
+#[derive(Default)]
+pub(super) struct Commands {
+    pub queue: Mutex<VecDeque<Command>>,
+    /// So many operations are in flight that the thread looks here soon anyway: buffers that come
+    /// back need not wake it.
+    pub looks_soon: AtomicBool,
+}
+
 /// Commands and the means to have them noticed.
 pub(super) struct Inbox {
-    pub commands: Arc<Mutex<VecDeque<Command>>>,
+    pub commands: Arc<Commands>,
     pub waker: Arc<dyn Waker>,
 }
 
 impl Inbox {
     fn send(&self, command: Command) {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
-        self.waker.wake();
+        let can_wait = matches!(command, Command::GiveBack { .. });
+        self.commands.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        if !(can_wait && self.commands.looks_soon.load(Ordering::SeqCst)) {
+            self.waker.wake();
+        }
     }
 }
 
@@ -33,6 +46,7 @@ pub struct Swapper {
     inbox: Arc<Inbox>,
     events: Receiver<Event>,
     thread: Option<JoinHandle<()>>,
+    moved: SweepTotals,
     failed: bool,
     /// The I/O thread has ended, because an operation did not.
     gave_up: bool,
@@ -46,7 +60,7 @@ impl Swapper {
     pub fn open(spec: SwapperSpec) -> Result<Self> {
         let (events_in, events) = channel();
         let (ready_in, ready) = channel();
-        let commands: Arc<Mutex<VecDeque<Command>>> = Arc::default();
+        let commands: Arc<Commands> = Arc::default();
         let thread_commands = Arc::clone(&commands);
         let spawned = std::thread::Builder::new()
             .name("optswap-io".to_owned())
@@ -56,15 +70,46 @@ impl Swapper {
         })?;
         let waker = ready.recv().map_err(|_| thread_is_gone())??;
         let inbox = Arc::new(Inbox { commands, waker });
-        Ok(Self { inbox, events, thread: Some(handle), failed: false, gave_up: false })
+        let (thread, moved) = (Some(handle), SweepTotals::default());
+        Ok(Self { inbox, events, thread, moved, failed: false, gave_up: false })
     }
 
     /// Begins a sweep over all chunks, which are read from and written to where `slots` says.
-    /// Swap-ins start at once, before the first is asked for.
+    /// Swap-ins start at once, before the first is asked for, if they have not before. An
+    /// inspection or a fill begins when all that was on its way has arrived.
     ///
     /// # Errors
-    /// If an earlier sweep failed: what lies on the drives is then of no step.
-    pub fn sweep(&mut self, kind: SweepKind, slots: &Slots) -> Result<Sweep<'_>> {
+    /// If anything failed before, late writes and early reads included: what lies on the drives is
+    /// then of no step.
+    pub fn sweep(&mut self, kind: SweepKind, ending: Ending, slots: &Slots) -> Result<Sweep<'_>> {
+        if matches!(kind, SweepKind::Inspect | SweepKind::Fill) {
+            self.settle()?;
+        }
+        self.begin(kind, ending, Some(slots.clone()))
+    }
+
+    /// Brings everything that is newer in memory to the drives. Early reads may go on.
+    ///
+    /// # Errors
+    /// The first failure since the last sweep.
+    pub fn flush(&mut self) -> Result<()> {
+        self.begin(SweepKind::Flush, Ending::Flushed, None)?.finish()
+    }
+
+    /// Waits until nothing is on its way.
+    ///
+    /// # Errors
+    /// The first failure since the last sweep.
+    pub fn settle(&mut self) -> Result<()> {
+        self.begin(SweepKind::Settle, Ending::Behind, None)?.finish()
+    }
+
+    fn begin(
+        &mut self,
+        kind: SweepKind,
+        ending: Ending,
+        slots: Option<Slots>,
+    ) -> Result<Sweep<'_>> {
         if self.gave_up {
             let gave_up = "the I/O thread has given up: an operation never came back";
             return Err(Error::new(ErrorKind::Io, gave_up).hint(
@@ -75,14 +120,26 @@ impl Swapper {
         if self.failed {
             return Err(Error::new(ErrorKind::Io, "the swapper stopped after an earlier failure"));
         }
-        self.inbox.send(Command::Begin(kind, Arc::new(slots.clone())));
-        Ok(Sweep { swapper: self, state: SweepState::UnderWay })
+        self.inbox.send(Command::Begin(kind, ending, slots));
+        Ok(Sweep { swapper: self, kind, state: SweepState::UnderWay })
     }
 
-    /// Allows sweeps again after a failure, for a caller who knows which slots are whole. If the
-    /// I/O thread has given up, the next sweep says so.
+    /// Allows sweeps again after a failure of this rank or another, for a caller who knows which
+    /// slots are whole. What is in memory is forgotten. If the I/O thread has given up, the next
+    /// sweep says so.
     pub fn recover(&mut self) {
         self.failed = false;
+        // What goes wrong with bytes that are forgotten does not matter.
+        let _ = self.settle();
+        if !self.gave_up {
+            self.failed = false;
+            self.inbox.send(Command::Forget);
+        }
+    }
+
+    /// What was moved for updates since the last call; not what inspections and fills moved.
+    pub fn take_moved(&mut self) -> SweepTotals {
+        std::mem::take(&mut self.moved)
     }
 }
 
@@ -103,12 +160,13 @@ fn thread_is_gone() -> Error {
 /// A sweep under way. Dropped early, it stops and waits for what is in flight.
 pub struct Sweep<'a> {
     swapper: &'a mut Swapper,
+    kind: SweepKind,
     state: SweepState,
 }
 
 enum SweepState {
     UnderWay,
-    Ended(SweepTotals),
+    Ended,
     /// The error has been handed out.
     Failed,
 }
@@ -126,12 +184,15 @@ impl Sweep<'_> {
         let event = event.unwrap_or_else(|_| Event::Ended(Err(thread_is_gone())));
         self.swapper.gave_up |= matches!(event, Event::GaveUp(_));
         match event {
-            Event::Lent(index, buffer) => {
+            Event::Lent(Loan { chunk, buffer, is_fresh }) => {
                 let inbox = Arc::clone(&self.swapper.inbox);
-                Ok(Some(ResidentChunk { index, buffer: Some(buffer), inbox }))
+                Ok(Some(ResidentChunk { index: chunk, buffer: Some(buffer), is_fresh, inbox }))
             }
             Event::Ended(Ok(totals)) => {
-                self.state = SweepState::Ended(totals);
+                self.state = SweepState::Ended;
+                if !matches!(self.kind, SweepKind::Inspect | SweepKind::Fill) {
+                    self.swapper.moved.add(&totals);
+                }
                 Ok(None)
             }
             Event::Ended(Err(error)) | Event::GaveUp(error) => {
@@ -142,25 +203,26 @@ impl Sweep<'_> {
         }
     }
 
-    /// Waits until everything is on the drives.
+    /// Waits for the end of the sweep; chunks that are still handed over are given back unchanged.
     ///
     /// # Errors
     /// The first failure of the sweep.
-    pub fn finish(mut self) -> Result<SweepTotals> {
+    pub fn finish(mut self) -> Result<()> {
         while let Some(chunk) = self.next_chunk()? {
             chunk.release();
         }
-        match &mut self.state {
-            SweepState::Ended(totals) => Ok(std::mem::take(totals)),
+        match self.state {
+            SweepState::Ended => Ok(()),
             _ => Err(Error::new(ErrorKind::Io, "the sweep has failed before")),
         }
     }
 
-    /// Ends the sweep early: no chunk starts any more, those swapped in are dropped unchanged.
+    /// Ends the sweep early: no chunk is handed over any more. What was swapped in for an update
+    /// stays for the next one, where reading ahead is allowed.
     ///
     /// # Errors
     /// The first failure of the sweep.
-    pub fn abandon(self) -> Result<SweepTotals> {
+    pub fn abandon(self) -> Result<()> {
         self.swapper.inbox.send(Command::Stop);
         self.finish()
     }
@@ -191,6 +253,7 @@ pub struct ResidentChunk {
     index: ChunkIndex,
     /// `None` only while being given back.
     buffer: Option<Buffer>,
+    is_fresh: bool,
     inbox: Arc<Inbox>,
 }
 
@@ -200,10 +263,20 @@ impl ResidentChunk {
         self.index
     }
 
+    /// Whether it was read from the drives since the caller last gave it back, and so may not be
+    /// what that was.
+    pub fn is_fresh(&self) -> bool {
+        self.is_fresh
+    }
+
     /// Gives the chunk back to be written to the drives.
     pub fn swap_out(mut self) {
+        self.give_back(true);
+    }
+
+    fn give_back(&mut self, has_changed: bool) {
         if let Some(buffer) = self.buffer.take() {
-            self.inbox.send(Command::SwapOut(self.index, buffer));
+            self.inbox.send(Command::GiveBack { chunk: self.index, buffer, has_changed });
         }
     }
 
@@ -229,8 +302,6 @@ impl DerefMut for ResidentChunk {
 
 impl Drop for ResidentChunk {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.inbox.send(Command::Release(self.index, buffer));
-        }
+        self.give_back(false);
     }
 }

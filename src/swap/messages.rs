@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::pipeline::SweepKind;
+use super::pipeline::{Ending, SweepKind};
 use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveTotals, EngineSpec, Waker};
 use crate::storage::{Placement, Slots};
@@ -24,8 +24,12 @@ pub struct SwapperSpec {
     /// Bytes of each chunk that an update needs: of the first part of its extent. Other sweeps read
     /// all of it.
     pub swap_in_bytes: Vec<usize>,
-    /// Buffers of the largest extent's size; at least one if there are chunks.
+    /// Buffers of the largest extent's size; at least one more than are pinned, unless all are.
     pub buffers: Vec<Buffer>,
+    /// So many chunks, the first ones, stay in memory from one sweep to the next.
+    pub pinned: usize,
+    /// Whether the first chunks of the next update are read ahead.
+    pub may_read_ahead: bool,
     /// No completion for this long, with operations in flight, is an error.
     pub io_timeout: Duration,
     /// Told after every batch of completed operations: how many there have been.
@@ -34,7 +38,7 @@ pub struct SwapperSpec {
     pub describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
 }
 
-/// What one sweep moved, as the I/O thread saw it.
+/// What was moved, as the I/O thread saw it.
 #[derive(Clone, Debug, Default)]
 pub struct SweepTotals {
     /// Per drive.
@@ -45,18 +49,47 @@ pub struct SweepTotals {
     pub swap_out_busy: Duration,
 }
 
+impl SweepTotals {
+    /// Adds what was moved later.
+    pub fn add(&mut self, later: &Self) {
+        self.drives.resize(self.drives.len().max(later.drives.len()), DriveTotals::default());
+        for (sum, drive) in self.drives.iter_mut().zip(&later.drives) {
+            sum.read_bytes += drive.read_bytes;
+            sum.written_bytes += drive.written_bytes;
+            sum.reads += drive.reads;
+            sum.writes += drive.writes;
+        }
+        self.swap_in_busy += later.swap_in_busy;
+        self.swap_out_busy += later.swap_out_busy;
+    }
+}
+
 /// From the caller to the I/O thread.
 pub(super) enum Command {
-    Begin(SweepKind, Arc<Slots>),
-    SwapOut(ChunkIndex, Buffer),
-    Release(ChunkIndex, Buffer),
+    /// A sweep; with slots if it reads or writes other places than the one before.
+    Begin(SweepKind, Ending, Option<Slots>),
+    GiveBack {
+        chunk: ChunkIndex,
+        buffer: Buffer,
+        has_changed: bool,
+    },
     Stop,
+    /// What is in memory counts no more; nothing is on its way.
+    Forget,
     Close,
+}
+
+/// A buffer that the caller gets.
+pub(super) struct Loan {
+    pub chunk: ChunkIndex,
+    pub buffer: Buffer,
+    /// Read from the drives since the caller last had it.
+    pub is_fresh: bool,
 }
 
 /// From the I/O thread to the caller.
 pub(super) enum Event {
-    Lent(ChunkIndex, Buffer),
+    Lent(Loan),
     Ended(Result<SweepTotals>),
     /// The I/O thread ends although operations are in flight.
     GaveUp(Error),

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!            one I/O thread per rank                          the caller's thread
-//!   OnDrive --> SwappingIn --> Lent  ====== ResidentChunk =====>  update in place
-//!      ^                                                                |
-//!      +------- SwappingOut <====== swap_out / release =================+
+//!   OnDrive --> SwappingIn --> Resident --> Lent  == ResidentChunk ==>  update in place
+//!      ^                          ^                                          |
+//!      +------- SwappingOut <-----+------------- swap_out / release =========+
 //! ```
 //!
-//! [`pipeline`] decides what to do next, in integers; [`thread`] does it; [`Swapper`] is the
-//! caller's end. A later trait, `DriveGate`, will let the ranks of a node share its drives.
+//! [`pipeline`] decides what to do next, in integers: one table of chunk states, which outlives
+//! sweeps, so that writes of one step go on, and reads of the next one begin, while nobody sweeps.
+//! [`thread`] does it; [`Swapper`] is the caller's end.
 
 mod handle;
 mod messages;
@@ -17,4 +18,4 @@ mod thread;
 
 pub use handle::{ResidentChunk, Swapper, Sweep};
 pub use messages::{SwapperSpec, SweepTotals};
-pub use pipeline::SweepKind;
+pub use pipeline::{Ending, SweepKind};

@@ -1,10 +1,12 @@
-//! What to do next, decided purely: the state of every chunk of a sweep and one function,
-//! [`Pipeline::next`], that looks at it.
+//! What to do next, decided purely: one table of chunk states that outlives sweeps, and one
+//! function, [`Pipeline::next`], that looks at it.
+
+use std::collections::VecDeque;
 
 use crate::units::ChunkIndex;
 
-/// What a sweep over all chunks is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a sweep is for. The first three go over all chunks, the others over none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SweepKind {
     /// Swap in, let the caller update, swap out: an optimizer step.
     Update,
@@ -12,230 +14,407 @@ pub enum SweepKind {
     Inspect,
     /// Let the caller fill zeroed buffers, swap out: initialisation.
     Fill,
+    /// Write every chunk that is newer in memory than on the drives.
+    Flush,
+    /// Wait until nothing is on its way, reads ahead included.
+    Settle,
+}
+
+/// What has come to the drives when a sweep that changes chunks ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// Not all: the last writes go on behind it.
+    Behind,
+    /// All but the chunks that stay in memory.
+    Written,
+    /// All.
+    Flushed,
 }
 
 /// Where a chunk is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChunkState {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum ChunkState {
     /// On the drives alone.
+    #[default]
     OnDrive,
     /// A buffer is being filled from the drives.
     SwappingIn,
+    /// In a buffer that the swapper keeps.
+    Resident,
     /// In a buffer that the caller has, or will find in its queue.
     Lent,
     /// A buffer is being written to the drives.
     SwappingOut,
 }
 
-/// What to do next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Chunk {
+    state: ChunkState,
+    /// The sweep has not handed it to the caller yet.
+    is_due: bool,
+    /// Newer in memory than on the drives.
+    is_dirty: bool,
+    /// The buffer has all that the drives have, not only what an update needs.
+    is_whole: bool,
+}
+
+/// What to do next. It has been noted as begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start filling a free buffer with this chunk.
-    SwapIn(ChunkIndex),
+    /// Fill a free buffer with this chunk: all of it, or what an update needs.
+    SwapIn {
+        /// Which chunk.
+        chunk: ChunkIndex,
+        /// All of it.
+        is_whole: bool,
+    },
+    /// Write the buffer of this chunk, which the swapper keeps.
+    SwapOut(ChunkIndex),
+    /// Hand the caller the buffer of this chunk.
+    Lend(ChunkIndex),
     /// Hand the caller a free buffer for this chunk, zeroed.
     LendZeroed(ChunkIndex),
-    /// Nothing until something finishes or the caller gives a chunk back.
+    /// Nothing until something finishes, or the caller gives a chunk back or begins a sweep.
     Wait,
     /// The sweep has ended.
     Finish,
 }
 
-/// The state of one sweep. Every transition is a method, and each demands the state it leaves.
-#[derive(Debug)]
+/// What becomes of a chunk's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The swapper keeps it for the chunk.
+    Keep,
+    /// It is written at once.
+    Write,
+    /// It is free.
+    Free,
+}
+
+/// Chunks that stay in memory wait until the caller has fewer than this to do, so that those that
+/// came from the drives give their buffers back first.
+const LENT_ENOUGH: usize = 2;
+
+/// The state of every chunk, and of the sweep under way if there is one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pipeline {
-    kind: SweepKind,
-    states: Vec<ChunkState>,
-    /// The next chunk of the schedule (ascending) that has not started.
-    next: usize,
-    /// Chunks that are not on the drives alone.
-    away: usize,
+    chunks: Vec<Chunk>,
+    /// So many chunks, the first ones, stay in memory from one sweep to the next.
+    pinned: usize,
+    /// Whether updates read the first chunks of the next one ahead; and whether that is going on.
+    may_read_ahead: bool,
+    is_reading_ahead: bool,
+    sweep: Option<(SweepKind, Ending)>,
+    is_stopping: bool,
+    has_failed: bool,
     free_buffers: usize,
-    stopping: bool,
+    due: usize,
+    lent: usize,
+    swapping_in: usize,
+    swapping_out: usize,
+    /// Chunks before this have been begun in this sweep; those before `ahead` for the next one.
+    cursor: usize,
+    ahead: usize,
+    /// Pinned chunks before this have been handed over in this sweep.
+    pinned_cursor: usize,
+    /// Chunks in memory that the sweep hands over next, and those that it writes next.
+    to_lend: VecDeque<usize>,
+    to_write: VecDeque<usize>,
 }
 
 impl Pipeline {
-    /// A sweep over `chunks` chunks through `buffers` buffers.
-    pub fn new(kind: SweepKind, chunks: usize, buffers: usize) -> Self {
+    /// All chunks are on the drives. Of `buffers` buffers the first `pinned` chunks take one each
+    /// for good, which leaves at least one for the others, if there are any.
+    pub fn new(chunks: usize, buffers: usize, pinned: usize, may_read_ahead: bool) -> Self {
+        assert!(pinned < buffers || pinned == chunks, "no buffer is left to go through");
         Self {
-            kind,
-            states: vec![ChunkState::OnDrive; chunks],
-            next: 0,
-            away: 0,
+            chunks: vec![Chunk::default(); chunks],
+            pinned,
+            may_read_ahead,
+            is_reading_ahead: false,
+            sweep: None,
+            is_stopping: false,
+            has_failed: false,
             free_buffers: buffers,
-            stopping: false,
+            due: 0,
+            lent: 0,
+            swapping_in: 0,
+            swapping_out: 0,
+            cursor: chunks,
+            ahead: chunks,
+            pinned_cursor: pinned,
+            to_lend: VecDeque::new(),
+            to_write: VecDeque::new(),
+        }
+    }
+
+    /// Begins a sweep. What is on its way goes on; what is in memory is used as it is, but for an
+    /// inspection, which reads anew what memory has only in part.
+    pub fn begin(&mut self, kind: SweepKind, ending: Ending) {
+        assert!(self.sweep.is_none() && self.lent == 0, "one sweep at a time");
+        (self.sweep, self.is_stopping) = (Some((kind, ending)), false);
+        match kind {
+            SweepKind::Flush => return self.write_what_is_dirty(),
+            SweepKind::Settle => return,
+            SweepKind::Inspect => {
+                assert_eq!(self.swapping_in, 0, "settled before");
+                self.drop_residents(|_, chunk| !chunk.is_whole);
+            }
+            SweepKind::Fill => self.forget(),
+            SweepKind::Update => {}
+        }
+        self.is_reading_ahead = self.may_read_ahead && kind == SweepKind::Update;
+        self.due = self.chunks.len();
+        (self.cursor, self.ahead, self.pinned_cursor) = (0, self.pinned, 0);
+        for (index, chunk) in self.chunks.iter_mut().enumerate() {
+            chunk.is_due = true;
+            if chunk.state == ChunkState::Resident && index >= self.pinned {
+                self.to_lend.push_back(index);
+            }
+        }
+        if self.has_failed {
+            self.stop();
         }
     }
 
     /// What to do next. Look-ahead is as deep as there are buffers: a buffer is free as soon as its
     /// own write is done, and the next read starts at once, whatever else is under way.
-    pub fn next(&self) -> Action {
-        let has_more = self.next < self.states.len() && !self.stopping;
-        let chunk = ChunkIndex(self.next as u32);
-        match self.kind {
-            _ if !has_more && self.away == 0 => Action::Finish,
-            _ if !has_more || self.free_buffers == 0 => Action::Wait,
-            SweepKind::Fill => Action::LendZeroed(chunk),
-            SweepKind::Update | SweepKind::Inspect => Action::SwapIn(chunk),
+    pub fn next(&mut self) -> Action {
+        if !self.has_failed {
+            if let Some(index) = self.to_write.pop_front() {
+                self.change(index, ChunkState::Resident, ChunkState::SwappingOut);
+                return Action::SwapOut(ChunkIndex::from_index(index));
+            }
+            if let Some(index) = self.next_to_lend() {
+                self.change(index, ChunkState::Resident, ChunkState::Lent);
+                return Action::Lend(ChunkIndex::from_index(index));
+            }
+            if let Some(index) = self.next_to_start() {
+                return self.start(index);
+            }
+        }
+        if !self.has_ended() {
+            return Action::Wait;
+        }
+        self.sweep = None;
+        Action::Finish
+    }
+
+    fn next_to_lend(&mut self) -> Option<usize> {
+        if let Some(index) = self.to_lend.pop_front() {
+            return Some(index);
+        }
+        while self.pinned_cursor < self.pinned && self.lent < LENT_ENOUGH {
+            let (index, chunk) = (self.pinned_cursor, self.chunks[self.pinned_cursor]);
+            self.pinned_cursor += 1;
+            if chunk.is_due && chunk.state == ChunkState::Resident {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// The next chunk to take a free buffer: of this sweep, then of the next one.
+    fn next_to_start(&mut self) -> Option<usize> {
+        if self.free_buffers == 0 {
+            return None;
+        }
+        // Due chunks that are in memory, or on their way there, are handed over from there.
+        let is_next = |it: &Chunk| it.is_due && it.state == ChunkState::OnDrive;
+        let found = self.chunks[self.cursor..].iter().position(is_next);
+        self.cursor = found.map_or(self.chunks.len(), |more| self.cursor + more);
+        if found.is_some() {
+            return Some(self.cursor);
+        }
+        let is_there =
+            |it: &Chunk| !matches!(it.state, ChunkState::SwappingIn | ChunkState::Resident);
+        let found = self.chunks[self.ahead..].iter().position(is_there);
+        self.ahead = found.map_or(self.chunks.len(), |more| self.ahead + more);
+        let chunk = self.chunks.get(self.ahead).filter(|_| self.is_reading_ahead)?;
+        // What this sweep has not finished with yet is waited for.
+        (chunk.state == ChunkState::OnDrive).then_some(self.ahead)
+    }
+
+    fn start(&mut self, index: usize) -> Action {
+        self.free_buffers -= 1;
+        let (is_due, chunk) = (self.chunks[index].is_due, ChunkIndex::from_index(index));
+        let kind = self.kind().filter(|_| is_due);
+        if kind == Some(SweepKind::Fill) {
+            self.chunks[index].is_whole = true;
+            self.change(index, ChunkState::OnDrive, ChunkState::Lent);
+            return Action::LendZeroed(chunk);
+        }
+        let is_whole = kind == Some(SweepKind::Inspect);
+        self.chunks[index].is_whole = is_whole;
+        self.change(index, ChunkState::OnDrive, ChunkState::SwappingIn);
+        Action::SwapIn { chunk, is_whole }
+    }
+
+    fn has_ended(&self) -> bool {
+        let Some((kind, ending)) = self.sweep else { return false };
+        let (reads, writes) = (self.swapping_in > 0, self.swapping_out > 0);
+        self.due == 0
+            && self.lent == 0
+            && match kind {
+                _ if self.has_failed => !reads && !writes,
+                SweepKind::Settle => !reads && !writes,
+                SweepKind::Flush => !writes,
+                SweepKind::Update | SweepKind::Inspect | SweepKind::Fill => {
+                    (ending == Ending::Behind || !writes) && (self.is_reading_ahead || !reads)
+                }
+            }
+    }
+
+    /// The sweep under way.
+    pub fn kind(&self) -> Option<SweepKind> {
+        self.sweep.map(|(kind, _)| kind)
+    }
+
+    /// Whether the swapper keeps a buffer for this chunk.
+    pub fn is_resident(&self, chunk: ChunkIndex) -> bool {
+        self.chunks[chunk.index()].state == ChunkState::Resident
+    }
+
+    /// No chunk of the sweep is handed over any more; those under way come to their end. What has
+    /// been read stays for the next update, if that may be read ahead.
+    pub fn stop(&mut self) {
+        if self.sweep.is_none() {
+            return;
+        }
+        (self.due, self.cursor, self.is_stopping) = (0, self.chunks.len(), true);
+        self.chunks.iter_mut().for_each(|chunk| chunk.is_due = false);
+        self.to_lend.clear();
+        self.pinned_cursor = self.pinned;
+        if matches!(self.sweep, Some((_, Ending::Flushed))) {
+            self.write_what_is_dirty();
+        }
+        if !self.is_reading_ahead {
+            let pinned = self.pinned;
+            self.drop_residents(|index, chunk| index >= pinned && !chunk.is_dirty);
         }
     }
 
-    /// No chunk starts any more; those under way come to their end.
-    pub fn stop(&mut self) {
-        self.stopping = true;
+    /// An operation has failed: nothing starts any more until the sweep under way, or the next one,
+    /// has ended with that failure.
+    pub fn fail(&mut self) {
+        self.stop();
+        self.to_write.clear();
+        (self.has_failed, self.is_reading_ahead) = (true, false);
     }
 
-    /// What the sweep is for.
-    pub fn kind(&self) -> SweepKind {
-        self.kind
+    /// The failure has been told.
+    pub fn pardon(&mut self) {
+        self.has_failed = false;
     }
 
-    /// A chunk starts: it takes a buffer.
-    pub fn begin_swap_in(&mut self, chunk: ChunkIndex) {
-        self.change(chunk, ChunkState::OnDrive, ChunkState::SwappingIn);
-        self.take_buffer();
+    /// What is in memory counts no more. Nothing is on its way.
+    pub fn forget(&mut self) {
+        assert_eq!(self.lent + self.swapping_in + self.swapping_out, 0, "settled before");
+        self.is_reading_ahead = false;
+        self.drop_residents(|_, _| true);
     }
 
-    /// A chunk starts without being read: it takes a buffer.
-    pub fn lend_zeroed(&mut self, chunk: ChunkIndex) {
-        self.change(chunk, ChunkState::OnDrive, ChunkState::Lent);
-        self.take_buffer();
+    /// The caller gave a chunk back.
+    pub fn give_back(&mut self, chunk: ChunkIndex, has_changed: bool) -> Fate {
+        let index = chunk.index();
+        let kind = self.kind();
+        let entry = &mut self.chunks[index];
+        entry.is_dirty |= has_changed;
+        entry.is_whole |= has_changed;
+        let is_flushed = matches!(self.sweep, Some((_, Ending::Flushed)));
+        let must_write = entry.is_dirty && (index >= self.pinned || is_flushed);
+        let fate = match () {
+            () if self.has_failed => Fate::Free,
+            // Nothing was put in.
+            () if kind == Some(SweepKind::Fill) && !has_changed => Fate::Free,
+            () if must_write => Fate::Write,
+            () if index < self.pinned => Fate::Keep,
+            // Not updated, but read ahead now.
+            () if self.is_stopping && self.is_reading_ahead => Fate::Keep,
+            () => Fate::Free,
+        };
+        self.end(index, ChunkState::Lent, fate)
     }
 
-    /// A swapped-in chunk goes to the caller.
-    pub fn lend(&mut self, chunk: ChunkIndex) {
-        self.change(chunk, ChunkState::SwappingIn, ChunkState::Lent);
+    /// A swap-in has ended. (If it has failed, [`Self::fail`] comes before.)
+    pub fn end_swap_in(&mut self, chunk: ChunkIndex) -> Fate {
+        let is_due = self.chunks[chunk.index()].is_due;
+        let fate = self.keep_if(chunk.index(), is_due, self.is_reading_ahead);
+        self.end(chunk.index(), ChunkState::SwappingIn, fate)
     }
 
-    /// A swap-in failed: the buffer is free.
-    pub fn fail_swap_in(&mut self, chunk: ChunkIndex) {
-        self.change(chunk, ChunkState::SwappingIn, ChunkState::OnDrive);
-        self.free_buffer();
+    /// A swap-out has ended. (If it has failed, [`Self::fail`] comes before.)
+    pub fn end_swap_out(&mut self, chunk: ChunkIndex) -> Fate {
+        let index = chunk.index();
+        self.chunks[index].is_dirty = false;
+        // The sweep has wanted to read what was still being written: it is served from memory.
+        let is_wanted = self.chunks[index].is_due && index < self.cursor;
+        let fate = self.keep_if(index, is_wanted, false);
+        self.end(index, ChunkState::SwappingOut, fate)
     }
 
-    /// The caller gave a chunk back to be written.
-    pub fn begin_swap_out(&mut self, chunk: ChunkIndex) {
-        self.change(chunk, ChunkState::Lent, ChunkState::SwappingOut);
+    fn keep_if(&mut self, index: usize, is_wanted: bool, is_ahead: bool) -> Fate {
+        if is_wanted {
+            self.to_lend.push_back(index);
+        }
+        let is_kept = is_wanted || is_ahead || index < self.pinned;
+        if is_kept && !self.has_failed { Fate::Keep } else { Fate::Free }
     }
 
-    /// A swap-out has ended: the buffer is free.
-    pub fn end_swap_out(&mut self, chunk: ChunkIndex) {
-        self.change(chunk, ChunkState::SwappingOut, ChunkState::OnDrive);
-        self.free_buffer();
+    fn end(&mut self, index: usize, state: ChunkState, fate: Fate) -> Fate {
+        let next = match fate {
+            Fate::Keep => ChunkState::Resident,
+            Fate::Write => ChunkState::SwappingOut,
+            Fate::Free => ChunkState::OnDrive,
+        };
+        self.change(index, state, next);
+        if fate == Fate::Free {
+            self.free(index);
+        }
+        fate
     }
 
-    /// The caller gave a chunk back unchanged: the buffer is free.
-    pub fn release(&mut self, chunk: ChunkIndex) {
-        self.change(chunk, ChunkState::Lent, ChunkState::OnDrive);
-        self.free_buffer();
+    fn write_what_is_dirty(&mut self) {
+        let is_written = |it: &Chunk| it.state == ChunkState::Resident && it.is_dirty && !it.is_due;
+        let found = self.chunks.iter().enumerate().filter(|(_, chunk)| is_written(chunk));
+        self.to_write = found.map(|(index, _)| index).collect();
     }
 
-    fn change(&mut self, chunk: ChunkIndex, from: ChunkState, to: ChunkState) {
-        let state = &mut self.states[chunk.index()];
-        assert_eq!(*state, from, "{chunk} cannot become {to:?}");
-        *state = to;
+    fn drop_residents(&mut self, is_dropped: impl Fn(usize, &Chunk) -> bool) {
+        for index in 0..self.chunks.len() {
+            let chunk = &self.chunks[index];
+            if chunk.state == ChunkState::Resident && is_dropped(index, chunk) {
+                self.change(index, ChunkState::Resident, ChunkState::OnDrive);
+                self.free(index);
+            }
+        }
     }
 
-    fn take_buffer(&mut self) {
-        self.free_buffers -= 1;
-        self.away += 1;
-        self.next += 1;
-    }
-
-    fn free_buffer(&mut self) {
+    fn free(&mut self, index: usize) {
+        self.chunks[index].is_dirty = false;
         self.free_buffers += 1;
-        self.away -= 1;
+    }
+
+    /// Every transition goes through here, and demands the state that it leaves: a chunk is never
+    /// in two operations.
+    fn change(&mut self, index: usize, from: ChunkState, to: ChunkState) {
+        let chunk = &mut self.chunks[index];
+        assert_eq!(chunk.state, from, "chunk {index} cannot become {to:?}");
+        chunk.state = to;
+        if to == ChunkState::Lent && std::mem::take(&mut chunk.is_due) {
+            self.due -= 1;
+        }
+        for (state, change) in [(from, -1), (to, 1)] {
+            let count = match state {
+                ChunkState::SwappingIn => &mut self.swapping_in,
+                ChunkState::Lent => &mut self.lent,
+                ChunkState::SwappingOut => &mut self.swapping_out,
+                ChunkState::OnDrive | ChunkState::Resident => continue,
+            };
+            *count = count.wrapping_add_signed(change);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Walks every order of events for small sweeps: each must end with every chunk back on the
-    /// drives, and wait only while something is under way.
-    fn explore(kind: SweepKind, chunks: usize, buffers: usize) -> usize {
-        #[derive(Clone)]
-        struct World {
-            log: Vec<(usize, ChunkState)>,
-        }
-        fn replay(kind: SweepKind, chunks: usize, buffers: usize, world: &World) -> Pipeline {
-            let mut pipeline = Pipeline::new(kind, chunks, buffers);
-            start_all(&mut pipeline);
-            for (chunk, state) in &world.log {
-                let chunk = ChunkIndex(*chunk as u32);
-                match (state, kind) {
-                    (ChunkState::SwappingIn, _) => pipeline.lend(chunk),
-                    (ChunkState::Lent, SweepKind::Inspect) => pipeline.release(chunk),
-                    (ChunkState::Lent, _) => pipeline.begin_swap_out(chunk),
-                    (ChunkState::SwappingOut, _) => pipeline.end_swap_out(chunk),
-                    (ChunkState::OnDrive, _) => unreachable!(),
-                }
-                start_all(&mut pipeline);
-            }
-            pipeline
-        }
-        fn start_all(pipeline: &mut Pipeline) {
-            loop {
-                match pipeline.next() {
-                    Action::SwapIn(chunk) => pipeline.begin_swap_in(chunk),
-                    Action::LendZeroed(chunk) => pipeline.lend_zeroed(chunk),
-                    Action::Wait | Action::Finish => return,
-                }
-            }
-        }
-        let mut ends = 0;
-        let mut open = vec![World { log: Vec::new() }];
-        while let Some(world) = open.pop() {
-            let pipeline = replay(kind, chunks, buffers, &world);
-            let moves = pipeline.states.iter().copied().enumerate();
-            let moves = moves.filter(|(_, state)| *state != ChunkState::OnDrive);
-            let before = open.len();
-            for step in moves {
-                let mut log = world.log.clone();
-                log.push(step);
-                open.push(World { log });
-            }
-            if open.len() == before {
-                assert_eq!(pipeline.next(), Action::Finish);
-                assert_eq!((pipeline.next, pipeline.free_buffers), (chunks, buffers));
-                ends += 1;
-            } else {
-                assert_eq!(pipeline.next(), Action::Wait);
-                let away = pipeline.states.iter().filter(|s| **s != ChunkState::OnDrive).count();
-                let started_all = pipeline.next == chunks;
-                assert!(away == buffers || started_all, "a buffer is idle with work to do");
-            }
-        }
-        ends
-    }
-
-    #[test]
-    fn every_order_of_events_ends_and_keeps_every_buffer_busy() {
-        for kind in [SweepKind::Update, SweepKind::Inspect, SweepKind::Fill] {
-            for chunks in 0..=3 {
-                for buffers in 1..=3 {
-                    assert!(explore(kind, chunks, buffers) > 0);
-                }
-            }
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "cannot become")]
-    fn a_chunk_cannot_be_swapped_out_twice() {
-        let mut pipeline = Pipeline::new(SweepKind::Fill, 1, 2);
-        pipeline.lend_zeroed(ChunkIndex(0));
-        pipeline.begin_swap_out(ChunkIndex(0));
-        pipeline.begin_swap_out(ChunkIndex(0));
-    }
-
-    #[test]
-    fn a_stopped_sweep_starts_nothing_and_ends() {
-        let mut pipeline = Pipeline::new(SweepKind::Update, 5, 2);
-        pipeline.begin_swap_in(ChunkIndex(0));
-        pipeline.stop();
-        assert_eq!(pipeline.next(), Action::Wait);
-        pipeline.fail_swap_in(ChunkIndex(0));
-        assert_eq!(pipeline.next(), Action::Finish);
-    }
-}
+mod tests;

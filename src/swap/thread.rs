@@ -1,14 +1,15 @@
 //! The I/O thread: it asks the pipeline what to do next, does it, and waits for results or
 //! commands.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::messages::{Command, Event, EventSender, ReadySender, SwapperSpec, SweepTotals};
-use super::pipeline::{Action, Pipeline, SweepKind};
+use super::handle::Commands;
+use super::messages::{Command, Event, EventSender, Loan, ReadySender, SwapperSpec, SweepTotals};
+use super::pipeline::{Action, Fate, Pipeline, SweepKind};
 use crate::error::{Error, ErrorKind};
 use crate::io::{Buffer, Direction, Finished, IoCause, IoFault, Part, Transfer, Transfers, Wait};
 use crate::storage::{Placement, Slots};
@@ -18,7 +19,7 @@ use crate::units::ChunkIndex;
 /// The body of the thread: opens the engine, reports readiness, serves until `Close`.
 pub(super) fn run(
     spec: SwapperSpec,
-    commands: Arc<Mutex<VecDeque<Command>>>,
+    commands: Arc<Commands>,
     ready: &ReadySender,
     events: EventSender,
 ) {
@@ -31,18 +32,17 @@ pub(super) fn run(
     let waker = engine.waker();
     let worker = Worker {
         transfers: Transfers::new(engine, depth, files),
+        pipeline: Pipeline::new(spec.chunks, spec.buffers.len(), spec.pinned, spec.may_read_ahead),
         free: spec.buffers,
-        pipeline: Pipeline::new(SweepKind::Inspect, 0, 0),
-        sweeping: false,
+        kept: (0..spec.chunks).map(|_| None).collect(),
         failure: None,
         completed_ops: 0,
         last_progress: Instant::now(),
         swap_in_busy: BusyClock::default(),
         swap_out_busy: BusyClock::default(),
         placement: spec.placement,
-        slots: Arc::new(Slots::new(0, false)),
+        slots: Slots::new(spec.chunks, false),
         on_progress: spec.on_progress,
-        chunks: spec.chunks,
         swap_in_bytes: spec.swap_in_bytes,
         paths: spec.paths,
         io_timeout: spec.io_timeout,
@@ -56,26 +56,32 @@ pub(super) fn run(
     }
 }
 
+/// A buffer that the swapper keeps for a chunk.
+struct Kept {
+    buffer: Buffer,
+    is_fresh: bool,
+}
+
 struct Worker {
     transfers: Transfers,
-    free: Vec<Buffer>,
     pipeline: Pipeline,
-    sweeping: bool,
+    free: Vec<Buffer>,
+    /// The buffers of resident chunks.
+    kept: Vec<Option<Kept>>,
     failure: Option<Error>,
     completed_ops: u64,
     last_progress: Instant,
     swap_in_busy: BusyClock,
     swap_out_busy: BusyClock,
     placement: Placement,
-    /// Of the sweep under way.
-    slots: Arc<Slots>,
+    /// Of the last update, inspection or fill, and what has been written since.
+    slots: Slots,
     on_progress: Box<dyn Fn(u64) + Send>,
-    chunks: usize,
     swap_in_bytes: Vec<usize>,
     paths: Vec<PathBuf>,
     io_timeout: Duration,
     describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
-    commands: Arc<Mutex<VecDeque<Command>>>,
+    commands: Arc<Commands>,
     events: EventSender,
 }
 
@@ -83,10 +89,13 @@ impl Worker {
     fn serve(mut self) {
         let mut finished = Vec::new();
         loop {
+            // Said before the last look at the queue, so that nothing is missed.
+            let looks_soon = self.transfers.comes_back_soon();
+            self.commands.looks_soon.store(looks_soon, Ordering::SeqCst);
             if self.obey_commands().is_break() {
                 return;
             }
-            self.start_what_can_start();
+            self.do_what_is_next();
             let deadline = self.last_progress + self.io_timeout;
             let idle = Instant::now() + Duration::from_secs(3600);
             let wait = if self.transfers.active() > 0 { deadline } else { idle };
@@ -109,42 +118,65 @@ impl Worker {
 
     fn obey_commands(&mut self) -> ControlFlow<()> {
         let commands = {
-            let mut queue = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queue = self.commands.queue.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *queue)
         };
         for command in commands {
             match command {
-                Command::Begin(kind, slots) => {
-                    self.slots = slots;
-                    self.pipeline = Pipeline::new(kind, self.chunks, self.free.len());
-                    self.sweeping = true;
+                Command::Begin(kind, ending, slots) => {
+                    if let Some(slots) = slots {
+                        self.slots = slots;
+                    }
+                    self.pipeline.begin(kind, ending);
+                    self.free_what_was_dropped();
                 }
-                Command::SwapOut(chunk, buffer) => self.swap_out(chunk, buffer),
-                Command::Release(chunk, buffer) => {
-                    self.free.push(buffer);
-                    self.pipeline.release(chunk);
+                Command::GiveBack { chunk, buffer, has_changed } => {
+                    let has_changed =
+                        has_changed && self.pipeline.kind() != Some(SweepKind::Inspect);
+                    if has_changed {
+                        self.slots.mark_written(chunk);
+                    }
+                    // Unchanged, it may not have been looked at.
+                    let kept = Kept { buffer, is_fresh: !has_changed };
+                    let fate = self.pipeline.give_back(chunk, has_changed);
+                    self.dispose(chunk, kept, fate);
                 }
-                Command::Stop => self.pipeline.stop(),
+                Command::Stop => {
+                    self.pipeline.stop();
+                    self.free_what_was_dropped();
+                }
+                Command::Forget => {
+                    self.pipeline.forget();
+                    self.free_what_was_dropped();
+                }
                 Command::Close => return ControlFlow::Break(()),
             }
         }
         ControlFlow::Continue(())
     }
 
-    fn start_what_can_start(&mut self) {
-        while self.sweeping {
+    fn do_what_is_next(&mut self) {
+        loop {
             match self.pipeline.next() {
-                Action::SwapIn(chunk) => {
-                    self.pipeline.begin_swap_in(chunk);
-                    let buffer = self.take_buffer();
+                Action::SwapIn { chunk, is_whole } => {
+                    let buffer = self.take_free();
+                    let bytes =
+                        if is_whole { usize::MAX } else { self.swap_in_bytes[chunk.index()] };
                     self.swap_in_busy.begin(Instant::now());
-                    self.start(Direction::SwapIn, chunk, buffer);
+                    self.start(Direction::SwapIn, chunk, bytes, buffer);
+                }
+                Action::SwapOut(chunk) => {
+                    let kept = self.take_kept(chunk);
+                    self.write(chunk, kept.buffer);
+                }
+                Action::Lend(chunk) => {
+                    let Kept { buffer, is_fresh } = self.take_kept(chunk);
+                    self.lend(Loan { chunk, buffer, is_fresh });
                 }
                 Action::LendZeroed(chunk) => {
-                    self.pipeline.lend_zeroed(chunk);
-                    let mut buffer = self.take_buffer();
+                    let mut buffer = self.take_free();
                     buffer.fill(0);
-                    self.lend(chunk, buffer);
+                    self.lend(Loan { chunk, buffer, is_fresh: false });
                 }
                 Action::Wait => return,
                 Action::Finish => self.end_sweep(),
@@ -152,32 +184,45 @@ impl Worker {
         }
     }
 
-    fn take_buffer(&mut self) -> Buffer {
+    fn take_free(&mut self) -> Buffer {
         // The pipeline counts the same buffers as this list.
         self.free.pop().expect("the pipeline starts a chunk only with a free buffer")
     }
 
-    fn swap_out(&mut self, chunk: ChunkIndex, buffer: Buffer) {
-        if self.failure.is_some() || self.pipeline.kind() == SweepKind::Inspect {
-            self.free.push(buffer);
-            return self.pipeline.release(chunk);
-        }
-        self.pipeline.begin_swap_out(chunk);
-        self.swap_out_busy.begin(Instant::now());
-        self.start(Direction::SwapOut, chunk, buffer);
+    fn take_kept(&mut self, chunk: ChunkIndex) -> Kept {
+        // Kept and taken as the pipeline says.
+        self.kept[chunk.index()].take().expect("a resident chunk has a buffer")
     }
 
-    fn start(&mut self, direction: Direction, chunk: ChunkIndex, buffer: Buffer) {
+    fn dispose(&mut self, chunk: ChunkIndex, kept: Kept, fate: Fate) {
+        match fate {
+            Fate::Keep => self.kept[chunk.index()] = Some(kept),
+            Fate::Write => self.write(chunk, kept.buffer),
+            Fate::Free => self.free.push(kept.buffer),
+        }
+    }
+
+    fn free_what_was_dropped(&mut self) {
+        for (index, kept) in self.kept.iter_mut().enumerate() {
+            if kept.is_some() && !self.pipeline.is_resident(ChunkIndex::from_index(index)) {
+                self.free.extend(kept.take().map(|kept| kept.buffer));
+            }
+        }
+    }
+
+    fn write(&mut self, chunk: ChunkIndex, buffer: Buffer) {
+        self.swap_out_busy.begin(Instant::now());
+        self.start(Direction::SwapOut, chunk, usize::MAX, buffer);
+    }
+
+    /// Starts a transfer of the first `bytes` bytes of a chunk's extent.
+    fn start(&mut self, direction: Direction, chunk: ChunkIndex, bytes: usize, buffer: Buffer) {
         if self.transfers.active() == 0 {
             self.last_progress = Instant::now();
         }
         let extent = match direction {
             Direction::SwapIn => self.slots.read_extent(chunk),
             Direction::SwapOut => self.slots.write_extent(chunk),
-        };
-        let bytes = match (direction, self.pipeline.kind()) {
-            (Direction::SwapIn, SweepKind::Update) => self.swap_in_bytes[chunk.index()],
-            _ => usize::MAX,
         };
         let segments = self.placement.segments(extent).into_iter();
         let parts = segments.filter(|segment| segment.extent_offset < bytes).map(|segment| Part {
@@ -197,48 +242,48 @@ impl Worker {
         if let Err(fault) = result {
             self.fail(fault, chunk);
         }
-        match direction {
+        let is_fresh = direction == Direction::SwapIn;
+        let fate = match direction {
             Direction::SwapIn => {
                 self.swap_in_busy.end(now);
-                if self.failure.is_none() {
-                    self.pipeline.lend(chunk);
-                    return self.lend(chunk, buffer);
-                }
-                self.pipeline.fail_swap_in(chunk);
+                self.pipeline.end_swap_in(chunk)
             }
             Direction::SwapOut => {
                 self.swap_out_busy.end(now);
-                self.pipeline.end_swap_out(chunk);
+                self.pipeline.end_swap_out(chunk)
             }
-        }
-        self.free.push(buffer);
+        };
+        self.dispose(chunk, Kept { buffer, is_fresh }, fate);
     }
 
-    fn lend(&mut self, chunk: ChunkIndex, buffer: Buffer) {
-        if let Err(refused) = self.events.send(Event::Lent(chunk, buffer))
-            && let Event::Lent(chunk, buffer) = refused.0
+    fn lend(&mut self, loan: Loan) {
+        if let Err(refused) = self.events.send(Event::Lent(loan))
+            && let Event::Lent(Loan { chunk, buffer, is_fresh }) = refused.0
         {
             // The caller is gone and will say `Close`.
-            self.free.push(buffer);
-            self.pipeline.release(chunk);
+            let fate = self.pipeline.give_back(chunk, false);
+            self.dispose(chunk, Kept { buffer, is_fresh }, fate);
         }
     }
 
     fn end_sweep(&mut self) {
-        self.sweeping = false;
+        let now = Instant::now();
         let totals = SweepTotals {
             drives: self.transfers.take_totals(),
-            swap_in_busy: self.swap_in_busy.take(),
-            swap_out_busy: self.swap_out_busy.take(),
+            swap_in_busy: self.swap_in_busy.take_at(now),
+            swap_out_busy: self.swap_out_busy.take_at(now),
         };
+        self.pipeline.pardon();
         let result = self.failure.take().map_or(Ok(totals), Err);
         // A caller that is gone asks for nothing more.
         let _ = self.events.send(Event::Ended(result));
     }
 
-    /// Keeps the first failure; the sweep then comes to its end without starting anything.
+    /// Keeps the first failure; the sweep then comes to its end without starting anything, or the
+    /// next one does.
     fn fail(&mut self, fault: IoFault, chunk: ChunkIndex) {
-        self.pipeline.stop();
+        self.pipeline.fail();
+        self.free_what_was_dropped();
         let what = match fault.direction {
             Direction::SwapIn => "swap-in failed",
             Direction::SwapOut => "swap-out failed",

@@ -34,6 +34,8 @@ pub fn config_for(drives: &Drives, mode: Durability, engine: EngineName) -> Conf
     config.optimizer.clip_norm = 0.5;
     config.durability.mode = mode;
     config.io.engine = engine;
+    // What a step moves, it moves between its beginning and its end.
+    (config.swap.write_behind, config.swap.prefetch) = (false, false);
     config
 }
 
