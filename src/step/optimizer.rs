@@ -1,6 +1,7 @@
 //! The swapped optimizer: AdamW whose state lies on drives.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::checksums::Checksums;
 use super::durable::{Durable, Resumed};
@@ -257,6 +258,7 @@ fn create_files(
         drive: 0,
         drives: config.drives.paths.clone(),
         weights: config.drive_weights(),
+        stripe_headroom: config.drives.stripe_headroom,
         stripe_unit_bytes: config.drives.stripe_unit.0,
         chunk_elems: config.swap.chunk_elements.0,
         sub_group_elems: config.swap.sub_group_elements.0,
@@ -264,7 +266,7 @@ fn create_files(
         parameters: plan.inventory().parameters().to_vec(),
     });
     let bytes = plan.placement().drive_bytes();
-    let mut files = ShardFiles::create(directories, bytes, &owner, layout.as_ref())?;
+    let mut files = ShardFiles::create(directories, &bytes, &owner, layout.as_ref())?;
     files.keep(config.drives.keep_files);
     Ok(files)
 }
@@ -309,7 +311,7 @@ fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Res
             faults,
         },
         paths: files.paths(),
-        placement: plan.placement().clone(),
+        placement: Arc::clone(plan.placement()),
         chunks: plan.partition().chunks().len(),
         swap_in_bytes: plan.swap_in_bytes(),
         buffers: allocate_buffers(plan.buffer_count(), plan.buffer_bytes())?,

@@ -18,7 +18,7 @@ pub struct SwapperSpec {
     /// Paths of those files, for messages.
     pub paths: Vec<PathBuf>,
     /// Where the slots of chunks lie.
-    pub placement: Placement,
+    pub placement: Arc<Placement>,
     /// Number of chunks.
     pub chunks: usize,
     /// Bytes of each chunk that an update needs: of the first part of its extent. Other sweeps read
