@@ -230,6 +230,7 @@ impl SwappedOptimizer {
         };
         let fits = check_fit(&self.plan, &record);
         agree(&*self.comm, fits.and_then(|()| place_as_recorded(&self.plan, &record)))?;
+        self.begin_balance();
         self.slots = Slots::from_committed(record.slots.clone());
         self.checksums.restore(&record.checksums);
         self.attempts = record.attempts;

@@ -13,6 +13,7 @@ mod preflight;
 mod process_io;
 mod records;
 mod resume;
+mod reweigh;
 mod run;
 mod snapshot;
 mod stored;
@@ -20,6 +21,7 @@ mod synthetic;
 mod update;
 mod verify;
 mod view;
+mod weights;
 
 pub use durable::Resumed;
 pub use gradients::Gradients;

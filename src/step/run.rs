@@ -92,11 +92,16 @@ impl SwappedOptimizer {
         });
         let has_failed = ready.is_err();
         let stop = options.stop;
-        let world =
-            timers.time(Timer::GradientNorm, || reduce(&*self.comm, norm, has_failed, stop))?;
+        let is_unbalanced = self.balance.has_evidence();
+        let world = timers.time(Timer::GradientNorm, || {
+            reduce(&*self.comm, norm, has_failed, stop, is_unbalanced)
+        })?;
         if world.failed > 0 {
             agree(&*self.comm, ready.map(drop))?;
             return Err(Error::internal("a rank refused the step without an error"));
+        }
+        if world.unbalanced > 0 {
+            self.balance.reweigh(&self.plan, &*self.comm)?;
         }
         let (laid_out, sweep) = ready?;
         let clip_norm = self.plan.config().optimizer.clip_norm;
@@ -146,6 +151,7 @@ impl SwappedOptimizer {
         outcome.epoch = epoch;
         outcome.duration = start.elapsed();
         let kernel_bytes = self.process_io.bytes() - kernel_before;
+        self.balance.end_step(outcome.duration);
         self.recorder.add_step(&totals, kernel_bytes, outcome.duration);
         Ok(outcome)
     }

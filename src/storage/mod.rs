@@ -11,6 +11,7 @@
 //!                               record-1
 //! ```
 
+pub mod balance;
 pub mod commit;
 mod details;
 mod directory;
@@ -41,3 +42,6 @@ pub use shard::ShardFiles;
 pub use shares::normalized;
 pub use slots::Slots;
 pub use trial::{Device, DriveTrial};
+
+/// The target of messages in the log about drives of a node, which its first rank tells.
+pub const DRIVES_TARGET: &str = "optswap::drives";

@@ -78,6 +78,8 @@ struct Table {
     version: u32,
     /// The version by which each extent was dealt.
     dealt_at: Vec<u32>,
+    /// The version whose dealer counts the units that an extent has.
+    counted_at: Vec<u32>,
     is_moved: Vec<bool>,
     /// Where extents will lie whose write is on its way, unless where they lie now.
     on_the_way: HashMap<usize, Deal>,
@@ -86,7 +88,7 @@ struct Table {
 #[derive(Clone, Debug)]
 struct Deal {
     units: Vec<u32>,
-    /// Every unit came to the drive that it was dealt to.
+    /// Every unit came to a drive that has not too much.
     is_complete: bool,
     version: u32,
 }
@@ -108,7 +110,7 @@ impl Placement {
         let mut first_place = vec![0];
         let mut drives = Vec::new();
         for bytes in extent_bytes {
-            drives.extend((0..bytes.div_ceil(unit_bytes)).map(|_| dealer.deal()));
+            drives.extend((0..bytes.div_ceil(unit_bytes)).map(|_| dealer.deal_freely()));
             first_place.push(drives.len());
         }
         let count = |drive: usize| drives.iter().filter(|it| **it == drive).count() as f64;
@@ -130,6 +132,7 @@ impl Placement {
             dealer,
             version: 0,
             dealt_at: vec![0; extent_bytes.len()],
+            counted_at: vec![0; extent_bytes.len()],
             is_moved: vec![false; extent_bytes.len()],
             on_the_way: HashMap::new(),
             units,
@@ -192,6 +195,7 @@ impl Placement {
         owned.copy_from_slice(&kept);
         if has_moved {
             table.is_moved[extent.index()] = true;
+            table.counted_at[extent.index()] = deal.version;
             if deal.is_complete {
                 table.dealt_at[extent.index()] = deal.version;
             }
@@ -285,6 +289,7 @@ impl Placement {
         let stale = table.version - 1;
         let is_dealt = |moved: &bool| if is_first && !moved { table.version } else { stale };
         table.dealt_at = is_moved.iter().map(is_dealt).collect();
+        table.counted_at.fill(stale);
         table.dealer = self.first_deal.with_shares(shares.to_vec());
         (table.units, table.free, table.is_moved) = (units, free, is_moved);
         table.on_the_way.clear();
@@ -295,7 +300,7 @@ impl Placement {
         let (mut dealer, mut next) = (self.first_deal.clone(), self.first_unit.clone());
         let places = 0..self.first_place.last().copied().unwrap_or(0);
         let deal = |_| {
-            let drive = dealer.deal();
+            let drive = dealer.deal_freely();
             next[drive] += 1;
             next[drive] - 1
         };
@@ -303,38 +308,40 @@ impl Placement {
     }
 
     /// Chooses units for an extent whose shares are no longer those by which it was dealt. Each is
-    /// one of its own or a free one. Where its drive has none, it stays where it was.
+    /// one of its own or a free one. Where a drive has none, the next best is taken, and the extent
+    /// is dealt again when it is written again.
     fn deal_anew(&self, table: &mut Table, extent: ExtentIndex) {
         let index = extent.index();
         if table.dealt_at[index] == table.version || table.on_the_way.contains_key(&index) {
             return;
         }
         let owned = &table.units[self.places_of(extent)];
-        let mut own: BTreeSet<u32> = owned.iter().copied().collect();
-        let mut dealer = table.dealer.clone();
-        let mut take = |drive: usize| {
-            let on_drive = self.first_unit[drive]..self.first_unit[drive + 1];
-            let lowest = |of: &mut BTreeSet<u32>| {
-                let unit = of.range(on_drive.clone()).next().copied()?;
-                of.remove(&unit).then_some(unit)
-            };
-            lowest(&mut own).or_else(|| lowest(&mut table.free))
-        };
-        let dealt: Vec<Option<u32>> = owned.iter().map(|_| take(dealer.deal())).collect();
-        let is_complete = dealt.iter().all(Option::is_some);
-        let mut rest = own.into_iter();
-        let units = dealt.into_iter().map(|unit| unit.or_else(|| rest.next()).unwrap_or_default());
-        let units: Vec<u32> = units.collect();
-        if is_complete {
-            table.dealer = dealer;
+        if table.counted_at[index] == table.version {
+            owned.iter().for_each(|unit| table.dealer.take_back(self.drive_of(*unit)));
         }
-        if units == *owned {
-            if is_complete {
-                table.dealt_at[index] = table.version;
+        let mut own: BTreeSet<u32> = owned.iter().copied().collect();
+        let mut units = Vec::with_capacity(owned.len());
+        let mut is_complete = true;
+        for _ in owned {
+            let lowest = |of: &BTreeSet<u32>, drive: usize| {
+                of.range(self.first_unit[drive]..self.first_unit[drive + 1]).next().copied()
+            };
+            let on = |drive: usize| lowest(&own, drive).or_else(|| lowest(&table.free, drive));
+            let first_choice = table.dealer.clone().deal_freely();
+            let Some(drive) = table.dealer.deal(|drive| on(drive).is_some()) else { break };
+            let Some(unit) = on(drive) else { break };
+            is_complete &= drive == first_choice;
+            if !own.remove(&unit) {
+                table.free.remove(&unit);
             }
-            return;
+            units.push(unit);
         }
         let version = table.version;
+        if units == *owned {
+            table.counted_at[index] = version;
+            table.dealt_at[index] = if is_complete { version } else { table.dealt_at[index] };
+            return;
+        }
         table.on_the_way.insert(index, Deal { units, is_complete, version });
     }
 

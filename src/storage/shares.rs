@@ -25,17 +25,28 @@ impl Dealer {
         &self.shares
     }
 
-    /// The drive that is least loaded, relative to its share, with one more unit.
-    pub fn deal(&mut self) -> usize {
+    /// The drive that is least loaded, relative to its share, with one more unit; of those that are
+    /// allowed, if any is.
+    pub fn deal(&mut self, is_allowed: impl Fn(usize) -> bool) -> Option<usize> {
         let drives = self.shares.len();
         let load_after = |drive: usize| (self.dealt[drive] + 1) as f64 / self.shares[drive];
         let in_turn = (0..drives).map(|turn| (self.first_drive + turn) % drives);
         let drive = in_turn
-            .filter(|drive| self.shares[*drive] > 0.0)
-            .min_by(|a, b| load_after(*a).total_cmp(&load_after(*b)))
-            .unwrap_or(0);
+            .filter(|drive| is_allowed(*drive))
+            .min_by(|a, b| load_after(*a).total_cmp(&load_after(*b)))?;
         self.dealt[drive] += 1;
-        drive
+        Some(drive)
+    }
+
+    /// Any drive that is to get something.
+    pub fn deal_freely(&mut self) -> usize {
+        let shares = self.shares.clone();
+        self.deal(|drive| shares[drive] > 0.0).unwrap_or(0)
+    }
+
+    /// Takes back a unit that was dealt to a drive.
+    pub fn take_back(&mut self, drive: usize) {
+        self.dealt[drive] = self.dealt[drive].saturating_sub(1);
     }
 }
 
@@ -121,7 +132,7 @@ mod tests {
         ) {
             let mut dealer = Dealer::new(shares.clone(), 0);
             for _ in 0..units {
-                dealer.deal();
+                dealer.deal_freely();
             }
             for (share, dealt) in normalized(&shares).iter().zip(&dealer.dealt) {
                 let ideal = units as f64 * share;
