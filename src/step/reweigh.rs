@@ -3,7 +3,6 @@
 //! share of what is written from then on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use super::plan::Plan;
 use crate::coord::{Communicator, Topology, gather_all};
 use crate::error::{Error, Result};
 use crate::io::{DriveMeters, Reading};
-use crate::storage::balance::{Change, DriveLoad, WeightKeeper, rates};
+use crate::storage::balance::{Change, DriveLoad, NOISE, WeightKeeper, rates};
 use crate::storage::{DRIVES_TARGET, ShardFiles, Shares};
 use crate::units::{DriveIndex, Rank};
 
@@ -42,6 +41,9 @@ pub(super) struct Balance {
     /// The last whole measurement.
     measured: Vec<DriveLoad>,
     has_evidence: bool,
+    /// What the log has last said, or could have, that each drive does, and the most that it ever
+    /// did while it was busy all the time; bytes per second, 0 if that is not known.
+    told: Vec<[f64; 2]>,
     has_told_bound: bool,
 }
 
@@ -71,6 +73,7 @@ impl Balance {
             steps: Duration::ZERO,
             measured: Vec::new(),
             has_evidence: false,
+            told: vec![[0.0; 2]; drives],
             has_told_bound: false,
         }
     }
@@ -113,6 +116,10 @@ impl Balance {
             let loads = self.keys.iter().copied().zip(measured);
             self.measured = self.loads_of(loads);
             self.has_evidence = self.keeper.look(&mut self.measured);
+            for (told, load) in self.told.iter_mut().zip(&self.measured) {
+                let known = load.known_bytes_per_s;
+                *told = [if told[0] == 0.0 { known } else { told[0] }, told[1].max(known)];
+            }
         }
     }
 
@@ -147,13 +154,49 @@ impl Balance {
         let before = plan.placement().shares();
         let shares = plan.placement().reweigh(self.keeper.weights());
         if self.local.first() == Some(&comm.rank()) {
-            let paths = &plan.config().drives.paths;
+            let rates = rates(&loads);
             for change in changes {
-                tell(paths, comm.host(), &change, &rates(&loads), &before, &shares);
+                let drive = change.drive;
+                let path = plan.config().drives.paths[drive].display().to_string();
+                let moves = [before[drive], shares.given[drive]];
+                self.tell(comm.host(), &path, &change, &rates, moves);
             }
             self.tell_bound(comm.host(), &shares);
         }
         Ok(())
+    }
+
+    /// Says that a drive has changed, once; what only puts its share right is said less loudly.
+    fn tell(
+        &mut self,
+        host: &str,
+        path: &str,
+        change: &Change,
+        rates: &[Option<f64>],
+        [before, after]: [f64; 2],
+    ) {
+        let rate = rates[change.drive].unwrap_or(0.0);
+        let [told, most] = &mut self.told[change.drive];
+        let [before, after] = [100.0 * before, 100.0 * after];
+        let mbps = |rate: f64| format!("{:.0}", rate / 1e6);
+        let others = rates.iter().enumerate().filter(|(drive, _)| *drive != change.drive);
+        let others: Vec<String> = others.map(|(_, rate)| mbps(rate.unwrap_or(0.0))).collect();
+        let (own, others) = (mbps(rate), others.join(", "));
+        if (rate / NOISE..rate * NOISE).contains(told) {
+            return tracing::info!(
+                target: DRIVES_TARGET,
+                "the share of {path} on {host} is put right, from {before:.1} % to {after:.1} %: \
+                 it does {own} MB/s each way while it is busy, the others {others}",
+            );
+        }
+        tracing::warn!(
+            target: DRIVES_TARGET,
+            "the drive {path} on {host} has become {}: {own} MB/s each way while it is busy (the \
+             others {others}); its share of what is written goes from {before:.1} % to {after:.1} %",
+            if change.factor < 1.0 { "slower" } else { "faster" },
+        );
+        // One that is rested does more than it will.
+        *told = if *most > 0.0 { rate.min(*most) } else { rate };
     }
 
     fn tell_bound(&mut self, host: &str, shares: &Shares) {
@@ -210,28 +253,4 @@ impl SwappedOptimizer {
 fn percents(shares: &[f64]) -> String {
     let percents = shares.iter().map(|share| format!("{:.1} %", 100.0 * share));
     percents.collect::<Vec<_>>().join(", ")
-}
-
-fn tell(
-    paths: &[PathBuf],
-    host: &str,
-    change: &Change,
-    rates: &[Option<f64>],
-    before: &[f64],
-    shares: &Shares,
-) {
-    let mbps = |rate: &Option<f64>| rate.map_or("?".to_owned(), |it| format!("{:.0}", it / 1e6));
-    let others = rates.iter().enumerate().filter(|(drive, _)| *drive != change.drive);
-    let others: Vec<String> = others.map(|(_, rate)| mbps(rate)).collect();
-    tracing::warn!(
-        target: DRIVES_TARGET,
-        "the drive {} of {host} has become {}: {} MB/s each way while it is busy (the others {}); \
-         its share of what is written goes from {:.1} % to {:.1} %",
-        paths[change.drive].display(),
-        if change.factor < 1.0 { "slower" } else { "faster" },
-        mbps(&rates[change.drive]),
-        others.join(", "),
-        100.0 * before[change.drive],
-        100.0 * shares.given[change.drive],
-    );
 }

@@ -67,6 +67,9 @@ const SATURATED: f64 = 0.85;
 /// that beyond noise, or faster by more than rested drives are for a moment.
 const BURST: f64 = 1.6;
 
+/// A drive that waits is given no more than so many times its weight at once: it may be rested.
+const RAISE_MAX: f64 = 4.0;
+
 /// Which drives wait for others.
 fn waiting(loads: &[DriveLoad]) -> Vec<bool> {
     let busy = |load: &DriveLoad| {
@@ -93,6 +96,7 @@ fn believable_rates(loads: &[DriveLoad], weights: &[f64]) -> Vec<Option<f64>> {
         Some(match waits[drive] {
             true if known == 0.0 && weight > 0.0 => weights[drive] * rate / weight,
             true if (known / NOISE..known * BURST).contains(&own) => known,
+            true if known > 0.0 => own.min(known * RAISE_MAX),
             _ => own,
         })
     };
@@ -130,7 +134,7 @@ fn middle(factors: &[f64], weights: &[f64]) -> f64 {
 }
 
 /// Factors up to this are noise.
-const NOISE: f64 = 1.25;
+pub const NOISE: f64 = 1.25;
 /// What factors beyond noise must amount to, multiplied over measurements: one at a quarter is
 /// seen at once, one at two thirds after a few.
 const ENOUGH: f64 = 2.0;
