@@ -70,8 +70,8 @@ const BURST: f64 = 1.6;
 /// A drive that waits is given no more than so many times its weight at once: it may be rested.
 const RAISE_MAX: f64 = 4.0;
 
-/// Which drives wait for others.
-fn waiting(loads: &[DriveLoad]) -> Vec<bool> {
+/// How long each drive is busy, as a part of the busiest one's time.
+fn busy_parts(loads: &[DriveLoad]) -> Vec<f64> {
     let busy = |load: &DriveLoad| {
         let way = |way: usize| match load.observers[way] {
             0 => 0.0,
@@ -80,13 +80,14 @@ fn waiting(loads: &[DriveLoad]) -> Vec<bool> {
         way(0).max(way(1))
     };
     let busiest = loads.iter().map(busy).fold(0.0, f64::max);
-    loads.iter().map(|load| busy(load) < SATURATED * busiest).collect()
+    loads.iter().map(|load| if busiest > 0.0 { busy(load) / busiest } else { 1.0 }).collect()
 }
 
 /// The rates, but for drives that wait for others what is known of them. Where nothing is, they are
 /// believed to differ among themselves as their weights do.
 fn believable_rates(loads: &[DriveLoad], weights: &[f64]) -> Vec<Option<f64>> {
-    let (rates, waits) = (rates(loads), waiting(loads));
+    let rates = rates(loads);
+    let waits: Vec<bool> = busy_parts(loads).iter().map(|part| *part < SATURATED).collect();
     let unknown = |drive: &usize| waits[*drive] && loads[*drive].known_bytes_per_s == 0.0;
     let strangers = (0..loads.len()).filter(unknown);
     let strangers = strangers.filter_map(|drive| Some((rates[drive]?, weights[drive])));
@@ -232,13 +233,19 @@ impl WeightKeeper {
     }
 
     fn learn(&mut self, loads: &mut [DriveLoad]) {
-        let (rates, waits) = (rates(loads), waiting(loads));
-        for drive in (0..loads.len()).filter(|drive| !waits[*drive]) {
+        let (rates, parts) = (rates(loads), busy_parts(loads));
+        for (drive, load) in loads.iter_mut().enumerate() {
             let known = &mut self.known_bytes_per_s[drive];
             let Some(rate) = rates[drive] else { continue };
             let is_news = !(rate / NOISE..rate * NOISE).contains(known);
-            *known = if is_news { rate } else { (*known + rate) / 2.0 };
-            loads[drive].known_bytes_per_s = *known;
+            *known = match parts[drive] < SATURATED {
+                // If it waits, it could have done at least what it has done, in the busiest's time.
+                true if *known > 0.0 => known.max(rate * parts[drive]),
+                true => 0.0,
+                false if is_news => rate,
+                false => (*known + rate) / 2.0,
+            };
+            load.known_bytes_per_s = *known;
         }
     }
 
