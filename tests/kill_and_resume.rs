@@ -115,14 +115,18 @@ fn whatever_is_killed_whenever_no_step_is_lost() {
         let undisturbed = Run::of(&job.command("scratch").output().unwrap());
         let expected = digest(&undisturbed);
         let (mut reached, mut has_left_all) = (0, true);
-        for attempt in 0.. {
-            assert!(attempt < 100, "{ranks} ranks do not get on: step {reached}");
+        // On a busy machine most lives end before their first step.
+        let mut in_vain = 0;
+        loop {
+            in_vain += 1;
+            assert!(in_vain < 100, "{ranks} ranks do not get on: step {reached}");
             let (run, was_killed) = job.disturbed(&mut dice);
             let said = format!("{ranks} ranks, durability {durability}, seed {seed}\n{run:?}");
             assert!(!run.stderr.contains("corrupt"), "a torn chunk: {said}");
             if let Some((_, rest)) = run.stderr.split_once("going on after step ") {
                 let step: u64 = rest.split(' ').next().unwrap().parse().unwrap();
                 assert!(step >= reached, "step {reached} was lost: {said}");
+                in_vain = if step > reached { 0 } else { in_vain };
                 reached = step;
                 resumes += 1;
             }
