@@ -126,7 +126,7 @@ impl State {
 
 fn placement(criterion: &mut Criterion) {
     let extents = vec![12 << 20; 1000];
-    let placement = Placement::weighted(&extents, 1 << 20, &[1.0, 2.0, 3.0, 4.0], 0);
+    let placement = Placement::weighted(&extents, 1 << 20, &[1.0, 2.0, 3.0, 4.0], 0, 0.25);
     criterion.bench_function("segments of a chunk", |bencher| {
         bencher.iter(|| placement.segments(ExtentIndex(500)));
     });

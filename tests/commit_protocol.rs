@@ -1,8 +1,9 @@
 //! Every way in which ranks can crash around commits and resumes, walked over the functions that
-//! decide: `judge`, `place_of`, `place_beside` and `Slots`.
+//! decide: `judge`, `place_of`, `place_beside`, `Slots` and `Placement`.
 //!
-//! The model. A rank's drives are two slots of one chunk and two places for records; while one of
-//! them is written it is torn. A life of the job is one list of actions that every rank goes
+//! The model. A rank's drives are the stripe units of two slots of one chunk, with as many free
+//! ones, and two places for records; while one of them is written it is torn, and a unit that is
+//! given up is empty at once. A life of the job is one list of actions that every rank goes
 //! through at its own pace; nobody passes a collective before all have come to it. A crash may find
 //! the ranks at any combination of places in that list, and leaves only the drives. A slot's value
 //! says by which step, and in which life, it was computed, so a step that is done again gives other
@@ -17,7 +18,9 @@
 //! commits, 4 crashes (so also: one in a step, one in the resume, one in the step that is done
 //! again, one more in its resume); 3 ranks, 3 commits at every second of 6 steps, 3 crashes. With
 //! chunks without a gradient, so that a rank may leave out the write of any step: 2 ranks, 3
-//! commits, 3 crashes; 3 ranks, 2 commits, 2 crashes. With a power loss without `durability.sync`,
+//! commits, 3 crashes; 3 ranks, 2 commits, 2 crashes. With drives whose weights change before every second
+//! step, so that chunks move: 2 ranks, 4 commits, 3 crashes, and commits at every second of 6 steps;
+//! 3 ranks, 3 commits, 3 crashes. With a power loss without `durability.sync`,
 //! which may undo the last write of any slot and place: 2 ranks, 3 commits, 2 crashes, one of them
 //! a power loss. Then a job may be refused, as its records or checksums do not fit, but not go on
 //! from a mixture. (With `sync`, a power loss leaves what the death of all ranks leaves: a torn
@@ -33,7 +36,7 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
-use commit_rank::{Drives, Life, Made, Model, Mutation, Record, Slot, Start};
+use commit_rank::{Content, Drives, Life, Made, Model, Mutation, Record, Slot, Start, unit_of};
 use optswap::storage::commit::{Places, Stamp, Verdict, judge, place_of};
 
 /// What a crash leaves, and what is known about it from outside.
@@ -58,6 +61,7 @@ const USUAL: Model = Model {
     steps: 3,
     commit_every: 1,
     may_leave_out: false,
+    moves: false,
     may_lose_power: false,
     crashes: 3,
     mutation: Mutation::None,
@@ -91,7 +95,7 @@ impl Model {
             chosen.push((records[place].ok_or("a rank has no such record")?, place));
         }
         let is_whole = |(drives, (record, _)): (&Drives, &(Record, usize))| {
-            drives.now.slots[usize::from(record.slot)] == Slot::Whole(record.value)
+            drives.now.units[unit_of(record)] == Slot::Whole(record.value)
         };
         if !world.ranks.iter().zip(&chosen).all(is_whole) {
             // After another boot, the checksums of all chunks are compared first.
@@ -191,24 +195,27 @@ fn every_choice(choices: impl Iterator<Item = Vec<Drives>>) -> Vec<Vec<Drives>> 
 
 /// Every world in which some of the last writes are undone.
 fn power_losses(crashed: &World) -> impl Iterator<Item = World> {
-    let undone = |drives: &Drives, which: usize| {
-        let mut now = drives.now;
-        for index in 0..2 {
-            if which & 1 << index != 0 {
-                now.slots[index] = drives.before.slots[index];
-            }
-            if which & 4 << index != 0 {
-                now.places[index] = drives.before.places[index];
-            }
+    let versions = |drives: &Drives| {
+        let mut versions = vec![drives.now];
+        let mut undo = |undone: &dyn Fn(&mut Content)| {
+            let mut other = versions.clone();
+            other.iter_mut().for_each(undone);
+            other.retain(|it| !versions.contains(it));
+            versions.extend(other);
+        };
+        for unit in 0..4 {
+            undo(&|now| now.units[unit] = drives.before.units[unit]);
         }
-        Drives { now, before: now }
+        for place in 0..2 {
+            undo(&|now| now.places[place] = drives.before.places[place]);
+        }
+        versions.into_iter().map(|now| Drives { now, before: now }).collect()
     };
-    let versions = |drives: &Drives| (0..16).map(|which| undone(drives, which)).collect();
     let worlds = every_choice(crashed.ranks.iter().map(versions)).into_iter();
     worlds.map(|ranks| World { ranks, agreed: None, lost_power: true }.sorted())
 }
 
-fn models() -> [(&'static str, Model); 6] {
+fn models() -> [(&'static str, Model); 10] {
     let three = Model { ranks: 3, ..USUAL };
     [
         ("2 ranks", Model { steps: 4, crashes: 4, ..USUAL }),
@@ -218,6 +225,16 @@ fn models() -> [(&'static str, Model); 6] {
         (
             "3 ranks that leave out writes",
             Model { steps: 2, crashes: 2, may_leave_out: true, ..three },
+        ),
+        ("2 ranks, moving", Model { moves: true, steps: 4, ..USUAL }),
+        (
+            "2 ranks, moving, a commit every 2 steps",
+            Model { moves: true, steps: 6, commit_every: 2, ..USUAL },
+        ),
+        ("3 ranks, moving", Model { moves: true, ..three }),
+        (
+            "2 ranks, moving, that leave out writes",
+            Model { moves: true, may_leave_out: true, ..USUAL },
         ),
         ("2 ranks, power loss", Model { may_lose_power: true, crashes: 2, ..USUAL }),
     ]
@@ -243,6 +260,10 @@ fn every_mutation_is_found() {
     ] {
         let wrong = Model { mutation, ..USUAL }.explore().expect_err("it is not found");
         println!("{mutation:?}: {wrong}");
+    }
+    for mutation in [Mutation::FreedByTheWrite, Mutation::ResumeForgetsPlacement] {
+        let model = Model { mutation, moves: true, ..USUAL };
+        println!("{mutation:?}: {}", model.explore().expect_err("it is not found"));
     }
     let mutation = Mutation::IncarnationIgnored;
     Model { mutation, ..USUAL }.explore().expect("harmless while writes stay written");

@@ -20,6 +20,15 @@ pub struct FaultConfig {
     pub seed: u64,
     /// What happens.
     pub kind: FaultKind,
+    /// For `slow`: the only drive that it happens to, by its place in `drives.paths`.
+    #[serde(default)]
+    pub drive: Option<u32>,
+    /// For `slow`: the number of the operation from which on all is well again.
+    #[serde(default)]
+    pub until: Option<u64>,
+    /// For `slow`: how long each operation keeps the drive busy, in milliseconds.
+    #[serde(default)]
+    pub delay_ms: u32,
 }
 
 /// What can go wrong on purpose.
@@ -45,17 +54,23 @@ pub enum FaultKind {
     Bitflip,
     /// The I/O thread panics.
     Panic,
+    /// A drive takes longer: it does one operation after the other, each for `delay_ms`, from
+    /// operation `op` on until `until`, or at the operations that are drawn.
+    Slow,
 }
 
 impl FaultConfig {
     /// One operation of one rank.
     pub fn at(rank: u32, op: u64, kind: FaultKind) -> Self {
-        Self { rank, op: Some(op), one_in: None, seed: 0, kind }
+        let (drive, until, delay_ms) = (None, None, 0);
+        Self { rank, op: Some(op), one_in: None, seed: 0, kind, drive, until, delay_ms }
     }
 
     /// Whether operation `number` of the fault's rank goes wrong.
     pub fn strikes(&self, number: u64) -> bool {
         match (self.op, self.one_in) {
+            _ if self.until.is_some_and(|until| number >= until) => false,
+            (Some(op), _) if self.kind == FaultKind::Slow => op <= number,
             (Some(op), _) => op == number,
             (None, Some(one_in)) => draw(self.seed, number).is_multiple_of(one_in),
             (None, None) => false,

@@ -160,7 +160,7 @@ impl Config {
     }
 
     fn validate_drives(&self) -> Result<()> {
-        let DrivesConfig { paths, weights, stripe_unit, .. } = &self.drives;
+        let DrivesConfig { paths, weights, stripe_unit, stripe_headroom, .. } = &self.drives;
         let count_fits = weights.is_empty() || weights.len() == paths.len();
         let allowed = format!("empty or as long as drives.paths ({})", paths.len());
         demand(count_fits, "drives.weights", format!("{weights:?}"), &allowed)?;
@@ -168,6 +168,8 @@ impl Config {
         let some = weights.is_empty() || weights.iter().any(|weight| *weight > 0.0);
         let allowed = "finite, not negative, and not all zero";
         demand(in_range && some, "drives.weights", format!("{weights:?}"), allowed)?;
+        let has_room = (0.0..=10.0).contains(stripe_headroom);
+        demand(has_room, "drives.stripe_headroom", stripe_headroom, "0 to 10")?;
         let unit = stripe_unit.0;
         let in_range = unit >= 4096 && unit.is_multiple_of(4096) && unit <= 1 << 30;
         demand(in_range, "drives.stripe_unit", stripe_unit, "a multiple of 4KiB, at most 1GiB")
@@ -289,6 +291,7 @@ mod tests {
             ("[swap]\nchunk_elements = 1000", "multiple of 4096"),
             ("[drives]\nstripe_unit = \"1KiB\"", "drives.stripe_unit = 1KiB"),
             ("[drives]\npaths = [\"/a\"]\nweights = [1.0, 2.0]", "as long as"),
+            ("[drives]\nstripe_headroom = -0.5", "must be 0 to 10"),
             ("[optimizer]\nbetas = [0.9, 1.0]", "below 1"),
             ("[[optimizer.groups]]\neps = 0.0", "optimizer.groups[0]"),
             ("[timeouts]\nio_timeout = 0.0", "timeouts.io_timeout = 0"),

@@ -18,8 +18,14 @@ pub struct DrivesConfig {
     /// What named the paths, for the log. No key of the file.
     #[serde(skip)]
     pub named_by: String,
-    /// Relative speeds of the drives; empty means equal.
+    /// Relative speeds of the drives at the start; a drive of weight 0 is not used. Empty means
+    /// those of the drives' profiles if every drive has one, and equal ones otherwise.
     pub weights: Vec<f64>,
+    /// Give drives other shares of what is written when they do less, or more, than they should.
+    /// Default true.
+    pub reweight: bool,
+    /// Room in the files for that, as a part of the state: 0 to 10. Default 0.25.
+    pub stripe_headroom: f64,
     /// Bytes that lie together on one drive: a multiple of 4 KiB. Default 1 MiB.
     pub stripe_unit: Bytes,
     /// File systems that would be refused (memory file systems), forced by name.
@@ -235,6 +241,8 @@ impl Default for DrivesConfig {
             paths: Vec::new(),
             named_by: "configuration".to_owned(),
             weights: Vec::new(),
+            reweight: true,
+            stripe_headroom: 0.25,
             stripe_unit: Bytes(1 << 20),
             allow_filesystems: Vec::new(),
             keep_files: false,

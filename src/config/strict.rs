@@ -28,7 +28,12 @@ fn known_keys() -> Result<Table> {
         weight_decay: Some(0.0),
     });
     all.checkpoint.dir = Some(PathBuf::new());
-    all.faults.push(FaultConfig { one_in: Some(1), ..FaultConfig::at(0, 0, FaultKind::Eio) });
+    all.faults.push(FaultConfig {
+        one_in: Some(1),
+        drive: Some(0),
+        until: Some(0),
+        ..FaultConfig::at(0, 0, FaultKind::Eio)
+    });
     Table::try_from(&all).map_err(|error| Error::internal("no key is known").because(error))
 }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 use crate::config::{FaultConfig, FaultKind};
@@ -16,21 +17,39 @@ pub(super) struct FaultEngine {
     answers: Vec<OpDone>,
     /// Operations whose result is a lie, as the caller asked for them.
     lies: Vec<(FaultKind, EngineOp)>,
+    /// Operations on slow drives, and when the drive is done with them.
+    slow: Vec<(u64, Instant)>,
+    /// When each drive is done with everything that it was given.
+    free_at: Vec<Instant>,
+    /// Results that are there before their time.
+    early: Vec<(OpDone, Instant)>,
 }
 
 impl FaultEngine {
     pub fn new(inner: Box<dyn Engine>, faults: Vec<FaultConfig>) -> Self {
-        Self { inner, faults, next_op: 0, answers: Vec::new(), lies: Vec::new() }
+        Self {
+            inner,
+            faults,
+            next_op: 0,
+            answers: Vec::new(),
+            lies: Vec::new(),
+            slow: Vec::new(),
+            free_at: Vec::new(),
+            early: Vec::new(),
+        }
     }
 
     /// The operation as the engine beneath shall see it, if it shall see it.
     fn distort(&mut self, op: &EngineOp) -> Option<EngineOp> {
         let number = self.next_op;
         self.next_op += 1;
-        let Some(fault) = self.faults.iter().find(|fault| fault.strikes(number)) else {
+        self.slow_down(op, number);
+        let mut faults = self.faults.iter().filter(|fault| fault.kind != FaultKind::Slow);
+        let Some(fault) = faults.find(|fault| fault.strikes(number)) else {
             return Some(*op);
         };
         match (fault.kind, op.direction) {
+            (FaultKind::Slow, _) => Some(*op),
             (FaultKind::Short, _) => Some(EngineOp { len: op.len.min(4096), ..*op }),
             (FaultKind::Stall, _) => None,
             (FaultKind::Panic, _) => panic!("injected at operation {number}"),
@@ -54,6 +73,35 @@ impl FaultEngine {
             (FaultKind::Eintr, _) => self.answer(op, Err(libc::EINTR)),
             (FaultKind::Eagain, _) => self.answer(op, Err(libc::EAGAIN)),
         }
+    }
+
+    /// If its drive is slow, the operation has its turn after those before it.
+    fn slow_down(&mut self, op: &EngineOp, number: u64) {
+        let is_on = |fault: &&FaultConfig| fault.drive.is_none_or(|drive| drive == op.file);
+        let slow = self.faults.iter().filter(|fault| fault.kind == FaultKind::Slow);
+        let Some(fault) = slow.filter(is_on).find(|fault| fault.strikes(number)) else { return };
+        if self.free_at.len() <= op.file as usize {
+            self.free_at.resize(op.file as usize + 1, Instant::now());
+        }
+        let free_at = &mut self.free_at[op.file as usize];
+        let begin = (*free_at).max(Instant::now());
+        *free_at = begin + Duration::from_millis(u64::from(fault.delay_ms));
+        self.slow.push((op.id, *free_at));
+    }
+
+    /// Takes back the results whose time has not come.
+    fn hold_back(&mut self, done: &mut Vec<OpDone>) {
+        let now = Instant::now();
+        done.retain(|result| {
+            let Some(at) = self.slow.iter().position(|(id, _)| *id == result.id) else {
+                return true;
+            };
+            let (_, due) = self.slow.swap_remove(at);
+            if due > now {
+                self.early.push((*result, due));
+            }
+            due <= now
+        });
     }
 
     fn answer(&mut self, op: &EngineOp, result: Result<u32, i32>) -> Option<EngineOp> {
@@ -89,12 +137,22 @@ impl Engine for FaultEngine {
     }
 
     fn reap(&mut self, wait: Wait, done: &mut Vec<OpDone>) -> io::Result<()> {
-        let wait = if self.answers.is_empty() { wait } else { Wait::No };
+        let due = self.early.iter().map(|(_, due)| *due).min();
+        let wait = match (wait, due) {
+            _ if !self.answers.is_empty() => Wait::No,
+            (Wait::Until(until), Some(due)) => Wait::Until(until.min(due)),
+            (wait, _) => wait,
+        };
+        let mut reaped = Vec::new();
+        let result = self.inner.reap(wait, &mut reaped);
+        reaped.iter_mut().for_each(|done| self.lie(done));
+        self.hold_back(&mut reaped);
+        let now = Instant::now();
+        let ripe = self.early.extract_if(.., |(_, due)| *due <= now);
+        done.extend(ripe.map(|(result, _)| result));
         done.append(&mut self.answers);
-        let true_ones = done.len();
-        let reaped = self.inner.reap(wait, done);
-        done[true_ones..].iter_mut().for_each(|done| self.lie(done));
-        reaped
+        done.append(&mut reaped);
+        result
     }
 
     fn waker(&self) -> Arc<dyn Waker> {

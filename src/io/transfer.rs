@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 use super::buffer::Buffer;
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
+use super::meter::{DriveMeters, Metering};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longer operations gain nothing: the kernel cuts them. Many short ones share a drive more evenly,
@@ -131,6 +133,7 @@ pub struct Transfers {
     lanes: Vec<[Lane; 2]>,
     in_flight: usize,
     totals: Vec<DriveTotals>,
+    metering: Metering,
     completed_ops: u64,
     done: Vec<OpDone>,
 }
@@ -138,6 +141,16 @@ pub struct Transfers {
 impl Transfers {
     /// Takes an engine of this depth that works on `files` files.
     pub fn new(engine: Box<dyn Engine>, depth: usize, files: usize) -> Self {
+        Self::metered(engine, depth, Arc::new(DriveMeters::new(files)), files)
+    }
+
+    /// As [`Self::new`]; what each file does while it is asked to can be read from `meters`.
+    pub fn metered(
+        engine: Box<dyn Engine>,
+        depth: usize,
+        meters: Arc<DriveMeters>,
+        files: usize,
+    ) -> Self {
         Self {
             engine: ManuallyDrop::new(engine),
             depth: depth.max(1),
@@ -146,6 +159,7 @@ impl Transfers {
             lanes: vec![Default::default(); files],
             in_flight: 0,
             totals: vec![DriveTotals::default(); files],
+            metering: Metering::new(meters),
             completed_ops: 0,
             done: Vec::new(),
         }
@@ -244,6 +258,8 @@ impl Transfers {
         if ops.is_empty() {
             return Ok(());
         }
+        let now = Instant::now();
+        ops.iter().for_each(|op| self.metering.begin(op.file, op.direction, now));
         // SAFETY: each operation's memory lies in a buffer that `active` holds (checked in
         // `start`), parts do not overlap, and the buffer is not touched before its last part has
         // been reaped. Never more than `depth` are in flight.
@@ -258,6 +274,8 @@ impl Transfers {
         let lane = &mut self.lanes[moving.part.file as usize][direction as usize];
         lane.in_flight -= 1;
         self.in_flight -= 1;
+        let moved = u64::from(done.result.unwrap_or(0));
+        self.metering.end(moving.part.file, direction, Instant::now(), moved);
         let cause = match done.result {
             // A signal or a moment's shortage: the same again.
             Err(libc::EINTR | libc::EAGAIN) => return lane.backlog.push_front(key),

@@ -11,6 +11,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::coord::STALL_TARGET;
+use crate::storage::DRIVES_TARGET;
 use crate::units::Rank;
 
 /// Which ranks log to the terminal: `all`, or numbers and ranges such as `0,3-5`.
@@ -78,12 +79,12 @@ where
 }
 
 /// Starts logging to stderr. `RUST_LOG` sets the level (default `info`); a rank that is not to log
-/// says nothing but which rank it waits for: of the others, only one says so, and if rank 0 is the
-/// late one, it cannot be rank 0. A subscriber that the program has set up itself stays.
+/// says nothing but which rank it waits for (of the others, only one says so, and if rank 0 is the
+/// late one, it cannot be rank 0) and which drive of its node has changed, if it is the first there. A subscriber that the program has set up itself stays.
 pub(super) fn start(tag: &str, is_logging: bool) {
     let filter = match is_logging {
         true => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
-        false => EnvFilter::new(format!("{STALL_TARGET}=warn")),
+        false => EnvFilter::new(format!("{STALL_TARGET}=warn,{DRIVES_TARGET}=warn")),
     };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

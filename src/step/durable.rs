@@ -7,7 +7,9 @@ use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::{ParamElem, split_halves};
 use crate::storage::commit::{Places, Stamp, Verdict, judge, place_beside, place_of};
-use crate::storage::{Record, RecordFiles, ShardFiles, Slots, boot_id, stamps};
+use crate::storage::{
+    MovedUnits, Placement, Record, RecordFiles, ShardFiles, Slots, boot_id, stamps,
+};
 
 /// A durable job's records: the last agreed one, and where the next one goes.
 pub(super) struct Durable {
@@ -36,6 +38,8 @@ impl Durable {
             attempts: 0,
             update_counts: Vec::new(),
             slots: Vec::new(),
+            moved: MovedUnits::default(),
+            shares: Vec::new(),
             checksums: Vec::new(),
             user_blob: Vec::new(),
             boot_id: boot_id(),
@@ -55,6 +59,7 @@ impl Durable {
     pub fn write(
         &self,
         slots: &Slots,
+        placement: &Placement,
         progress: Progress<'_>,
         shard: &ShardFiles,
         sync: bool,
@@ -68,6 +73,8 @@ impl Durable {
             attempts: progress.attempts,
             update_counts: progress.update_counts,
             slots: slots.committed().to_vec(),
+            moved: placement.moved_units(&slots.committed_extents()),
+            shares: placement.shares(),
             checksums: progress.checksums.table().to_vec(),
             user_blob: progress.user_blob.to_vec(),
             boot_id: self.agreed.boot_id.clone(),
@@ -221,7 +228,9 @@ impl SwappedOptimizer {
         let Some(Chosen { record, place, incarnation, why }) = chosen else {
             return Err(Error::internal("there is no commit to go back to"));
         };
-        agree(&*self.comm, check_fit(&self.plan, &record))?;
+        let fits = check_fit(&self.plan, &record);
+        agree(&*self.comm, fits.and_then(|()| place_as_recorded(&self.plan, &record)))?;
+        self.begin_balance();
         self.slots = Slots::from_committed(record.slots.clone());
         self.checksums.restore(&record.checksums);
         self.attempts = record.attempts;
@@ -286,7 +295,7 @@ impl SwappedOptimizer {
             user_blob,
         };
         let sync = self.plan.config().durability.sync;
-        durable.write(&self.slots, progress, &self.files, sync).map(Some)
+        durable.write(&self.slots, self.plan.placement(), progress, &self.files, sync).map(Some)
     }
 
     /// Collective: commits outside of a step, as after the initialisation.
@@ -319,6 +328,18 @@ fn check_fit(plan: &Plan, record: &Record) -> Result<()> {
         .with("slots, checksums and pieces", format!("{found:?}"))
         .with("expected", format!("{expected:?}"))
         .hint("the state of that shard cannot be trusted: load a checkpoint"))
+}
+
+/// From now on chunks are read where this record says that they lie.
+pub(super) fn place_as_recorded(plan: &Plan, record: &Record) -> Result<()> {
+    let extents = Slots::from_committed(record.slots.clone()).committed_extents();
+    let placed = plan.placement().restore(&extents, &record.moved, &record.shares);
+    placed.map_err(|why| {
+        Error::new(ErrorKind::Io, "the placement in a record does not fit the shard's layout")
+            .with("shard", plan.shard())
+            .because(why)
+            .hint("the state of that shard cannot be trusted: load a checkpoint")
+    })
 }
 
 /// The update counts of a shard's pieces.

@@ -13,6 +13,7 @@ mod preflight;
 mod process_io;
 mod records;
 mod resume;
+mod reweigh;
 mod run;
 mod seats;
 mod snapshot;
@@ -21,6 +22,7 @@ mod synthetic;
 mod update;
 mod verify;
 mod view;
+mod weights;
 
 pub use durable::Resumed;
 pub use gradients::Gradients;

@@ -1,6 +1,7 @@
 //! The swapped optimizer: AdamW whose state lies on drives.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::checksums::Checksums;
 use super::durable::{Durable, Resumed};
@@ -9,17 +10,19 @@ use super::preflight::{check_node_memory, check_space, neighbours};
 use super::process_io::ProcessIo;
 use super::records::{RankRecord, Recorder};
 use super::resume;
+use super::reweigh::Balance;
 use super::seats;
 use super::snapshot::Snapshot;
+use super::weights::starting_weights;
 use crate::config::{Config, FaultConfig};
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{EngineSpec, allocate_buffers};
+use crate::io::{DriveMeters, EngineSpec, allocate_buffers};
 use crate::partition::Partition;
 use crate::state::{Hyperparameters, Inventory, Parameter};
 use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, inspect_drives};
 use crate::swap::{Swapper, SwapperSpec};
-use crate::units::ParamIndex;
+use crate::units::{ParamIndex, Rank};
 
 /// AdamW with master and moments on the drives: one per rank, all ranks act together. Every method
 /// marked collective is called by all ranks in the same order.
@@ -43,6 +46,7 @@ pub struct SwappedOptimizer {
     pub(super) durable: Option<Durable>,
     pub(super) resumed: Option<Resumed>,
     pub(super) snapshot: Option<Snapshot>,
+    pub(super) balance: Balance,
     pub(super) recorder: Recorder,
     pub(super) process_io: ProcessIo,
     /// Set when state on the drives is of no step: not initialised yet, or a step failed half-way.
@@ -96,6 +100,8 @@ impl SwappedOptimizer {
         let inspected = inspect_drives(&drives.paths, &drives.allow_filesystems);
         let inspected = agree(&*comm, inspected)?;
         seats::announce(config, &*comm)?;
+        let weights = starting_weights(config, &inspected, &*comm, &topology)?;
+        let plan = agree(&*comm, weighed(plan, &weights, comm.rank()))?;
         let found = match looks_back {
             true => resume::reopen(config, plan.inventory(), &*comm)?,
             false => None,
@@ -116,8 +122,12 @@ impl SwappedOptimizer {
         agree(&*comm, neighbours(&plan))?;
         check_node_memory(&plan, &*comm, &topology)?;
         tracing::info!("{plan}");
-        let parts = agree(&*comm, open_parts(&plan, &*comm, &files, job_id, comes_back))?;
-        let (swapper, pool, durable) = parts;
+        let meters = Arc::new(DriveMeters::new(plan.config().drives.paths.len()));
+        let swapper = open_swapper(&plan, &*comm, &files, &meters);
+        let parts = swapper.and_then(|it| Ok((it, open_parts(&plan, &files, job_id, comes_back)?)));
+        let (swapper, (pool, durable)) = agree(&*comm, parts)?;
+        let tells_apart = !config.drives.weights.is_empty();
+        let balance = Balance::new(&plan, &files, meters, &topology, tells_apart);
         let mut optimizer = Self {
             swapper,
             groups: config.optimizer.hyperparameters(),
@@ -130,6 +140,7 @@ impl SwappedOptimizer {
             durable,
             resumed: None,
             snapshot: None,
+            balance,
             recorder: Recorder::new(files.paths()),
             process_io: ProcessIo::open(),
             unusable: Some("its parameters are not initialised"),
@@ -270,6 +281,7 @@ fn create_files(
         drive: 0,
         drives: config.drives.paths.clone(),
         weights: config.drive_weights(),
+        stripe_headroom: config.drives.stripe_headroom,
         stripe_unit_bytes: config.drives.stripe_unit.0,
         chunk_elems: config.swap.chunk_elements.0,
         sub_group_elems: config.swap.sub_group_elements.0,
@@ -277,7 +289,7 @@ fn create_files(
         parameters: plan.inventory().parameters().to_vec(),
     });
     let bytes = plan.placement().drive_bytes();
-    let mut files = ShardFiles::create(directories, bytes, &owner, layout.as_ref())?;
+    let mut files = ShardFiles::create(directories, &bytes, &owner, layout.as_ref())?;
     files.keep(config.drives.keep_files);
     Ok(files)
 }
@@ -295,22 +307,38 @@ fn reclaim(config: &Config, ranks: u32, directories: &[ShardDirectory]) -> Resul
     Ok(())
 }
 
-/// Opens records, buffers, I/O thread and update threads.
+/// The plan with these weights of the drives.
+fn weighed(plan: Plan, weights: &[f64], rank: Rank) -> Result<Plan> {
+    let mut config = plan.config().clone();
+    if config.drive_weights() == weights {
+        return Ok(plan);
+    }
+    weights.clone_into(&mut config.drives.weights);
+    let shards: Vec<u32> = (0..plan.ranges().len() as u32).collect();
+    Plan::resolve(&config, plan.inventory().clone(), &shards, rank)
+}
+
+/// Opens records and update threads.
 fn open_parts(
     plan: &Plan,
-    comm: &dyn Communicator,
     files: &ShardFiles,
     job_id: String,
     comes_back: bool,
-) -> Result<(Swapper, rayon::ThreadPool, Option<Durable>)> {
+) -> Result<(rayon::ThreadPool, Option<Durable>)> {
     let durable = match plan.config().is_durable() {
         true => Some(Durable::new(files.records(!comes_back)?, job_id)),
         false => None,
     };
-    Ok((open_swapper(plan, comm, files)?, update_pool()?, durable))
+    Ok((update_pool()?, durable))
 }
 
-fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Result<Swapper> {
+/// Opens buffers and I/O thread.
+fn open_swapper(
+    plan: &Plan,
+    comm: &dyn Communicator,
+    files: &ShardFiles,
+    meters: &Arc<DriveMeters>,
+) -> Result<Swapper> {
     let config = plan.config();
     let faults = config.faults.iter().filter(|fault| fault.rank == comm.rank().0);
     let faults: Vec<FaultConfig> = faults.copied().collect();
@@ -322,7 +350,8 @@ fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Res
             faults,
         },
         paths: files.paths(),
-        placement: plan.placement().clone(),
+        placement: Arc::clone(plan.placement()),
+        meters: Arc::clone(meters),
         chunks: plan.partition().chunks().len(),
         swap_in_bytes: plan.swap_in_bytes(),
         pinned: plan.cached_chunks(),

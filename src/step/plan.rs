@@ -29,7 +29,7 @@ pub struct Plan {
     shard: u32,
     ranges: Vec<Range<u64>>,
     partition: Arc<Partition>,
-    placement: Placement,
+    placement: Arc<Placement>,
     buffer_count: usize,
     buffer_bytes: usize,
     cached_chunks: usize,
@@ -66,11 +66,13 @@ impl Plan {
         let extents: Vec<u64> = extents.collect();
         let weights = config.drive_weights();
         let slots = if config.is_durable() { 2 } else { 1 };
+        check_units(config, slots as u64 * extents.iter().sum::<u64>())?;
         let placement = Placement::weighted(
             &extents.repeat(slots),
             config.drives.stripe_unit.0,
             &weights,
             shard as usize,
+            config.drives.stripe_headroom,
         );
         let buffer_bytes = extents.iter().copied().max().unwrap_or(0);
         let chunks = extents.len() as u64;
@@ -84,7 +86,7 @@ impl Plan {
             shard,
             ranges,
             partition: Arc::new(partition),
-            placement,
+            placement: Arc::new(placement),
             buffer_count,
             buffer_bytes: buffer_bytes as usize,
             cached_chunks,
@@ -116,8 +118,8 @@ impl Plan {
         &self.partition
     }
 
-    /// Where this rank's chunks lie.
-    pub fn placement(&self) -> &Placement {
+    /// Where this rank's chunks lie. All copies of a plan share it, and it follows what is written.
+    pub fn placement(&self) -> &Arc<Placement> {
         &self.placement
     }
 
@@ -202,6 +204,19 @@ fn describe(inventory: &Inventory, partition: &Partition, chunk: ChunkIndex) -> 
         [only] => format!("{chunk}: {}", name(only)),
         [first, .., last] => format!("{chunk}: {} to {}", name(first), name(last)),
     }
+}
+
+/// Units are counted in 32 bits.
+fn check_units(config: &Config, bytes: u64) -> Result<()> {
+    let unit = config.drives.stripe_unit;
+    let units = bytes as f64 / unit.0 as f64 * (1.0 + config.drives.stripe_headroom);
+    if units < f64::from(u32::MAX / 2) {
+        return Ok(());
+    }
+    Err(Error::usage("a rank's state has too many stripe units")
+        .with("drives.stripe_unit", unit)
+        .with("state of one rank", Bytes(bytes).human())
+        .hint("raise drives.stripe_unit"))
 }
 
 /// As many buffers as the budget holds, but no more than there are chunks.

@@ -43,7 +43,7 @@ pub(super) fn check_space(
     let per_device = |bytes: &[u64]| -> DriveBytes {
         drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
     };
-    let mine = (per_device(plan.placement().drive_bytes()), per_device(&reclaimable));
+    let mine = (per_device(&plan.placement().drive_bytes()), per_device(&reclaimable));
     let all: Vec<(DriveBytes, DriveBytes)> = gather_all(comm, &mine)?;
     let local = topology.local_ranks().map(|rank| &all[rank.index()]);
     agree(comm, compare_space(drives, local))?;
@@ -72,7 +72,10 @@ fn compare_space<'a>(
                 .with("drive", drive.root.display())
                 .with("needed by this node's ranks", format!("{need} B = {}", Bytes(need).human()))
                 .with("free", format!("{free} B = {}", Bytes(free).human()))
-                .hint("free space on it, give it a smaller weight, or add drives"));
+                .hint(
+                    "free space on it, give it a smaller weight, lower \
+                     drives.stripe_headroom, or add drives",
+                ));
         }
     }
     Ok(())

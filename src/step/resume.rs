@@ -242,6 +242,7 @@ pub(super) fn as_it_lies(
     config.job.clone_from(&layout.job);
     config.drives.paths = directories.iter().map(|it| it.drive().to_owned()).collect();
     config.drives.weights.clone_from(&layout.weights);
+    config.drives.stripe_headroom = layout.stripe_headroom;
     config.drives.stripe_unit = Bytes(layout.stripe_unit_bytes);
     config.swap.chunk_elements = Elems(layout.chunk_elems);
     config.swap.sub_group_elements = Elems(layout.sub_group_elems);
@@ -261,7 +262,7 @@ fn reopen_files(
     let config = plan.config();
     let (rank, ranks) = (comm.rank().0, comm.size() as u32);
     let owner = Owner::this_process(&config.job, rank, ranks, comm.host(), config.drives.exclusive);
-    ShardFiles::reopen(directories, plan.placement().drive_bytes(), &owner)
+    ShardFiles::reopen(directories, &plan.placement().drive_bytes(), &owner)
 }
 
 #[cfg(test)]

@@ -94,11 +94,16 @@ impl SwappedOptimizer {
         });
         let has_failed = ready.is_err();
         let stop = options.stop;
-        let world =
-            timers.time(Timer::GradientNorm, || reduce(&*self.comm, norm, has_failed, stop))?;
+        let is_unbalanced = self.balance.has_evidence();
+        let world = timers.time(Timer::GradientNorm, || {
+            reduce(&*self.comm, norm, has_failed, stop, is_unbalanced)
+        })?;
         if world.failed > 0 {
             agree(&*self.comm, ready.map(drop))?;
             return Err(Error::internal("a rank refused the step without an error"));
+        }
+        if world.unbalanced > 0 {
+            self.balance.reweigh(&self.plan, &*self.comm)?;
         }
         let (laid_out, sweep) = ready?;
         let clip_norm = self.plan.config().optimizer.clip_norm;
@@ -147,6 +152,7 @@ impl SwappedOptimizer {
         outcome.epoch = self.settle(result, &updated, outcome.stop, options.user_blob)?;
         outcome.duration = start.elapsed();
         self.record_moved();
+        self.balance.end_step(outcome.duration);
         self.recorder.add_step(outcome.duration);
         Ok(outcome)
     }

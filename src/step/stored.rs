@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use half::bf16;
 
 use super::checksums::corrupt;
+use super::durable::place_as_recorded;
 use super::initialize::encode_chunk;
 use super::plan::Plan;
 use super::resume::as_it_lies;
@@ -50,6 +51,7 @@ impl StoredShard {
                 .with("job", &layout.job)
                 .with("shard", layout.shard));
         }
+        place_as_recorded(&plan, &record)?;
         // Locked as long as they are open, so that no job starts on what is being looked at.
         let files = directories.iter().map(|directory| directory.open_dead(for_repair));
         let files = files.collect::<Result<_>>()?;

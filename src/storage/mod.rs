@@ -11,6 +11,7 @@
 //!                               record-1
 //! ```
 
+pub mod balance;
 pub mod commit;
 mod details;
 mod directory;
@@ -23,6 +24,7 @@ mod profile;
 mod record;
 mod scratch;
 mod shard;
+mod shares;
 mod slots;
 mod trial;
 
@@ -32,10 +34,14 @@ pub use drive::{Drive, filesystem_of, inspect_drives, is_memory_filesystem, same
 pub use extent::ExtentLayout;
 pub use found::FoundShard;
 pub use owner::{Owner, boot_id};
-pub use placement::{Placement, Segment};
+pub use placement::{MovedUnits, Placement, Segment, Shares};
 pub use profile::DriveProfile;
 pub use record::{Record, RecordFiles, ShardLayout, read_record, stamps};
 pub use scratch::scratch_file;
 pub use shard::ShardFiles;
+pub use shares::normalized;
 pub use slots::Slots;
 pub use trial::{Device, DriveTrial};
+
+/// The target of messages in the log about drives of a node, which its first rank tells.
+pub const DRIVES_TARGET: &str = "optswap::drives";

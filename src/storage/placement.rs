@@ -1,8 +1,17 @@
 //! Placement: which stripe unit of which drive holds which bytes of which extent.
 //!
-//! At first it is weighted RAID-0: units are dealt to drives one by one so that at any moment each
-//! drive holds its share. The table is explicit, because a unit may later move to another drive.
+//! At first it is weighted RAID-0. Then it is a table that moves: an extent that is written is
+//! dealt anew if the drives' shares have changed since it was dealt last, on units that it owns and
+//! on free ones, of which every file has some. It is read where it was last written. A unit that it
+//! gives up is free when its replacement has been written; so the units of a committed slot, which
+//! is never written, stay what they are.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::shares::{Dealer, normalized, shares_within};
 use crate::units::{DriveIndex, ExtentIndex};
 
 /// One contiguous piece of I/O: bytes of an extent and where they lie on a drive.
@@ -18,68 +27,135 @@ pub struct Segment {
     pub len: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Unit {
-    drive: DriveIndex,
-    file_offset: u64,
+/// The units of extents that no longer lie where they were dealt at first, for a record: nothing
+/// for an extent that has never moved, 4 bytes and 4 for each unit for one that has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedUnits {
+    /// Places in the list of extents that was asked about, ascending.
+    pub extents: Vec<u32>,
+    /// Their units, extent by extent; counted over all drives, headroom included.
+    pub units: Vec<u32>,
 }
 
-/// The table (extent) -> stripe units of one shard.
-#[derive(Clone, Debug)]
+/// What came of new weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shares {
+    /// As the weights ask for.
+    pub wanted: Vec<f64>,
+    /// As far as the files have room.
+    pub given: Vec<f64>,
+}
+
+impl Shares {
+    /// Whether a drive would get more if its file were larger.
+    pub fn are_bound(&self) -> bool {
+        self.wanted.iter().zip(&self.given).any(|(wanted, given)| given + 1e-3 < *wanted)
+    }
+}
+
+/// The table (extent) -> stripe units of one shard, shared by those who write and those who look.
+#[derive(Debug)]
 pub struct Placement {
     unit_bytes: u64,
     extent_bytes: Vec<u64>,
-    /// The first unit of each extent; every extent starts a new unit, so no unit has two owners.
-    first_unit: Vec<usize>,
-    units: Vec<Unit>,
-    drive_bytes: Vec<u64>,
+    /// The first place of each extent in the table; one more at the end.
+    first_place: Vec<usize>,
+    /// The number of each drive's first unit; one more at the end.
+    first_unit: Vec<u32>,
+    /// How the extents were dealt at first.
+    first_deal: Dealer,
+    table: Mutex<Table>,
+}
+
+/// Every unit is either free, or in one place of `units`, or taken by a write on its way.
+#[derive(Clone, Debug)]
+struct Table {
+    /// What lies where, extent by extent.
+    units: Vec<u32>,
+    free: BTreeSet<u32>,
+    dealer: Dealer,
+    /// How often the shares have changed.
+    version: u32,
+    /// The version by which each extent was dealt.
+    dealt_at: Vec<u32>,
+    /// The version whose dealer counts the units that an extent has.
+    counted_at: Vec<u32>,
+    is_moved: Vec<bool>,
+    /// Where extents will lie whose write is on its way, unless where they lie now.
+    on_the_way: HashMap<usize, Deal>,
+}
+
+#[derive(Clone, Debug)]
+struct Deal {
+    units: Vec<u32>,
+    /// Every unit came to a drive that has not too much.
+    is_complete: bool,
+    version: u32,
 }
 
 impl Placement {
     /// Deals the units of all extents to the drives by weight. `first_drive` rotates ties, so that
     /// shards of few units do not all begin on the same drive. Weights are finite, not negative,
-    /// and not all zero; the configuration sees to it.
+    /// and not all zero; the configuration sees to it. On every drive that is used, `headroom` more
+    /// units, as a part of those dealt, are free.
     pub fn weighted(
         extent_bytes: &[u64],
         unit_bytes: u64,
         weights: &[f64],
         first_drive: usize,
+        headroom: f64,
     ) -> Self {
-        let mut placement = Self {
+        let first_deal = Dealer::new(normalized(weights), first_drive);
+        let mut dealer = first_deal.clone();
+        let mut first_place = vec![0];
+        let mut drives = Vec::new();
+        for bytes in extent_bytes {
+            drives.extend((0..bytes.div_ceil(unit_bytes)).map(|_| dealer.deal_freely()));
+            first_place.push(drives.len());
+        }
+        let count = |drive: usize| drives.iter().filter(|it| **it == drive).count() as f64;
+        let mut first_unit = vec![0];
+        for drive in 0..weights.len() {
+            let units = count(drive);
+            let end = f64::from(first_unit[drive]) + units + (units * headroom).ceil();
+            first_unit.push(end as u32);
+        }
+        let mut next = first_unit.clone();
+        let deal_to = |drive: &usize| {
+            next[*drive] += 1;
+            next[*drive] - 1
+        };
+        let units: Vec<u32> = drives.iter().map(deal_to).collect();
+        let free = (0..weights.len()).flat_map(|drive| next[drive]..first_unit[drive + 1]);
+        let table = Table {
+            free: free.collect(),
+            dealer,
+            version: 0,
+            dealt_at: vec![0; extent_bytes.len()],
+            counted_at: vec![0; extent_bytes.len()],
+            is_moved: vec![false; extent_bytes.len()],
+            on_the_way: HashMap::new(),
+            units,
+        };
+        Self {
             unit_bytes,
             extent_bytes: extent_bytes.to_vec(),
-            first_unit: Vec::with_capacity(extent_bytes.len()),
-            units: Vec::new(),
-            drive_bytes: vec![0; weights.len()],
-        };
-        for bytes in extent_bytes {
-            placement.first_unit.push(placement.units.len());
-            for _ in 0..bytes.div_ceil(unit_bytes) {
-                let drive = placement.next_drive(weights, first_drive);
-                let file_offset = placement.drive_bytes[drive];
-                placement.units.push(Unit { drive: DriveIndex::from_index(drive), file_offset });
-                placement.drive_bytes[drive] += unit_bytes;
-            }
+            first_place,
+            first_unit,
+            first_deal,
+            table: Mutex::new(table),
         }
-        placement
     }
 
-    /// The drive that would be least loaded, relative to its weight, with one more unit.
-    fn next_drive(&self, weights: &[f64], first_drive: usize) -> usize {
-        let drives = weights.len();
-        let load_after = |drive: usize| {
-            ((self.drive_bytes[drive] / self.unit_bytes + 1) as f64) / weights[drive]
-        };
-        let in_turn = (0..drives).map(|turn| (first_drive + turn) % drives);
-        in_turn
-            .filter(|drive| weights[*drive] > 0.0)
-            .min_by(|a, b| load_after(*a).total_cmp(&load_after(*b)))
-            .unwrap_or(0)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // No change can be left half-way but by a defect here, which ends the process.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that the shard's file on each drive must have.
-    pub fn drive_bytes(&self) -> &[u64] {
-        &self.drive_bytes
+    /// Bytes that the shard's file on each drive must have, headroom included.
+    pub fn drive_bytes(&self) -> Vec<u64> {
+        let ends = self.first_unit.windows(2);
+        ends.map(|ends| u64::from(ends[1] - ends[0]) * self.unit_bytes).collect()
     }
 
     /// Bytes of one extent.
@@ -87,26 +163,221 @@ impl Placement {
         self.extent_bytes[extent.index()]
     }
 
-    /// The I/O of one extent, in its order; neighbours in file and extent are joined.
+    /// Where an extent was last written, in its order; neighbours in file and extent are joined.
     pub fn segments(&self, extent: ExtentIndex) -> Vec<Segment> {
+        let table = self.table();
+        self.segments_of(extent, &table.units[self.places_of(extent)])
+    }
+
+    /// Where an extent is to be written now. Until [`Self::end_write`] it lies where it did.
+    pub fn begin_write(&self, extent: ExtentIndex) -> Vec<Segment> {
+        let mut table = self.table();
+        self.deal_anew(&mut table, extent);
+        let units = match table.on_the_way.get(&extent.index()) {
+            Some(deal) => &deal.units,
+            None => &table.units[self.places_of(extent)],
+        };
+        self.segments_of(extent, units)
+    }
+
+    /// The write of an extent has ended: if everything has moved, it lies there from now on, and
+    /// what it gave up is free; if not, it lies where it did, as far as it is anything.
+    pub fn end_write(&self, extent: ExtentIndex, has_moved: bool) {
+        let table = &mut *self.table();
+        let Some(deal) = table.on_the_way.remove(&extent.index()) else { return };
+        let owned = &mut table.units[self.places_of(extent)];
+        let (kept, given_up) = match has_moved {
+            true => (deal.units, owned.to_vec()),
+            false => (owned.to_vec(), deal.units),
+        };
+        let is_given_up = |unit: &u32| !kept.contains(unit);
+        table.free.extend(given_up.into_iter().filter(is_given_up));
+        owned.copy_from_slice(&kept);
+        if has_moved {
+            table.is_moved[extent.index()] = true;
+            table.counted_at[extent.index()] = deal.version;
+            if deal.is_complete {
+                table.dealt_at[extent.index()] = deal.version;
+            }
+        }
+    }
+
+    /// New weights of the drives, for everything that is written from now on.
+    pub fn reweigh(&self, weights: &[f64]) -> Shares {
+        let mut table = self.table();
+        let wanted = normalized(weights);
+        let given = shares_within(&wanted, &self.rooms());
+        let differ = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-9;
+        if given.iter().zip(table.dealer.shares()).any(differ) {
+            table.version += 1;
+            table.dealer = self.first_deal.with_shares(given.clone());
+        }
+        Shares { wanted, given }
+    }
+
+    /// The drives' shares of what is written now.
+    pub fn shares(&self) -> Vec<f64> {
+        self.table().dealer.shares().to_vec()
+    }
+
+    /// The units of those of these extents that have moved.
+    pub fn moved_units(&self, extents: &[ExtentIndex]) -> MovedUnits {
+        let table = self.table();
+        let mut moved = MovedUnits::default();
+        for (at, extent) in extents.iter().enumerate() {
+            if table.is_moved[extent.index()] {
+                moved.extents.push(at as u32);
+                moved.units.extend(&table.units[self.places_of(*extent)]);
+            }
+        }
+        moved
+    }
+
+    /// Goes back to a record: these extents lie where it says, the others anywhere else. What they
+    /// hold is of no use.
+    ///
+    /// # Errors
+    /// If the record cannot be one of this placement; nothing has changed then.
+    pub fn restore(
+        &self,
+        extents: &[ExtentIndex],
+        moved: &MovedUnits,
+        shares: &[f64],
+    ) -> Result<(), &'static str> {
+        let fits = shares.len() + 1 == self.first_unit.len()
+            && shares.iter().all(|share| share.is_finite() && *share >= 0.0)
+            && shares.iter().any(|share| *share > 0.0);
+        if !fits {
+            return Err("it has no shares of these drives");
+        }
+        if extents.iter().any(|extent| extent.index() >= self.extent_bytes.len()) {
+            return Err("it has slots that are not there");
+        }
+        let mut units = self.dealt_at_first();
+        let mut moved_units = moved.units.iter();
+        for at in &moved.extents {
+            let extent = extents.get(*at as usize).ok_or("it moves chunks that are not there")?;
+            for place in self.places_of(*extent) {
+                units[place] = *moved_units.next().ok_or("it does not say where all chunks lie")?;
+            }
+        }
+        if moved_units.next().is_some() {
+            return Err("it places more than there is");
+        }
+        let all = self.first_unit.last().copied().unwrap_or(0);
+        let mut free: BTreeSet<u32> = (0..all).collect();
+        let mut is_kept = vec![false; self.extent_bytes.len()];
+        for extent in extents {
+            is_kept[extent.index()] = true;
+            if !units[self.places_of(*extent)].iter().all(|unit| free.remove(unit)) {
+                return Err("it places two chunks on the same bytes, or beyond the files");
+            }
+        }
+        let mut is_moved = vec![false; self.extent_bytes.len()];
+        moved.extents.iter().for_each(|at| is_moved[extents[*at as usize].index()] = true);
+        for extent in (0..self.extent_bytes.len()).filter(|extent| !is_kept[*extent]) {
+            for unit in &mut units[self.places_of(ExtentIndex::from_index(extent))] {
+                if !free.remove(unit) {
+                    *unit = free.pop_first().ok_or("it leaves too few units")?;
+                    is_moved[extent] = true;
+                }
+            }
+        }
+        let table = &mut *self.table();
+        let is_first = shares == self.first_deal.shares();
+        table.version += 1;
+        let stale = table.version - 1;
+        let is_dealt = |moved: &bool| if is_first && !moved { table.version } else { stale };
+        table.dealt_at = is_moved.iter().map(is_dealt).collect();
+        table.counted_at.fill(stale);
+        table.dealer = self.first_deal.with_shares(shares.to_vec());
+        (table.units, table.free, table.is_moved) = (units, free, is_moved);
+        table.on_the_way.clear();
+        Ok(())
+    }
+
+    fn dealt_at_first(&self) -> Vec<u32> {
+        let (mut dealer, mut next) = (self.first_deal.clone(), self.first_unit.clone());
+        let places = 0..self.first_place.last().copied().unwrap_or(0);
+        let deal = |_| {
+            let drive = dealer.deal_freely();
+            next[drive] += 1;
+            next[drive] - 1
+        };
+        places.map(deal).collect()
+    }
+
+    /// Chooses units for an extent whose shares are no longer those by which it was dealt. Each is
+    /// one of its own or a free one. Where a drive has none, the next best is taken, and the extent
+    /// is dealt again when it is written again.
+    fn deal_anew(&self, table: &mut Table, extent: ExtentIndex) {
+        let index = extent.index();
+        if table.dealt_at[index] == table.version || table.on_the_way.contains_key(&index) {
+            return;
+        }
+        let owned = &table.units[self.places_of(extent)];
+        if table.counted_at[index] == table.version {
+            owned.iter().for_each(|unit| table.dealer.take_back(self.drive_of(*unit)));
+        }
+        let mut own: BTreeSet<u32> = owned.iter().copied().collect();
+        let mut units = Vec::with_capacity(owned.len());
+        let mut is_complete = true;
+        for _ in owned {
+            let lowest = |of: &BTreeSet<u32>, drive: usize| {
+                of.range(self.first_unit[drive]..self.first_unit[drive + 1]).next().copied()
+            };
+            let on = |drive: usize| lowest(&own, drive).or_else(|| lowest(&table.free, drive));
+            let first_choice = table.dealer.clone().deal_freely();
+            let Some(drive) = table.dealer.deal(|drive| on(drive).is_some()) else { break };
+            let Some(unit) = on(drive) else { break };
+            is_complete &= drive == first_choice;
+            if !own.remove(&unit) {
+                table.free.remove(&unit);
+            }
+            units.push(unit);
+        }
+        let version = table.version;
+        if units == *owned {
+            table.counted_at[index] = version;
+            table.dealt_at[index] = if is_complete { version } else { table.dealt_at[index] };
+            return;
+        }
+        table.on_the_way.insert(index, Deal { units, is_complete, version });
+    }
+
+    /// What part of all units each drive has room for.
+    fn rooms(&self) -> Vec<f64> {
+        let all = self.first_place.last().copied().unwrap_or(0).max(1) as f64;
+        self.first_unit.windows(2).map(|ends| f64::from(ends[1] - ends[0]) / all).collect()
+    }
+
+    fn places_of(&self, extent: ExtentIndex) -> std::ops::Range<usize> {
+        self.first_place[extent.index()]..self.first_place[extent.index() + 1]
+    }
+
+    fn drive_of(&self, unit: u32) -> usize {
+        let drives = &self.first_unit[..self.first_unit.len() - 1];
+        drives.partition_point(|first| *first <= unit) - 1
+    }
+
+    fn segments_of(&self, extent: ExtentIndex, units: &[u32]) -> Vec<Segment> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut extent_offset = 0u64;
         let extent_bytes = self.extent_bytes(extent);
-        for unit in &self.units[self.first_unit[extent.index()]..] {
-            if extent_offset >= extent_bytes {
-                break;
-            }
+        for unit in units {
             let len = self.unit_bytes.min(extent_bytes - extent_offset) as usize;
+            let number = self.drive_of(*unit);
+            let drive = DriveIndex::from_index(number);
+            let file_offset = u64::from(unit - self.first_unit[number]) * self.unit_bytes;
             match segments.last_mut() {
                 Some(last)
-                    if last.drive == unit.drive
-                        && last.file_offset + last.len as u64 == unit.file_offset =>
+                    if last.drive == drive && last.file_offset + last.len as u64 == file_offset =>
                 {
                     last.len += len;
                 }
                 _ => segments.push(Segment {
-                    drive: unit.drive,
-                    file_offset: unit.file_offset,
+                    drive,
+                    file_offset,
                     extent_offset: extent_offset as usize,
                     len,
                 }),
@@ -118,78 +389,4 @@ impl Placement {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const UNIT: u64 = 64 << 10;
-
-    fn extents(extent_bytes: &[u64]) -> impl Iterator<Item = ExtentIndex> {
-        (0..extent_bytes.len()).map(ExtentIndex::from_index)
-    }
-
-    #[test]
-    fn one_drive_is_read_in_one_piece() {
-        let placement = Placement::weighted(&[3 * UNIT, UNIT / 2], UNIT, &[1.0], 0);
-        let whole = Segment {
-            drive: DriveIndex(0),
-            file_offset: 0,
-            extent_offset: 0,
-            len: 3 * UNIT as usize,
-        };
-        assert_eq!(placement.segments(ExtentIndex(0)), [whole]);
-        assert_eq!(placement.segments(ExtentIndex(1))[0].file_offset, 3 * UNIT);
-        assert_eq!(placement.drive_bytes(), [4 * UNIT]);
-    }
-
-    #[test]
-    fn a_drive_of_weight_zero_holds_nothing() {
-        let placement = Placement::weighted(&[10 * UNIT], UNIT, &[1.0, 0.0, 1.0], 1);
-        assert_eq!(placement.drive_bytes(), [5 * UNIT, 0, 5 * UNIT]);
-    }
-
-    proptest! {
-        #[test]
-        fn no_unit_has_two_owners_and_none_is_missing(
-            extent_blocks in prop::collection::vec(1u64..200, 0..20),
-            weights in prop::collection::vec(0.05f64..10.0, 1..6),
-            first_drive in 0usize..8,
-        ) {
-            let extent_bytes: Vec<u64> = extent_blocks.iter().map(|n| n * 4096).collect();
-            let placement = Placement::weighted(&extent_bytes, UNIT, &weights, first_drive);
-            let mut owned = HashSet::new();
-            for extent in extents(&extent_bytes) {
-                let mut covered = 0;
-                for segment in placement.segments(extent) {
-                    prop_assert_eq!(segment.extent_offset, covered);
-                    covered += segment.len;
-                    let end = segment.file_offset + segment.len as u64;
-                    prop_assert!(end <= placement.drive_bytes()[segment.drive.index()]);
-                    for unit in segment.file_offset / UNIT..end.div_ceil(UNIT) {
-                        prop_assert!(owned.insert((segment.drive, unit)), "two owners");
-                    }
-                }
-                prop_assert_eq!(covered as u64, extent_bytes[extent.index()]);
-            }
-            let units: u64 = placement.drive_bytes().iter().map(|bytes| bytes / UNIT).sum();
-            prop_assert_eq!(owned.len() as u64, units);
-        }
-
-        #[test]
-        fn every_drive_holds_its_share(
-            units in 1u64..500,
-            weights in prop::collection::vec(0.1f64..10.0, 1..6),
-        ) {
-            let placement = Placement::weighted(&[units * UNIT], UNIT, &weights, 0);
-            let sum: f64 = weights.iter().sum();
-            for (bytes, weight) in placement.drive_bytes().iter().zip(&weights) {
-                let ideal = units as f64 * weight / sum;
-                let given = (bytes / UNIT) as f64;
-                prop_assert!((given - ideal).abs() < weights.len() as f64, "{given} of {ideal}");
-            }
-        }
-    }
-}
+mod tests;

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::commit::{Places, Stamp};
+use super::placement::MovedUnits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Codec, Parameter};
 use crate::wire::{Frame, Unsealed};
 
-const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 1 };
-const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 1 };
+const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 2 };
+const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 2 };
 
 /// How a durable shard lies on its drives. It wins over the configuration of a later start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,8 +32,10 @@ pub struct ShardLayout {
     pub drive: u32,
     /// The path of every drive when the job was created.
     pub drives: Vec<PathBuf>,
-    /// Relative speeds of the drives.
+    /// Relative speeds of the drives at the start.
     pub weights: Vec<f64>,
+    /// Free units in the files, as a part of those that were dealt.
+    pub stripe_headroom: f64,
     /// Bytes that lie together on one drive.
     pub stripe_unit_bytes: u64,
     /// Elements of a chunk.
@@ -87,7 +90,7 @@ impl ShardLayout {
 }
 
 /// A commit of one shard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Which commit.
     pub stamp: Stamp,
@@ -99,6 +102,10 @@ pub struct Record {
     pub update_counts: Vec<u64>,
     /// The committed slot of every chunk.
     pub slots: Vec<u8>,
+    /// Where chunks lie in that slot that do not lie where the layout's weights put them.
+    pub moved: MovedUnits,
+    /// The drives' shares of what is written.
+    pub shares: Vec<f64>,
     /// CRC32C of every chunk's state tensors in that slot, chunk by chunk.
     pub checksums: Vec<u32>,
     /// What the caller handed to the step, to be handed back.

@@ -47,6 +47,16 @@ impl Slots {
         Self::extent(chunk, slot, self.committed.len())
     }
 
+    /// The extents that hold what is committed, chunk by chunk.
+    pub fn committed_extents(&self) -> Vec<ExtentIndex> {
+        let chunks = self.committed.len();
+        let slots = self.committed.iter().enumerate();
+        let extent = |(chunk, slot): (usize, &u8)| {
+            Self::extent(ChunkIndex::from_index(chunk), *slot, chunks)
+        };
+        slots.map(extent).collect()
+    }
+
     fn working(&self, committed: u8) -> u8 {
         if self.slots_per_chunk == 1 { committed } else { 1 - committed }
     }

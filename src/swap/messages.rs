@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::pipeline::{Ending, SweepKind};
 use crate::error::{Error, Result};
-use crate::io::{Buffer, DriveTotals, EngineSpec, Waker};
+use crate::io::{Buffer, DriveMeters, DriveTotals, EngineSpec, Waker};
 use crate::storage::{Placement, Slots};
 use crate::units::ChunkIndex;
 
@@ -18,7 +18,9 @@ pub struct SwapperSpec {
     /// Paths of those files, for messages.
     pub paths: Vec<PathBuf>,
     /// Where the slots of chunks lie.
-    pub placement: Placement,
+    pub placement: Arc<Placement>,
+    /// What every drive does while it is asked to.
+    pub meters: Arc<DriveMeters>,
     /// Number of chunks.
     pub chunks: usize,
     /// Bytes of each chunk that an update needs: of the first part of its extent. Other sweeps read

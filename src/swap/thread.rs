@@ -31,7 +31,7 @@ pub(super) fn run(
     };
     let waker = engine.waker();
     let worker = Worker {
-        transfers: Transfers::new(engine, depth, files),
+        transfers: Transfers::metered(engine, depth, spec.meters, files),
         pipeline: Pipeline::new(spec.chunks, spec.buffers.len(), spec.pinned, spec.may_read_ahead),
         free: spec.buffers,
         kept: (0..spec.chunks).map(|_| None).collect(),
@@ -73,7 +73,7 @@ struct Worker {
     last_progress: Instant,
     swap_in_busy: BusyClock,
     swap_out_busy: BusyClock,
-    placement: Placement,
+    placement: Arc<Placement>,
     /// Of the last update, inspection or fill, and what has been written since.
     slots: Slots,
     on_progress: Box<dyn Fn(u64) + Send>,
@@ -220,11 +220,11 @@ impl Worker {
         if self.transfers.active() == 0 {
             self.last_progress = Instant::now();
         }
-        let extent = match direction {
-            Direction::SwapIn => self.slots.read_extent(chunk),
-            Direction::SwapOut => self.slots.write_extent(chunk),
+        let segments = match direction {
+            Direction::SwapIn => self.placement.segments(self.slots.read_extent(chunk)),
+            Direction::SwapOut => self.placement.begin_write(self.slots.write_extent(chunk)),
         };
-        let segments = self.placement.segments(extent).into_iter();
+        let segments = segments.into_iter();
         let parts = segments.filter(|segment| segment.extent_offset < bytes).map(|segment| Part {
             file: segment.drive.0,
             file_offset: segment.file_offset,
@@ -239,6 +239,9 @@ impl Worker {
         let Finished { token, direction, buffer, result } = finished;
         let now = Instant::now();
         let chunk = ChunkIndex(token as u32);
+        if direction == Direction::SwapOut {
+            self.placement.end_write(self.slots.write_extent(chunk), result.is_ok());
+        }
         if let Err(fault) = result {
             self.fail(fault, chunk);
         }

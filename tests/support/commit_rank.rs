@@ -1,12 +1,31 @@
 //! One rank's part of the model of commits: what lies on its drives, and its way through one life
 //! of the job. See `tests/commit_protocol.rs`.
 
-use optswap::storage::Slots;
 use optswap::storage::commit::{Stamp, place_beside};
-use optswap::units::ChunkIndex;
+use optswap::storage::{MovedUnits, Placement, Slots};
+use optswap::units::{ChunkIndex, ExtentIndex};
 
 /// The only chunk: its extent has the number of its slot.
 const CHUNK: ChunkIndex = ChunkIndex(0);
+const UNIT: u64 = 4096;
+const SHARES: [f64; 2] = [0.5, 0.5];
+
+/// Two slots of one unit, and one free unit, on each of two drives.
+pub fn placement() -> Placement {
+    Placement::weighted(&[UNIT, UNIT], UNIT, &SHARES, 0, 1.0)
+}
+
+/// Which of all units an extent lies in.
+fn unit_at(segments: &[optswap::storage::Segment]) -> usize {
+    2 * segments[0].drive.index() + (segments[0].file_offset / UNIT) as usize
+}
+
+/// Which of all units a record's slot lies in.
+pub fn unit_of(record: &Record) -> usize {
+    let placement = placement();
+    record.place_in(&placement);
+    unit_at(&placement.segments(ExtentIndex(record.slot.into())))
+}
 
 /// By which step, in which life of the job, something was computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +50,8 @@ pub struct Record {
     pub epoch: u8,
     pub incarnation: u8,
     pub slot: u8,
+    /// Where the slot lies, if it has moved.
+    pub moved: Option<u8>,
     /// The checksum: what the slot holds if it is whole.
     pub value: Made,
     /// Which commit it is really; the protocol cannot see this.
@@ -41,11 +62,19 @@ impl Record {
     pub fn stamp(&self) -> Stamp {
         Stamp { epoch: self.epoch.into(), incarnation: self.incarnation.into() }
     }
+
+    fn place_in(&self, placement: &Placement) {
+        let moved = self.moved.map_or_else(MovedUnits::default, |unit| MovedUnits {
+            extents: vec![0],
+            units: vec![unit.into()],
+        });
+        placement.restore(&[ExtentIndex(self.slot.into())], &moved, &SHARES).unwrap();
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Content {
-    pub slots: [Slot; 2],
+    pub units: [Slot; 4],
     /// `None`: no record, or a torn one.
     pub places: [Option<Record>; 2],
 }
@@ -53,7 +82,7 @@ pub struct Content {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Drives {
     pub now: Content,
-    /// What each of the four was before its last write; kept only where power may be lost.
+    /// What each of them was before its last write; kept only where power may be lost.
     pub before: Content,
 }
 
@@ -67,6 +96,10 @@ pub enum Mutation {
     ResumeIsNotAgreed,
     RecordOverAgreed,
     StepsWriteCommitted,
+    /// A committed slot's unit is free when its replacement is written, not when it is committed.
+    FreedByTheWrite,
+    /// A resume takes every slot for where it was dealt at first.
+    ResumeForgetsPlacement,
     /// As long as writes stay written this is harmless: a resume has overwritten every newer record
     /// before a slot is written, so one epoch never exists in two versions afterwards. Only a power
     /// loss brings back the old version, on some ranks; the incarnation is there for this.
@@ -91,6 +124,8 @@ pub struct Model {
     pub steps: u8,
     pub commit_every: u8,
     pub may_leave_out: bool,
+    /// The weights of the drives change, so that a slot is not written where it was.
+    pub moves: bool,
     pub may_lose_power: bool,
     pub crashes: u8,
     pub mutation: Mutation,
@@ -106,11 +141,17 @@ pub struct Life {
     pub collectives: Vec<Collective>,
 }
 
+/// Whether a step writes to the second drive, where steps change drives.
+fn made_on_second(made: Made) -> bool {
+    !(made.step / 2).is_multiple_of(2)
+}
+
 /// One rank in one life.
 struct Rank<'a> {
     model: &'a Model,
     drives: Drives,
     slots: Slots,
+    placement: Placement,
     place: usize,
     agreed: Option<Record>,
     /// What the newest slot holds.
@@ -137,28 +178,58 @@ impl Rank<'_> {
 
     /// A step's swap-in, and its swap-out in two actions; or none, for a chunk without a gradient.
     fn write_slot(&mut self, value: Made, is_left_out: bool) -> Result<(), String> {
-        let newest = self.slots.read_extent(CHUNK).index();
-        let mut slot = self.slots.write_extent(CHUNK).index();
+        let newest = self.slots.read_extent(CHUNK);
+        let mut extent = self.slots.write_extent(CHUNK);
         if self.model.mutation == Mutation::StepsWriteCommitted && self.agreed.is_some() {
-            slot = self.slots.committed()[0].into();
+            extent = ExtentIndex(self.slots.committed()[0].into());
         }
         if let Some(value) = self.value
-            && self.drives.now.slots[newest] != Slot::Whole(value)
+            && self.drives.now.units[unit_at(&self.placement.segments(newest))]
+                != Slot::Whole(value)
         {
             return Err(format!("step {} reads wrong bytes", value.step));
         }
-        if !is_left_out {
-            self.drives.before.slots[slot] = self.keep(self.drives.now.slots[slot]);
-            self.drives.now.slots[slot] = Slot::Torn;
+        if self.model.moves {
+            let only = usize::from(made_on_second(value));
+            self.placement.reweigh(&[[1.0, 0.0], [0.0, 1.0]][only]);
         }
+        if self.model.mutation == Mutation::FreedByTheWrite && self.agreed.is_some() {
+            self.move_extent(newest);
+        }
+        if is_left_out {
+            self.done();
+            self.done();
+            return Ok(());
+        }
+        let given_up = unit_at(&self.placement.segments(extent));
+        let unit = unit_at(&self.placement.begin_write(extent));
+        self.write_unit(unit, Slot::Torn);
         self.done();
-        if !is_left_out {
-            self.drives.now.slots[slot] = Slot::Whole(value);
-            self.value = Some(value);
-            self.slots.mark_written(CHUNK);
+        self.drives.now.units[unit] = Slot::Whole(value);
+        self.value = Some(value);
+        self.slots.mark_written(CHUNK);
+        self.placement.end_write(extent, true);
+        if given_up != unit {
+            // Nobody may need it any more.
+            self.write_unit(given_up, Slot::Empty);
         }
         self.done();
         Ok(())
+    }
+
+    fn write_unit(&mut self, unit: usize, content: Slot) {
+        self.drives.before.units[unit] = self.keep(self.drives.now.units[unit]);
+        self.drives.now.units[unit] = content;
+    }
+
+    /// Deals an extent anew, with all that it holds.
+    fn move_extent(&mut self, extent: ExtentIndex) {
+        let from = unit_at(&self.placement.segments(extent));
+        let to = unit_at(&self.placement.begin_write(extent));
+        self.placement.end_write(extent, true);
+        let content = self.drives.now.units[from];
+        self.write_unit(from, Slot::Empty);
+        self.write_unit(to, content);
     }
 
     fn write_record(&mut self, record: Record) {
@@ -184,11 +255,13 @@ impl Rank<'_> {
     fn commit(&mut self, commit: Made) -> Result<(), String> {
         let mut slots = self.slots.clone();
         slots.commit();
+        let moved = self.placement.moved_units(&slots.committed_extents());
         let record = Record {
             job: self.job,
             epoch: self.agreed.map_or(0, |agreed| agreed.epoch + 1),
             incarnation: self.agreed.map_or(0, |agreed| agreed.incarnation),
             slot: slots.committed()[0],
+            moved: moved.units.first().map(|unit| *unit as u8),
             value: self.value.ok_or("a commit of nothing")?,
             commit,
         };
@@ -212,6 +285,9 @@ impl Rank<'_> {
         };
         let (record, place) = records[rank];
         self.slots = Slots::from_committed(vec![record.slot]);
+        if self.model.mutation != Mutation::ResumeForgetsPlacement {
+            record.place_in(&self.placement);
+        }
         (self.agreed, self.place, self.job) = (Some(record), place, record.job);
         self.value = Some(record.value);
         if self.model.mutation != Mutation::ResumeWritesNothing {
@@ -254,6 +330,7 @@ impl Model {
                 model: self,
                 drives,
                 slots: Slots::new(1, true),
+                placement: placement(),
                 // As in `Durable::new`: place 0 is written first.
                 place: 1,
                 agreed: None,

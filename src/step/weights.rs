@@ -1,0 +1,96 @@
+//! What the drives' weights are when a job begins: as configured, or as measured before, or equal.
+
+use crate::config::Config;
+use crate::coord::{Communicator, Topology, gather_all};
+use crate::error::Result;
+use crate::storage::{Drive, DriveProfile, normalized};
+
+/// Collective: the weights of this node's drives, the same on all of its ranks. The log says where
+/// they come from.
+///
+/// # Errors
+/// As every collective.
+pub(super) fn starting_weights(
+    config: &Config,
+    drives: &[Drive],
+    comm: &dyn Communicator,
+    topology: &Topology,
+) -> Result<Vec<f64>> {
+    let (mine, source) = match config.drives.weights.as_slice() {
+        [] => measured_weights(drives),
+        weights => (weights.to_vec(), "as configured"),
+    };
+    // A profile may be written at this very moment; then one rank's view of it counts.
+    let all: Vec<(Vec<f64>, String)> = gather_all(comm, &(mine, source.to_owned()))?;
+    let first = topology.local_ranks().next().unwrap_or(comm.rank());
+    let (weights, source) = &all[first.index()];
+    if drives.len() > 1 {
+        let shares = normalized(weights).into_iter().zip(drives);
+        let shares = shares.map(|(share, drive)| (drive.root.display().to_string(), share));
+        let shares = shares.map(|(root, share)| format!("{root} {:.1} %", 100.0 * share));
+        let shares: Vec<String> = shares.collect();
+        tracing::info!("shares of the drives, {source}: {}", shares.join(", "));
+    }
+    Ok(weights.clone())
+}
+
+/// Those of the profiles if every drive has one, else equal ones. Directories on one device share
+/// what it can do.
+fn measured_weights(drives: &[Drive]) -> (Vec<f64>, &'static str) {
+    let on_device = |drive: &Drive| drives.iter().filter(|it| it.device == drive.device).count();
+    let divided = |weight: f64, drive: &Drive| weight / on_device(drive) as f64;
+    let profile = |drive: &Drive| {
+        let read = DriveProfile::read(&drive.root);
+        read.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()
+    };
+    let profiles: Option<Vec<DriveProfile>> = drives.iter().map(profile).collect();
+    let Some(profiles) = profiles else {
+        let equal = drives.iter().map(|drive| divided(1.0, drive));
+        return (equal.collect(), "equal, as not every drive has been probed");
+    };
+    let weight = |(drive, profile): (&Drive, DriveProfile)| {
+        // What was measured while all worked together is divided already.
+        match profile.mixed_together_bytes_per_s {
+            0.0 => divided(profile.weight(), drive),
+            _ => profile.weight(),
+        }
+    };
+    let weights = drives.iter().zip(profiles).map(weight);
+    (weights.collect(), "by what probing them has measured")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn profiles_count_if_every_drive_has_one_and_one_device_is_shared() {
+        let folder = tempfile::tempdir().unwrap();
+        let drive = |name: &str, device: u64| {
+            let root = folder.path().join(name);
+            std::fs::create_dir_all(&root).unwrap();
+            Drive { root, device, filesystem: "ext4".to_owned(), free_bytes: 0 }
+        };
+        let drives = [drive("a", 1), drive("b", 2), drive("c", 2)];
+        assert_eq!(measured_weights(&drives).0, [1.0, 0.5, 0.5]);
+        let probe = |root: &Path, mixed: f64, together: f64| {
+            let profile = DriveProfile {
+                read_bytes_per_s: mixed,
+                write_bytes_per_s: mixed,
+                mixed_bytes_per_s: mixed,
+                mixed_together_bytes_per_s: together,
+                ..DriveProfile::default()
+            };
+            profile.write(root).unwrap();
+        };
+        probe(&drives[0].root, 8e9, 0.0);
+        probe(&drives[1].root, 4e9, 0.0);
+        assert_eq!(measured_weights(&drives).0, [1.0, 0.5, 0.5], "one drive has none");
+        probe(&drives[2].root, 4e9, 1e9);
+        let (weights, source) = measured_weights(&drives);
+        assert_eq!(weights, [8e9, 2e9, 1e9]);
+        assert!(source.contains("prob"), "{source}");
+    }
+}
