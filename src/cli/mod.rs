@@ -14,6 +14,8 @@ mod out;
 mod plan;
 mod probe;
 mod progress;
+mod report;
+mod top;
 
 use std::process::ExitCode;
 
@@ -65,6 +67,10 @@ enum Command {
     /// Each drive by itself: reading, writing, both; then all drives of a node at once, which shows
     /// what they share. Under mpirun, the first rank of each node measures, all nodes at once.
     Probe(Box<probe::ProbeArgs>),
+    /// Make a page of results: pictures and tables in one file of HTML; and a summary here.
+    Report(report::ReportArgs),
+    /// Watch a job: ranks, drives, rates, from the metrics files in its report directory.
+    Top(top::TopArgs),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -92,6 +98,8 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => job::run_tool(|| inspect::run(&args)),
         Command::Plan(args) => job::run_main(&plan::launch(), |comm| plan::run(&args, &comm)),
         Command::Probe(args) => job::run_main(&args.swap.launch(), |comm| probe::run(&args, &comm)),
+        Command::Report(args) => job::run_tool(|| report::run(&args)),
+        Command::Top(args) => job::run_tool(|| top::run(&args)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

@@ -4,19 +4,22 @@
 mod launcher;
 mod logging;
 mod signals;
+mod table;
 mod training;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::coord::Communicator;
+use crate::coord::{Communicator, agree};
 use crate::error::{Error, Result};
 
 pub use launcher::Launcher;
 pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};
+pub use table::{answer_table_request, table_request};
 pub use training::{Origin, Training};
 
 /// How to start.
@@ -28,6 +31,8 @@ pub struct Launch {
     pub stall_warning: Duration,
     /// Which ranks log to the terminal.
     pub log_ranks: LogRanks,
+    /// Where each rank's log goes as lines of JSON, if anywhere.
+    pub log_dir: Option<PathBuf>,
 }
 
 /// Runs a rank: starts MPI where it is built in, sets up logs and the panic hook, runs `body`, and
@@ -47,14 +52,26 @@ pub fn run_main(
     };
     let comm = Rc::clone(&world.comm);
     let tag = format!("[{} {}/{}]", comm.host(), comm.rank().0, comm.size());
-    logging::start(&tag, launch.log_ranks.includes(comm.rank()));
+    let file = launch.log_dir.as_deref().map(|dir| logging::open_file(dir, comm.rank()));
+    let file = match agree(&*comm, file.transpose()) {
+        Ok(file) => file,
+        Err(error) => return end(&tag, &*comm, &error),
+    };
+    logging::start(&tag, launch.log_ranks.includes(comm.rank()), file);
     install_panic_hook(tag.clone());
     if let Err(error) = signals::listen(|signal| abort(128 + signal as u8)) {
         tracing::warn!("signals cannot be listened to: {error}");
     }
     let watched = world.watch_stalls(launch.stall_warning);
     let result = watched.and_then(|()| body(Rc::clone(&comm)));
-    let Err(error) = result else { return ExitCode::SUCCESS };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => end(&tag, &*comm, &error),
+    }
+}
+
+/// Says why the job ends, and gives the exit code.
+fn end(tag: &str, comm: &dyn Communicator, error: &Error) -> ExitCode {
     if !error.is_agreed() {
         complain(format_args!("{tag} error: {error}"));
         if comm.size() > 1 {
@@ -77,7 +94,7 @@ pub fn mpi_library() -> Option<String> {
 
 /// Runs a tool that needs no other ranks: logs, and the exit code.
 pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
-    logging::start("optswap", true);
+    logging::start("optswap", true, None);
     match body() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

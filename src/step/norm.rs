@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::gradients::ShardGradients;
 use crate::coord::Communicator;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, ExactSum, GradElem};
 use crate::units::BLOCK_ELEMS;
 
@@ -39,6 +39,8 @@ pub(super) struct WorldNorm {
     pub stopping: u64,
     /// Ranks that have no time left for this step.
     pub out_of_time: u64,
+    /// Ranks that were asked for a table.
+    pub asking: u64,
 }
 
 /// This rank's part: the blocks of its shard, in parallel; the sum is exact, so the order is free.
@@ -91,15 +93,19 @@ pub(super) fn reduce(
     norm: BlockNorm,
     has_failed: bool,
     stop: Stop,
+    wants_table: bool,
 ) -> Result<WorldNorm> {
     let mut values = norm.squares.limbs().to_vec();
     values.push(norm.overflows);
     values.push(u64::from(has_failed));
     values.push(u64::from(stop != Stop::No));
     values.push(u64::from(stop == Stop::Now));
+    values.push(u64::from(wants_table));
     comm.all_reduce_sum(&mut values)?;
-    let (limbs, counts) = values.split_at(values.len() - 4);
+    let (limbs, counts) = values.split_at(values.len() - 5);
     let norm = ExactSum::from_limbs(limbs).value().sqrt();
-    let [overflows, failed, stopping, out_of_time] = [counts[0], counts[1], counts[2], counts[3]];
-    Ok(WorldNorm { norm, overflows, failed, stopping, out_of_time })
+    let &[overflows, failed, stopping, out_of_time, asking] = counts else {
+        return Err(Error::internal("the counts of the all-reduce have another number"));
+    };
+    Ok(WorldNorm { norm, overflows, failed, stopping, out_of_time, asking })
 }

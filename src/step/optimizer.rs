@@ -1,15 +1,17 @@
 //! The swapped optimizer: AdamW whose state lies on drives.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::checksums::Checksums;
 use super::durable::{Durable, Resumed};
 use super::plan::Plan;
 use super::preflight::{check_node_memory, check_space, neighbours};
 use super::process_io::ProcessIo;
-use super::records::{RankRecord, Recorder};
+use super::records::Recorder;
 use super::resume;
 use super::snapshot::Snapshot;
+use super::telling;
 use crate::config::{Config, FaultConfig};
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,6 +20,8 @@ use crate::partition::Partition;
 use crate::state::{Hyperparameters, Inventory, Parameter};
 use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, inspect_drives};
 use crate::swap::{Swapper, SwapperSpec};
+use crate::telemetry::Outlet;
+use crate::timers::Tracer;
 use crate::units::ParamIndex;
 
 /// AdamW with master and moments on the drives: one per rank, all ranks act together. Every method
@@ -44,6 +48,8 @@ pub struct SwappedOptimizer {
     pub(super) snapshot: Option<Snapshot>,
     pub(super) recorder: Recorder,
     pub(super) process_io: ProcessIo,
+    /// `None` unless the configuration names a place for reports.
+    pub(super) outlet: Option<Outlet>,
     /// Set when state on the drives is of no step: not initialised yet, or a step failed half-way.
     pub(super) unusable: Option<&'static str>,
 }
@@ -113,8 +119,12 @@ impl SwappedOptimizer {
         agree(&*comm, neighbours(&plan))?;
         check_node_memory(&plan, &*comm, &topology)?;
         tracing::info!("{plan}");
-        let parts = agree(&*comm, open_parts(&plan, &*comm, &files, job_id, comes_back))?;
+        let tracer = Recorder::tracer(&config.report);
+        let parts = open_parts(&plan, &*comm, &files, &tracer, (job_id, comes_back));
+        let parts = agree(&*comm, parts)?;
         let (swapper, pool, durable) = parts;
+        let recorder = Recorder::new(files.paths(), tracer, config.report.trace_steps);
+        let outlet = telling::open(config, &*comm, &plan, &recorder)?;
         let mut optimizer = Self {
             swapper,
             groups: config.optimizer.hyperparameters(),
@@ -127,8 +137,9 @@ impl SwappedOptimizer {
             durable,
             resumed: None,
             snapshot: None,
-            recorder: Recorder::new(files.paths()),
+            recorder,
             process_io: ProcessIo::open(),
+            outlet,
             unusable: Some("its parameters are not initialised"),
             files,
             comm,
@@ -182,24 +193,11 @@ impl SwappedOptimizer {
         self.loss_scale = loss_scale;
     }
 
-    /// Collective: what every rank has recorded since the last [`Self::reset_records`].
-    ///
-    /// # Errors
-    /// As every collective.
-    pub fn gather_records(&self) -> Result<Vec<RankRecord>> {
-        let partition = self.plan.partition();
-        gather_all(&*self.comm, &self.recorder.record(&*self.comm, partition.elems()))
-    }
-
-    /// Forgets timers and counters, so that warm-up can be left out.
-    pub fn reset_records(&mut self) {
-        self.recorder.reset();
-    }
-
     /// Ends the job: waits for what is in flight, and removes the files from the drives, committed
     /// or not, unless the configuration keeps them. (Dropping the optimizer instead leaves what is
     /// committed, for a later start.)
     pub fn close(mut self) {
+        self.end_telling();
         self.files.keep(self.plan.config().drives.keep_files);
     }
 
@@ -287,17 +285,22 @@ fn open_parts(
     plan: &Plan,
     comm: &dyn Communicator,
     files: &ShardFiles,
-    job_id: String,
-    comes_back: bool,
+    tracer: &Arc<Tracer>,
+    (job_id, comes_back): (String, bool),
 ) -> Result<(Swapper, rayon::ThreadPool, Option<Durable>)> {
     let durable = match plan.config().is_durable() {
         true => Some(Durable::new(files.records(!comes_back)?, job_id)),
         false => None,
     };
-    Ok((open_swapper(plan, comm, files)?, update_pool()?, durable))
+    Ok((open_swapper(plan, comm, files, tracer)?, update_pool()?, durable))
 }
 
-fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Result<Swapper> {
+fn open_swapper(
+    plan: &Plan,
+    comm: &dyn Communicator,
+    files: &ShardFiles,
+    tracer: &Arc<Tracer>,
+) -> Result<Swapper> {
     let config = plan.config();
     let faults = config.faults.iter().filter(|fault| fault.rank == comm.rank().0);
     let faults: Vec<FaultConfig> = faults.copied().collect();
@@ -318,6 +321,7 @@ fn open_swapper(plan: &Plan, comm: &dyn Communicator, files: &ShardFiles) -> Res
             Some(presence) => Box::new(move |completed_ops| presence.progress(completed_ops)),
             None => Box::new(|_| ()),
         },
+        tracer: Arc::clone(tracer),
         describe: plan.describer(),
     })
 }

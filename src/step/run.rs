@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, GradElem, ParamElem};
 use crate::storage::Slots;
 use crate::swap::{Sweep, SweepKind, SweepTotals};
-use crate::timers::{Timer, Timers};
+use crate::timers::{Counter, NO_CHUNK, Timer, Timers};
 use crate::units::{ChunkIndex, ParamIndex};
 
 /// What a step may be told.
@@ -29,11 +29,13 @@ pub struct StepOptions<'a> {
     pub user_blob: &'a [u8],
     /// Whether this rank has been asked to stop. One is enough: all stop.
     pub stop: Stop,
+    /// Whether this rank has been asked for a table of the world. One is enough: all know it.
+    pub wants_table: bool,
 }
 
 impl Default for StepOptions<'_> {
     fn default() -> Self {
-        Self { loss_scale: 1.0, user_blob: &[], stop: Stop::No }
+        Self { loss_scale: 1.0, user_blob: &[], stop: Stop::No, wants_table: false }
     }
 }
 
@@ -56,6 +58,8 @@ pub struct StepOutcome {
     pub stop: bool,
     /// Whether there was time for the step; if not, nothing has changed.
     pub is_taken: bool,
+    /// Whether a rank has been asked for a table of the world.
+    pub wants_table: bool,
     /// From the call until everything was on this rank's drives and agreed.
     pub duration: Duration,
 }
@@ -74,7 +78,10 @@ impl SwappedOptimizer {
         params: &mut [P],
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
+        self.write_due_trace()?;
         let start = Instant::now();
+        let waits = self.waits();
+        self.recorder.begin_step(self.attempts + 1, waits, start);
         let activity = Activity::begin(&*self.comm, Phase::Norm);
         let kernel_before = self.process_io.bytes();
         let accepted = self.check_usable().and_then(|()| {
@@ -91,9 +98,10 @@ impl SwappedOptimizer {
             Err(_) => BlockNorm::default(),
         });
         let has_failed = ready.is_err();
-        let stop = options.stop;
-        let world =
-            timers.time(Timer::GradientNorm, || reduce(&*self.comm, norm, has_failed, stop))?;
+        let (stop, wants_table) = (options.stop, options.wants_table);
+        let world = timers.time(Timer::GradientNorm, || {
+            reduce(&*self.comm, norm, has_failed, stop, wants_table)
+        })?;
         if world.failed > 0 {
             agree(&*self.comm, ready.map(drop))?;
             return Err(Error::internal("a rank refused the step without an error"));
@@ -139,14 +147,13 @@ impl SwappedOptimizer {
             };
             work.run(sweep, params)
         };
-        self.recorder.timers.record(Timer::StepOwn, start.elapsed());
         let updated = if outcome.skipped { Vec::new() } else { laid_out.params() };
         activity.turn_to(Phase::Commit);
         let (totals, epoch) = self.settle(result, &updated, outcome.stop, options.user_blob)?;
         outcome.epoch = epoch;
         outcome.duration = start.elapsed();
         let kernel_bytes = self.process_io.bytes() - kernel_before;
-        self.recorder.add_step(&totals, kernel_bytes, outcome.duration);
+        self.tell_step(&totals, kernel_bytes, &outcome);
         Ok(outcome)
     }
 
@@ -202,6 +209,7 @@ fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'
         epoch: None,
         stop: world.stopping > 0,
         is_taken: true,
+        wants_table: world.asking > 0,
         duration: Duration::ZERO,
     };
     if !outcome.skipped {
@@ -234,6 +242,8 @@ impl<G: GradElem> Work<'_, '_, G> {
             let chunk = self.timers.time(Timer::SwapInState, || sweep.next_chunk())?;
             let Some(mut resident) = chunk else { break };
             let index = resident.index();
+            self.timers.turn_to(index.0);
+            self.timers.count(Counter::Chunks, 1);
             let at = plan.partition().chunk(index);
             let params = &mut params[at.shard_offset as usize..][..at.elems as usize];
             let before = Instant::now();
@@ -254,6 +264,7 @@ impl<G: GradElem> Work<'_, '_, G> {
                 resident.release();
             }
         }
+        self.timers.turn_to(NO_CHUNK);
         self.timers.time(Timer::SwapOutState, || sweep.finish())
     }
 

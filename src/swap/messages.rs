@@ -9,6 +9,7 @@ use super::pipeline::SweepKind;
 use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveTotals, EngineSpec, Waker};
 use crate::storage::{Placement, Slots};
+use crate::timers::Tracer;
 use crate::units::ChunkIndex;
 
 /// Everything the I/O thread needs.
@@ -30,6 +31,8 @@ pub struct SwapperSpec {
     pub io_timeout: Duration,
     /// Told after every batch of completed operations: how many there have been.
     pub on_progress: Box<dyn Fn(u64) + Send>,
+    /// Where operations are recorded in steps that are traced.
+    pub tracer: Arc<Tracer>,
     /// What a chunk holds, for messages.
     pub describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
 }

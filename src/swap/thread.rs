@@ -30,7 +30,7 @@ pub(super) fn run(
     };
     let waker = engine.waker();
     let worker = Worker {
-        transfers: Transfers::new(engine, depth, files),
+        transfers: Transfers::new(engine, depth, files).traced(spec.tracer),
         free: spec.buffers,
         pipeline: Pipeline::new(SweepKind::Inspect, 0, 0),
         sweeping: false,
