@@ -20,7 +20,7 @@ mod model;
 mod progress;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -29,10 +29,10 @@ use half::bf16;
 use optswap::cli::{self, SwapArgs, say};
 use optswap::config::Config;
 use optswap::coord::{Communicator, agree, all_gather, gather_all, reduce_scatter};
-use optswap::error::{Error, Result};
+use optswap::error::{Error, ErrorKind, Result};
 use optswap::job::{self, Origin, Training};
 use optswap::partition::Run;
-use optswap::report::{bytes_per_param, rank_table, timer_table};
+use optswap::report::{RunResult, bytes_per_param, rank_table, world_report};
 use optswap::state::{Inventory, Parameter};
 use optswap::step::{Gradients, RankRecord, StepOptions, SwappedOptimizer, Verifier};
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,10 @@ struct Args {
     /// every step; a difference ends the job with exit code 70.
     #[arg(long)]
     verify: bool,
+
+    /// Write the result to this file, as JSON: for `optswap report`.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 
     /// Transformer blocks.
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -206,8 +210,9 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let state_digest = training.optimizer_mut().state_digest_with(&replica.shard_params)?;
     let params = training.optimizer().plan().inventory().total_elems();
     if comm.rank().0 == 0 {
-        let tables = [rank_table(&records, &seconds), timer_table(&records)];
-        tables.iter().try_for_each(say)?;
+        let endurance = config.report.drive_endurance;
+        let report = world_report(&records, endurance);
+        [rank_table(&records, &seconds), report].iter().try_for_each(say)?;
         let result = serde_json::json!({
             "ranks": comm.size(),
             "drives": config.drives.paths.len(),
@@ -229,8 +234,22 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
         });
         say(result)?;
     }
+    let written = match &args.json {
+        Some(path) if comm.rank().0 == 0 => write_result(path, &RunResult::new(&config, records)),
+        _ => Ok(()),
+    };
+    agree(&**comm, written)?;
     // Last of all: what is on the drives goes now.
     training.finish(&replica.shard_params)
+}
+
+fn write_result(path: &Path, result: &RunResult) -> Result<()> {
+    let text = serde_json::to_string(result).map_err(std::io::Error::other);
+    text.and_then(|text| std::fs::write(path, text + "\n")).map_err(|error| {
+        Error::new(ErrorKind::CannotCreate, "the result cannot be written")
+            .with("file", path.display())
+            .because(error)
+    })
 }
 
 /// Updates that this rank's first parameter took.

@@ -28,6 +28,8 @@ pub mod swap;
 
 pub mod coord;
 
+pub mod telemetry;
+
 pub mod step;
 
 pub mod checkpoint;

@@ -1,9 +1,16 @@
 //! Where the time goes: the timer names, and a recorder of fixed size. Names that DeepSpeed has
 //! keep their meaning (`deepspeed/runtime/swap_tensor`), so that tables can be laid side by side.
 
+mod latency;
+mod spans;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+pub use latency::Latency;
+pub use spans::{NO_CHUNK, Span, SpanKind, Tracer};
 
 macro_rules! timers {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -30,10 +37,12 @@ macro_rules! timers {
 timers! {
     /// The whole of `step()`, from its call to its return.
     Step = "step",
-    /// `step()` from its call to this rank's own last completion, before the agreement: what tells
-    /// a slow rank from those that wait for it. Where writes go on behind a step, to the last
-    /// update; what a rank's drives are slower in, the next step waits for.
+    /// `step()` without waiting for other ranks: what tells a slow rank from those that wait for
+    /// it. A rank that was stopped while it waited has that time here.
     StepOwn = "step_own",
+    /// From the return of `step()` to its next call: the caller's own work, without waiting for
+    /// other ranks in collectives.
+    BetweenSteps = "between_steps",
     /// `step()` looking through the caller's gradients for norm and overflow.
     SwapOutGradient = "swap_out_gradient",
     /// The one all-reduce for norm, overflow and status, waiting for slower ranks included.
@@ -52,10 +61,109 @@ timers! {
     Commit = "commit",
     /// The agreement on errors at the end of a step, waiting for slower ranks included.
     Agreement = "agreement",
+    /// Between steps: waiting for other ranks in collectives of this communicator.
+    CollectivesBetween = "collectives_between",
+    /// Not running although it could, while in a collective: stopped, or without a processor. The
+    /// others wait for the rank then.
+    NotRunning = "not_running",
     /// Time during which at least one swap-in was in flight (the I/O thread's view).
     AsyncSwapInState = "async_swap_in_state",
     /// Time during which at least one swap-out was in flight (the I/O thread's view).
     AsyncSwapOutState = "async_swap_out_state",
+}
+
+/// What time is spent on, coarsely: every timer of `step()` that excludes the others has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Section {
+    /// Waiting for swap-ins.
+    Read,
+    /// Waiting for swap-outs.
+    Write,
+    /// The update.
+    Compute,
+    /// Looking through the gradients, and bringing them where they are needed.
+    Gradient,
+    /// Checksums, compared and taken.
+    Checksum,
+    /// Records of commits.
+    Commit,
+    /// Waiting for other ranks.
+    Collective,
+}
+
+impl Section {
+    /// All sections, in the order of pictures.
+    pub const ALL: [Section; 7] = [
+        Section::Read,
+        Section::Write,
+        Section::Compute,
+        Section::Gradient,
+        Section::Checksum,
+        Section::Commit,
+        Section::Collective,
+    ];
+
+    /// The name in tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read wait",
+            Self::Write => "write wait",
+            Self::Compute => "update",
+            Self::Gradient => "gradients",
+            Self::Checksum => "checksums",
+            Self::Commit => "commit",
+            Self::Collective => "other ranks",
+        }
+    }
+}
+
+impl Timer {
+    /// Which part of a step this is; none for totals, and for work that hides behind other work.
+    pub fn section(self) -> Option<Section> {
+        Some(match self {
+            Self::SwapInState => Section::Read,
+            Self::SwapOutState => Section::Write,
+            Self::OptimizerStep => Section::Compute,
+            Self::SwapOutGradient => Section::Gradient,
+            Self::VerifyChecksums | Self::TakeChecksums => Section::Checksum,
+            Self::Commit => Section::Commit,
+            Self::GradientNorm | Self::Agreement => Section::Collective,
+            _ => return None,
+        })
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// What is counted beside what the drives do.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Counter {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Counter {
+            /// All counters, in the order of tables.
+            pub const ALL: &'static [Counter] = &[$(Counter::$variant,)*];
+
+            /// The name in tables and files.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Counter::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Chunks that were updated.
+    Chunks = "chunks",
+    /// Chunks whose state was still in memory, so that nothing was read.
+    CacheHits = "cache_hits",
+    /// Bytes of state that were still in memory.
+    CacheHitBytes = "cache_hit_bytes",
+    /// Bytes of gradients that were written to drives for want of memory.
+    SpilledGradientBytes = "spilled_gradient_bytes",
 }
 
 /// The total of one timer.
@@ -67,18 +175,51 @@ pub struct Total {
     pub count: u64,
 }
 
-/// A recorder of fixed size: one total per timer, no allocation per event.
+/// A recorder of fixed size: one total per timer and counter, no allocation per event.
 #[derive(Clone, Debug, Default)]
 pub struct Timers {
     totals: [Total; Timer::ALL.len()],
+    counts: [u64; Counter::ALL.len()],
+    /// Where spans go, in steps that are traced.
+    tracer: Option<Arc<Tracer>>,
+    /// What the spans are about.
+    chunk: u32,
 }
 
 impl Timers {
-    /// Adds one measured duration.
+    /// A recorder whose times are spans as well, while the tracer is on.
+    pub fn traced(tracer: Arc<Tracer>) -> Self {
+        Self { tracer: Some(tracer), chunk: NO_CHUNK, ..Self::default() }
+    }
+
+    /// Adds one measured duration, which ends now.
     pub fn record(&mut self, timer: Timer, duration: Duration) {
         let total = &mut self.totals[timer as usize];
         total.total_ns += u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         total.count += 1;
+        if let Some(tracer) = &self.tracer
+            && tracer.is_on()
+            && (timer.section().is_some() || timer == Timer::Step)
+        {
+            let end = Instant::now();
+            let kind = SpanKind::Timer(timer as u8);
+            tracer.record(kind, self.chunk, 0, (end - duration, end));
+        }
+    }
+
+    /// From now on times are about this chunk, [`NO_CHUNK`] for none.
+    pub fn turn_to(&mut self, chunk: u32) {
+        self.chunk = chunk;
+    }
+
+    /// Adds to a counter.
+    pub fn count(&mut self, counter: Counter, more: u64) {
+        self.counts[counter as usize] += more;
+    }
+
+    /// The value of a counter.
+    pub fn counted(&self, counter: Counter) -> u64 {
+        self.counts[counter as usize]
     }
 
     /// Runs `work` and records how long it took.
@@ -94,14 +235,20 @@ impl Timers {
         self.totals[timer as usize]
     }
 
+    /// What all timers of a section have in nanoseconds.
+    pub fn section_ns(&self, section: Section) -> u64 {
+        let timers = Timer::ALL.iter().filter(|timer| timer.section() == Some(section));
+        timers.map(|timer| self.total(*timer).total_ns).sum()
+    }
+
     /// Forgets everything, so that warm-up can be left out.
     pub fn reset(&mut self) {
-        *self = Self::default();
+        *self = Self { tracer: self.tracer.take(), chunk: self.chunk, ..Self::default() };
     }
 }
 
 /// Counts how long something was under way, with any number of overlapping beginnings and ends.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BusyClock {
     under_way: u32,
     since: Option<Instant>,
@@ -115,6 +262,11 @@ impl BusyClock {
             self.since = Some(now);
         }
         self.under_way += 1;
+    }
+
+    /// How many are under way.
+    pub fn under_way(&self) -> u32 {
+        self.under_way
     }
 
     /// One has ended.

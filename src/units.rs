@@ -175,6 +175,68 @@ pub fn round_up(value: u64, grain: u64) -> u64 {
     value.div_ceil(grain) * grain
 }
 
+/// Some steps in a row, counted from 1: `3`, `3-5`, or nothing for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepRange {
+    first: u64,
+    last: u64,
+}
+
+impl StepRange {
+    /// Whether it holds no step.
+    pub fn is_empty(self) -> bool {
+        self.last == 0
+    }
+
+    /// Whether it holds this one.
+    pub fn contains(self, step: u64) -> bool {
+        (self.first..=self.last).contains(&step) && step > 0
+    }
+
+    /// The last step; 0 for none.
+    pub fn last(self) -> u64 {
+        self.last
+    }
+}
+
+impl FromStr for StepRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
+            (Ok(first), Ok(last)) if first >= 1 && first <= last => Ok(Self { first, last }),
+            _ => Err(format!("`{text}` is neither a step nor some in a row, such as 3-5")),
+        }
+    }
+}
+
+impl fmt::Display for StepRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_empty(), self.first == self.last) {
+            (true, _) => Ok(()),
+            (false, true) => write!(f, "{}", self.first),
+            (false, false) => write!(f, "{}-{}", self.first, self.last),
+        }
+    }
+}
+
+impl Serialize for StepRange {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for StepRange {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

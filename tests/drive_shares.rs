@@ -65,7 +65,7 @@ fn part_of(optimizer: &mut SwappedOptimizer, drive: usize) -> Result<[f64; 2]> {
     optimizer.reset_records();
     let mut moved = [[0.0; 2]; 2];
     for (at, totals) in
-        records.iter().flat_map(|it| it.drives.iter().map(|it| it.totals).enumerate())
+        records.iter().flat_map(|it| it.drives.iter().map(|it| it.totals.clone()).enumerate())
     {
         for (way, bytes) in [totals.written_bytes, totals.read_bytes].into_iter().enumerate() {
             moved[way][0] += bytes as f64;

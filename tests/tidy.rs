@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in order: each may use those before it.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "units",
     "error",
     "timers",
@@ -19,6 +19,7 @@ const ROOMS: [&str; 19] = [
     "optim",
     "swap",
     "coord",
+    "telemetry",
     "step",
     "checkpoint",
     "job",

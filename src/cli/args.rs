@@ -8,12 +8,13 @@ use clap::{Args, Parser};
 
 use super::{drives, site};
 use crate::config::{
-    CacheSize, CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, read_deepspeed,
+    CacheSize, CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, ReportConfig,
+    read_deepspeed,
 };
 use crate::error::{Error, Result};
 use crate::job::{Launch, Launcher, LogRanks};
 use crate::storage::DriveProfile;
-use crate::units::Bytes;
+use crate::units::{Bytes, StepRange};
 
 /// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.
 ///
@@ -127,6 +128,27 @@ pub struct SwapArgs {
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<u64>,
 
+    /// Where the job's metrics, traces and results go: a directory that all ranks see.
+    #[arg(long, value_name = "DIR")]
+    pub report_dir: Option<PathBuf>,
+
+    /// Where Prometheus files go, one for each rank: a directory of each node, for node exporter
+    /// [default: the directory of --report-dir].
+    #[arg(long, value_name = "DIR")]
+    pub prometheus_dir: Option<PathBuf>,
+
+    /// Steps of which trace.json is written to --report-dir, such as 3 or 3-5.
+    #[arg(long, value_name = "STEPS")]
+    pub trace_steps: Option<StepRange>,
+
+    /// What may be written to one drive in its life, such as 600TB, to tell how long it lasts.
+    #[arg(long, value_name = "SIZE")]
+    pub drive_endurance: Option<Bytes>,
+
+    /// Where each rank's log goes as lines of JSON, whatever --log-ranks says.
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+
     /// Which ranks log to the terminal: all, or such as 0,3-5.
     #[arg(long, value_name = "RANKS", default_value = "0")]
     pub log_ranks: LogRanks,
@@ -180,6 +202,7 @@ impl SwapArgs {
             let site = site::find(self.site.as_deref(), &variable)?;
             config.checkpoint.dir = site.map_or(Ok(None), |site| site.checkpoints(&variable))?;
         }
+        self.override_report(&mut config.report);
         config.validate()?;
         Ok((config, notes))
     }
@@ -197,6 +220,19 @@ impl SwapArgs {
         Ok(())
     }
 
+    fn override_report(&self, report: &mut ReportConfig) {
+        let override_path = |path: &mut Option<PathBuf>, flag: &Option<PathBuf>| {
+            if flag.is_some() {
+                path.clone_from(flag);
+            }
+        };
+        override_path(&mut report.dir, &self.report_dir);
+        override_path(&mut report.prometheus_dir, &self.prometheus_dir);
+        override_path(&mut report.log_dir, &self.log_dir);
+        report.trace_steps = self.trace_steps.unwrap_or(report.trace_steps);
+        report.drive_endurance = self.drive_endurance.unwrap_or(report.drive_endurance);
+    }
+
     /// How to start the ranks. A configuration that cannot be read is reported later, by all.
     pub fn launch(&self) -> Launch {
         let (config, _) = self.read().unwrap_or_default();
@@ -204,6 +240,7 @@ impl SwapArgs {
             peer_timeout: config.peer_timeout(),
             stall_warning: config.stall_warning(),
             log_ranks: self.log_ranks.clone(),
+            log_dir: config.report.log_dir,
         }
     }
 }

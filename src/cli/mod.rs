@@ -14,7 +14,9 @@ mod out;
 mod plan;
 mod probe;
 mod progress;
+mod report;
 mod site;
+mod top;
 mod tune;
 
 use std::process::ExitCode;
@@ -71,6 +73,10 @@ enum Command {
     ///
     /// Under a minute, on all ranks at once. What is found is taken only if steps gain by it.
     Tune(Box<tune::TuneArgs>),
+    /// Make a page of results: pictures and tables in one file of HTML; and a summary here.
+    Report(report::ReportArgs),
+    /// Watch a job: ranks, drives, rates, from the metrics files in its report directory.
+    Top(top::TopArgs),
     /// List the jobs on drives; remove those that are dead.
     Clean(care::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
@@ -99,6 +105,8 @@ pub fn run() -> ExitCode {
         Command::Plan(args) => job::run_main(&plan::launch(), |comm| plan::run(&args, &comm)),
         Command::Probe(args) => job::run_main(&args.swap.launch(), |comm| probe::run(&args, &comm)),
         Command::Tune(args) => job::run_main(&args.swap.launch(), |comm| tune::run(&args, &comm)),
+        Command::Report(args) => job::run_tool(|| report::run(&args)),
+        Command::Top(args) => job::run_tool(|| top::run(&args)),
         Command::Clean(args) => job::run_tool(|| care::clean(&args)),
         Command::Verify(args) => job::run_tool(|| care::verify(&args)),
         Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),

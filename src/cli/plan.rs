@@ -152,6 +152,7 @@ pub(super) fn launch() -> Launch {
         peer_timeout: Duration::from_secs(600),
         stall_warning: Duration::from_secs(30),
         log_ranks: LogRanks::default(),
+        log_dir: None,
     }
 }
 

@@ -30,7 +30,8 @@ pub use machine::{MachineFacts, cpu_list};
 pub use probe::{allotted_cpus, memory_limit};
 pub use sections::{
     CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
-    GroupConfig, IoConfig, OptimizerConfig, SwapConfig, TimeoutsConfig, VerifyChecksums,
+    GroupConfig, IoConfig, OptimizerConfig, ReportConfig, SwapConfig, TimeoutsConfig,
+    VerifyChecksums,
 };
 pub use site::{Site, SiteCheckpoints, SiteDrive, SiteNodes};
 pub use sourced::{EffectiveValue, Note, Sourced};
@@ -58,6 +59,8 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
     /// When waiting becomes an error.
     pub timeouts: TimeoutsConfig,
+    /// What is told about the job, and where.
+    pub report: ReportConfig,
     /// Faults to inject, for tests; empty in real life.
     pub faults: Vec<FaultConfig>,
 }
@@ -74,6 +77,7 @@ impl Default for Config {
             durability: DurabilityConfig::default(),
             checkpoint: CheckpointConfig::default(),
             timeouts: TimeoutsConfig::default(),
+            report: ReportConfig::default(),
             faults: Vec::new(),
         }
     }
@@ -114,6 +118,7 @@ impl Config {
         let allowed = "0 unless checkpoint.dir is set";
         demand(has_place, "checkpoint.every", self.checkpoint.every, allowed)?;
         demand(keep_last >= 1, "checkpoint.keep_last", keep_last, "at least 1")?;
+        self.validate_report()?;
         for fault in &self.faults {
             let told = fault.op.is_some() != fault.one_in.is_some_and(|one_in| one_in >= 1);
             demand(told, "faults", format!("{fault:?}"), "with either `op` or `one_in` (from 1)")?;
@@ -145,6 +150,14 @@ impl Config {
             demand(seconds > 0.0 && seconds <= 1e6, key, seconds, "above 0 and at most 1e6")?;
         }
         Ok(())
+    }
+
+    fn validate_report(&self) -> Result<()> {
+        let ReportConfig { dir, trace_steps, trace_spans, .. } = &self.report;
+        let has_place = trace_steps.is_empty() || dir.is_some();
+        demand(has_place, "report.trace_steps", trace_steps, "empty unless report.dir is set")?;
+        let in_range = (1..=1 << 24).contains(trace_spans);
+        demand(in_range, "report.trace_spans", trace_spans, "1 to 16777216")
     }
 
     fn validate_job(&self) -> Result<()> {

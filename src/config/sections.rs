@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
 use crate::state::{Hyperparameters, OptimizerKind};
-use crate::units::{Bytes, Elems};
+use crate::units::{Bytes, Elems, StepRange};
 
 /// `[drives]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -233,6 +233,39 @@ pub struct TimeoutsConfig {
     /// From a signal to stop until the launcher kills: a step that would not end in time is not
     /// begun. Default 30.
     pub grace_period: f64,
+}
+
+/// `[report]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReportConfig {
+    /// Where a job's metrics, traces and results go: a directory, made if it is not there, on any
+    /// file system that all ranks see.
+    pub dir: Option<PathBuf>,
+    /// Where Prometheus files go: a directory of each node. Default: `dir`.
+    pub prometheus_dir: Option<PathBuf>,
+    /// Steps of which a trace is written into `dir`, such as `3` or `3-5`; empty means none.
+    pub trace_steps: StepRange,
+    /// What a rank keeps of one trace, at most: spans of 48 bytes. Default 65,536.
+    pub trace_spans: usize,
+    /// Where each rank's log goes as lines of JSON: a directory, made if it is not there.
+    pub log_dir: Option<PathBuf>,
+    /// What may be written to one drive in its life, as its maker says (TBW), such as 600TB; 0 if
+    /// unknown.
+    pub drive_endurance: Bytes,
+}
+
+impl Default for ReportConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            prometheus_dir: None,
+            trace_steps: StepRange::default(),
+            trace_spans: 65_536,
+            log_dir: None,
+            drive_endurance: Bytes(0),
+        }
+    }
 }
 
 impl Default for DrivesConfig {

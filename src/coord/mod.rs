@@ -25,7 +25,7 @@ pub use agree::agree;
 pub use bulk::{all_gather, reduce_scatter};
 pub use gather::gather_all;
 pub use local::{Solo, ThreadCommunicator};
-pub use presence::{Activity, Collective, Phase, Presence};
+pub use presence::{Activity, Collective, Phase, Presence, Waits};
 pub use topology::Topology;
 
 /// The target of stall warnings in the log. They come from whichever rank can tell, so a program

@@ -2,7 +2,10 @@
 //! wait for. A communicator that has a [`Presence`] hands it out; the step sets the phase, the I/O
 //! thread counts.
 
+use std::ops::Sub;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +98,33 @@ impl Collective {
     }
 }
 
+/// How long a rank has been in collectives since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// In collectives.
+    pub inside: Duration,
+    /// Of that, not running: stopped, or without a processor. The others wait for it then.
+    pub paused: Duration,
+}
+
+impl Waits {
+    /// Waiting for other ranks.
+    pub fn waited(self) -> Duration {
+        self.inside.saturating_sub(self.paused)
+    }
+}
+
+impl Sub for Waits {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            inside: self.inside.saturating_sub(earlier.inside),
+            paused: self.paused.saturating_sub(earlier.paused),
+        }
+    }
+}
+
 /// What this rank says about itself, and where it says it. May be shared with other threads.
 #[derive(Debug)]
 pub struct Presence {
@@ -105,6 +135,8 @@ pub struct Presence {
     slot: usize,
     page: Option<Page>,
     record: Mutex<Record>,
+    inside_ns: AtomicU64,
+    paused_ns: AtomicU64,
 }
 
 impl Presence {
@@ -140,7 +172,9 @@ impl Presence {
             );
             (locals, slot) = (vec![comm.rank()], 0);
         }
-        Ok(Arc::new(Self { topology, locals, slot, page, record: Mutex::new(record) }))
+        let (inside_ns, paused_ns) = (AtomicU64::new(0), AtomicU64::new(0));
+        let record = Mutex::new(record);
+        Ok(Arc::new(Self { topology, locals, slot, page, record, inside_ns, paused_ns }))
     }
 
     /// From now on this rank is in this phase.
@@ -172,6 +206,18 @@ impl Presence {
     /// Leaves it.
     pub fn leave_collective(&self) {
         self.change(|record| record.collective = 0);
+    }
+
+    /// A collective has taken so long, and for so long of that this rank was not running.
+    pub fn add_waits(&self, waits: Waits) {
+        self.inside_ns.fetch_add(waits.inside.as_nanos() as u64, Ordering::Relaxed);
+        self.paused_ns.fetch_add(waits.paused.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// How long this rank has been in collectives so far.
+    pub fn waits(&self) -> Waits {
+        let read = |ns: &AtomicU64| Duration::from_nanos(ns.load(Ordering::Relaxed));
+        Waits { inside: read(&self.inside_ns), paused: read(&self.paused_ns) }
     }
 
     /// Where every rank runs.

@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::accounting::DriveTotals;
 use super::buffer::Buffer;
 use super::engine::{Direction, Wait};
 use super::spec::EngineSpec;
-use super::transfer::{DriveTotals, Finished, IoCause, IoFault, Part, Transfer, Transfers};
+use super::transfer::{Finished, IoCause, IoFault, Part, Transfer, Transfers};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A load without any completion for so long has failed.

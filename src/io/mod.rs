@@ -6,6 +6,7 @@
 //!
 //! Nothing here knows chunks, ranks or tensors.
 
+mod accounting;
 mod buffer;
 mod engine;
 mod fault;
@@ -16,10 +17,11 @@ mod threads;
 mod transfer;
 mod uring;
 
+pub use accounting::DriveTotals;
 pub use buffer::{Buffer, allocate_buffers};
 pub use engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 pub use load::{Load, LoadKind, LoadResult, Loader};
 pub use meter::{DriveMeters, Reading};
 pub use spec::EngineSpec;
-pub use transfer::{DriveTotals, Finished, IoCause, IoFault, Part, Transfer, Transfers};
+pub use transfer::{Finished, IoCause, IoFault, Part, Transfer, Transfers};
 pub use uring::UringTrial;

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::accounting::{Accounts, Completed, DriveTotals};
 use super::buffer::Buffer;
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
 use super::meter::{DriveMeters, Metering};
 use crate::error::{Error, ErrorKind, Result};
+use crate::timers::Tracer;
 
 /// Longer operations gain nothing: the kernel cuts them. Many short ones share a drive more evenly,
 /// among directions and among ranks.
@@ -87,19 +89,6 @@ pub struct Finished {
     pub result: Result<(), IoFault>,
 }
 
-/// What has moved on one drive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct DriveTotals {
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// Bytes written.
-    pub written_bytes: u64,
-    /// Read operations completed.
-    pub reads: u64,
-    /// Write operations completed.
-    pub writes: u64,
-}
-
 struct Active {
     token: u64,
     direction: Direction,
@@ -112,6 +101,8 @@ struct Active {
 struct Moving {
     active: usize,
     part: Part,
+    /// When what is in flight of it went to the engine.
+    submitted: Instant,
 }
 
 /// The parts of one direction on one file.
@@ -132,7 +123,7 @@ pub struct Transfers {
     /// Parts that wait for a place in the engine, and how many have one, by file and direction.
     lanes: Vec<[Lane; 2]>,
     in_flight: usize,
-    totals: Vec<DriveTotals>,
+    accounts: Accounts,
     metering: Metering,
     completed_ops: u64,
     done: Vec<OpDone>,
@@ -158,7 +149,7 @@ impl Transfers {
             moving: Slab::new(),
             lanes: vec![Default::default(); files],
             in_flight: 0,
-            totals: vec![DriveTotals::default(); files],
+            accounts: Accounts::new(files),
             metering: Metering::new(meters),
             completed_ops: 0,
             done: Vec::new(),
@@ -176,10 +167,15 @@ impl Transfers {
         self.active.len()
     }
 
+    /// Operations are spans as well, while the tracer is on; the chunk of a span is the token.
+    pub fn traced(mut self, tracer: Arc<Tracer>) -> Self {
+        self.accounts.trace(tracer);
+        self
+    }
+
     /// What has moved since the last call, per file.
     pub fn take_totals(&mut self) -> Vec<DriveTotals> {
-        let files = self.totals.len();
-        std::mem::replace(&mut self.totals, vec![DriveTotals::default(); files])
+        self.accounts.take()
     }
 
     /// Takes a transfer in; it moves when [`Self::poll`] is called.
@@ -194,9 +190,10 @@ impl Transfers {
         let parts_left = parts.len();
         let active =
             self.active.insert(Active { token, direction, buffer, parts_left, fault: None });
+        let submitted = Instant::now();
         for part in parts {
             let lane = part.file as usize;
-            let key = self.moving.insert(Moving { active, part });
+            let key = self.moving.insert(Moving { active, part, submitted });
             self.lanes[lane][direction as usize].backlog.push_back(key);
         }
     }
@@ -230,8 +227,9 @@ impl Transfers {
         let mut done = std::mem::take(&mut self.done);
         let wait = self.patience(wait);
         self.engine.reap(wait, &mut done).map_err(broken)?;
+        let now = Instant::now();
         for op in done.drain(..) {
-            self.complete(op, finished);
+            self.complete(op, now, finished);
         }
         self.done = done;
         // Rests of short operations and parts that waited for a place go at once.
@@ -250,10 +248,14 @@ impl Transfers {
 
     fn submit_backlog(&mut self) -> std::io::Result<()> {
         let mut ops: Vec<EngineOp> = Vec::new();
+        let now = Instant::now();
         while self.in_flight < self.depth
             && let Some(key) = self.next_part()
         {
-            ops.push(op_for(key, &self.moving, &self.active));
+            let op = op_for(key, &self.moving, &self.active);
+            self.moving[key].submitted = now;
+            self.accounts.begin(op.file, op.direction, now);
+            ops.push(op);
         }
         if ops.is_empty() {
             return Ok(());
@@ -266,12 +268,15 @@ impl Transfers {
         unsafe { self.engine.submit(&ops) }
     }
 
-    fn complete(&mut self, done: OpDone, finished: &mut Vec<Finished>) {
+    fn complete(&mut self, done: OpDone, now: Instant, finished: &mut Vec<Finished>) {
         self.completed_ops += 1;
         let key = done.id as usize;
         let moving = &mut self.moving[key];
-        let direction = self.active[moving.active].direction;
-        let lane = &mut self.lanes[moving.part.file as usize][direction as usize];
+        let Active { token, direction, .. } = self.active[moving.active];
+        let bytes = done.result.map_or(0, u64::from);
+        let (file, submitted) = (moving.part.file, moving.submitted);
+        self.accounts.end(&Completed { file, direction, token, submitted, bytes }, now);
+        let lane = &mut self.lanes[file as usize][direction as usize];
         lane.in_flight -= 1;
         self.in_flight -= 1;
         let moved = u64::from(done.result.unwrap_or(0));
@@ -284,7 +289,6 @@ impl Transfers {
             Ok(0) => IoCause::WroteNothing,
             Ok(moved) => {
                 let moved = moved as usize;
-                count(&mut self.totals[moving.part.file as usize], direction, moved as u64);
                 moving.part.file_offset += moved as u64;
                 moving.part.buffer_offset += moved;
                 moving.part.len -= moved;
@@ -343,7 +347,7 @@ fn cut(part: Part) -> impl Iterator<Item = Part> {
 }
 
 fn op_for(key: usize, moving: &Slab<Moving>, active: &Slab<Active>) -> EngineOp {
-    let Moving { active: active_key, part } = &moving[key];
+    let Moving { active: active_key, part, .. } = &moving[key];
     let Active { direction, buffer, .. } = &active[*active_key];
     // SAFETY: within the buffer, checked in `start`; resuming only moves the start towards the end.
     let memory = unsafe { buffer.as_ptr().add(part.buffer_offset) };
@@ -357,19 +361,6 @@ fn op_for(key: usize, moving: &Slab<Moving>, active: &Slab<Active>) -> EngineOp 
         memory,
         len,
         buffer_index: buffer.index(),
-    }
-}
-
-fn count(totals: &mut DriveTotals, direction: Direction, bytes: u64) {
-    match direction {
-        Direction::SwapIn => {
-            totals.read_bytes += bytes;
-            totals.reads += 1;
-        }
-        Direction::SwapOut => {
-            totals.written_bytes += bytes;
-            totals.writes += 1;
-        }
     }
 }
 

@@ -1,16 +1,25 @@
-//! Log lines on the terminal: tagged with host and rank, rank 0 alone unless asked for more.
+//! Log lines on the terminal: tagged with host and rank, rank 0 alone unless asked for more. And in
+//! a file of each rank, as JSON, if asked for.
 
 use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::str::FromStr;
 
-use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::coord::STALL_TARGET;
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::DRIVES_TARGET;
 use crate::units::Rank;
 
@@ -42,7 +51,7 @@ impl LogRanks {
 impl FromStr for LogRanks {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         if text == "all" {
             return Ok(Self::All);
         }
@@ -52,6 +61,86 @@ impl FromStr for LogRanks {
         };
         let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
         ranges.map(Self::Some).ok_or_else(|| format!("`{text}` is neither `all` nor like 0,3-5"))
+    }
+}
+
+/// What a level looks like on a terminal, beside its name; most lines need no colour.
+fn colour(level: &Level) -> Option<&'static str> {
+    match *level {
+        Level::ERROR => Some("31"),
+        Level::WARN => Some("33"),
+        _ => None,
+    }
+}
+
+/// A rank's file of log lines.
+pub(super) struct LogFile {
+    file: File,
+    rank: u32,
+}
+
+/// Writes events as objects of JSON, one a line: ts, level, host, rank, target, message, and the
+/// event's other fields.
+struct JsonLines {
+    file: File,
+    rank: u32,
+    host: String,
+}
+
+impl<S: Subscriber> Layer<S> for JsonLines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let mut ts = String::new();
+        let _ = SystemTime.format_time(&mut Writer::new(&mut ts));
+        let mut line = serde_json::json!({
+            "ts": ts,
+            "level": event.metadata().level().as_str().to_lowercase(),
+            "host": self.host,
+            "rank": self.rank,
+            "target": event.metadata().target(),
+            "message": fields.message,
+        });
+        for (name, value) in fields.others {
+            line[name] = value;
+        }
+        // One write, so that lines of two threads do not mix. There is nowhere to complain.
+        let _ = (&self.file).write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Vec<(&'static str, serde_json::Value)>,
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            name => self.others.push((name, format!("{value:?}").into())),
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.others.push((field.name(), value.into()));
     }
 }
 
@@ -71,28 +160,57 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let level = event.metadata().level().as_str().to_lowercase();
-        write!(writer, "{} {level}: ", self.tag)?;
+        let level = event.metadata().level();
+        let name = level.as_str().to_lowercase();
+        match (writer.has_ansi_escapes(), colour(level)) {
+            (true, Some(colour)) => write!(writer, "{} \x1b[{colour}m{name}\x1b[0m: ", self.tag)?,
+            _ => write!(writer, "{} {name}: ", self.tag)?,
+        }
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
 }
 
-/// Starts logging to stderr. `RUST_LOG` sets the level (default `info`); a rank that is not to log
-/// says nothing but which rank it waits for (of the others, only one says so, and if rank 0 is the
-/// late one, it cannot be rank 0) and which drive of its node has changed, if it is the first there. A subscriber that the program has set up itself stays.
-pub(super) fn start(tag: &str, is_logging: bool) {
+/// Opens this rank's file of log lines in a directory, which is made if it is not there. Lines of
+/// an earlier start of the job stay.
+pub(super) fn open_file(dir: &Path, rank: Rank) -> Result<LogFile> {
+    let path = dir.join(format!("log-rank{:05}.jsonl", rank.0));
+    let open = || {
+        std::fs::create_dir_all(dir)?;
+        OpenOptions::new().append(true).create(true).open(&path)
+    };
+    let file = open().map_err(|error| {
+        Error::new(ErrorKind::CannotCreate, "the log cannot be written")
+            .with("file", path.display())
+            .because(error)
+            .hint("name another directory with --log-dir")
+    })?;
+    Ok(LogFile { file, rank: rank.0 })
+}
+
+/// Starts logging to stderr, and to a file if there is one. `RUST_LOG` sets the level (default
+/// `info`); on stderr, a rank that is not to log says nothing but which rank it waits for (of the
+/// others, only one says so, and if rank 0 is the late one, it cannot be rank 0) and which drive of
+/// its node has changed, if it is the first there. Colours only on a terminal, and not if
+/// `NO_COLOR` is set. A subscriber that the program has set up itself stays.
+pub(super) fn start(tag: &str, is_logging: bool, file: Option<LogFile>) {
+    let wanted = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = match is_logging {
-        true => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        true => wanted(),
         false => EnvFilter::new(format!("{STALL_TARGET}=warn,{DRIVES_TARGET}=warn")),
     };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let no_color = std::env::var("NO_COLOR").is_ok_and(|value| !value.is_empty());
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // They would be told to stderr, which is what failed, and panic.
         .log_internal_errors(false)
-        .event_format(Tagged { tag: tag.to_owned() });
-    let _ = subscriber.try_init();
+        .with_ansi(std::io::stderr().is_terminal() && !no_color)
+        .event_format(Tagged { tag: tag.to_owned() })
+        .with_filter(filter);
+    let file = file.map(|file| {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        JsonLines { file: file.file, rank: file.rank, host }.with_filter(wanted())
+    });
+    let _ = tracing_subscriber::registry().with(lines).with(file).try_init();
 }
 
 #[cfg(test)]

@@ -4,20 +4,23 @@
 mod launcher;
 mod logging;
 mod signals;
+mod table;
 mod training;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::coord::{Communicator, Topology};
+use crate::coord::{Communicator, Topology, agree};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
 pub use launcher::Launcher;
 pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};
+pub use table::{answer_table_request, table_request};
 pub use training::{Origin, Training};
 
 /// How to start.
@@ -29,6 +32,8 @@ pub struct Launch {
     pub stall_warning: Duration,
     /// Which ranks log to the terminal.
     pub log_ranks: LogRanks,
+    /// Where each rank's log goes as lines of JSON, if anywhere.
+    pub log_dir: Option<PathBuf>,
 }
 
 /// Runs a rank: starts MPI where it is built in, sets up logs and the panic hook, runs `body`, and
@@ -48,7 +53,12 @@ pub fn run_main(
     };
     let comm = Rc::clone(&world.comm);
     let tag = format!("[{} {}/{}]", comm.host(), comm.rank().0, comm.size());
-    logging::start(&tag, launch.log_ranks.includes(comm.rank()));
+    let file = launch.log_dir.as_deref().map(|dir| logging::open_file(dir, comm.rank()));
+    let file = match agree(&*comm, file.transpose()) {
+        Ok(file) => file,
+        Err(error) => return end(&tag, &*comm, &error),
+    };
+    logging::start(&tag, launch.log_ranks.includes(comm.rank()), file);
     install_panic_hook(tag.clone());
     if let Err(error) = signals::listen(|signal| abort(128 + signal as u8)) {
         tracing::warn!("signals cannot be listened to: {error}");
@@ -56,7 +66,14 @@ pub fn run_main(
     let watched = world.watch_stalls(launch.stall_warning);
     let checked = watched.and_then(|()| cross_check(&launcher, &*comm));
     let result = checked.and_then(|()| body(Rc::clone(&comm)));
-    let Err(error) = result else { return ExitCode::SUCCESS };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => end(&tag, &*comm, &error),
+    }
+}
+
+/// Says why the job ends, and gives the exit code.
+fn end(tag: &str, comm: &dyn Communicator, error: &Error) -> ExitCode {
     if !error.is_agreed() {
         complain(format_args!("{tag} error: {error}"));
         if comm.size() > 1 {
@@ -91,7 +108,7 @@ fn cross_check(launcher: &Launcher, comm: &dyn Communicator) -> Result<()> {
 
 /// Runs a tool that needs no other ranks: logs, and the exit code.
 pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
-    logging::start("optswap", true);
+    logging::start("optswap", true, None);
     match body() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

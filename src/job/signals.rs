@@ -1,11 +1,12 @@
 //! Signals that ask a rank to stop: SIGTERM and SIGUSR1 (schedulers), SIGINT (people). One rank
 //! that gets one is enough; all agree on it in their next step. A second SIGINT ends the job at
-//! once.
+//! once. SIGUSR2 asks for a table of the world after the next step.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 /// The first signal to stop, and when it came.
@@ -18,6 +19,7 @@ pub struct StopRequest {
 }
 
 static REQUEST: OnceLock<Mutex<Option<StopRequest>>> = OnceLock::new();
+static WANTS_TABLE: AtomicBool = AtomicBool::new(false);
 
 impl StopRequest {
     /// The signal's name.
@@ -31,13 +33,22 @@ pub fn stop_request() -> Option<StopRequest> {
     *REQUEST.get()?.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a table of the world has been asked for since the last call.
+pub(super) fn take_table_request() -> bool {
+    WANTS_TABLE.swap(false, Ordering::Relaxed)
+}
+
 /// Starts listening. `at_once` ends the job.
 pub(super) fn listen(at_once: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGUSR1, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGUSR1, SIGINT, SIGUSR2])?;
     let request = REQUEST.get_or_init(Mutex::default);
     let listen = move || {
         let mut interrupts = 0;
         for signal in signals.forever() {
+            if signal == SIGUSR2 {
+                WANTS_TABLE.store(true, Ordering::Relaxed);
+                continue;
+            }
             interrupts += u32::from(signal == SIGINT);
             if interrupts > 1 {
                 at_once(signal);

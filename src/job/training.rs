@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::signals::{StopRequest, stop_request};
+use super::table::{answer_table_request, table_request};
 use crate::checkpoint::{Checkpoints, Progress};
 use crate::config::Config;
 use crate::coord::{Communicator, gather_all};
@@ -160,8 +161,11 @@ impl Training {
         params: &mut [P],
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
-        let options = StepOptions { stop: options.stop.max(self.stop_wanted()), ..options };
+        let stop = options.stop.max(self.stop_wanted());
+        let wants_table = options.wants_table | table_request();
+        let options = StepOptions { stop, wants_table, ..options };
         let outcome = self.optimizer.step(gradients, params, options)?;
+        answer_table_request(&self.optimizer, &outcome)?;
         if outcome.is_taken {
             self.last_step = outcome.duration;
         }
@@ -222,6 +226,7 @@ impl Training {
             None => (0, "its caller", 0),
         };
         let left_ms = asked.iter().flatten().map(|(.., left_ms)| *left_ms).min().unwrap_or(0);
+        self.optimizer.finish_report()?;
         let step = self.optimizer.attempts();
         let is_committed = self.optimizer.epoch().is_some();
         tolerate(self.save_before_end(is_committed, left_ms, params))?;
@@ -293,6 +298,7 @@ impl Training {
             }
             last.iter().for_each(log_saved);
         }
+        self.optimizer.finish_report()?;
         // Nobody removes anything before all have come to their end.
         self.comm.barrier()?;
         self.optimizer.close();

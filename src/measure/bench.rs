@@ -105,6 +105,7 @@ fn run_with<G: GradElem>(
         timed.push(Repetition { rank_seconds, rank_step_seconds });
     }
     let records = work.optimizer.gather_records()?;
+    work.optimizer.finish_report()?;
     let state_digest = work.state_digest()?;
     work.optimizer.close();
     Ok(BenchRun { nodes, places, repetitions: timed, records, state_digest })

@@ -211,7 +211,7 @@ impl<'a> Bench<'a> {
         let place = |extents: u64| {
             let extents = vec![extent_bytes; extents as usize];
             let first = self.comm.rank().index();
-            Placement::weighted(&extents, setting.stripe_unit, &weights, first)
+            Placement::weighted(&extents, setting.stripe_unit, &weights, first, 0.0)
         };
         let mut extents = FILE_BYTES * self.files.len() as u64 / extent_bytes;
         let fits = |extents| place(extents).drive_bytes().iter().all(|bytes| *bytes <= FILE_BYTES);

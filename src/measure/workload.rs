@@ -9,7 +9,7 @@ use half::bf16;
 use crate::config::Config;
 use crate::coord::Communicator;
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::stop_request;
+use crate::job::{answer_table_request, stop_request, table_request};
 use crate::optim::GradElem;
 use crate::partition::Run;
 use crate::state::{Inventory, Parameter};
@@ -99,10 +99,12 @@ impl<G: GradElem> Workload<G> {
             let shard = &self.gradients[(self.steps % 2) as usize];
             let gradients = Gradients::of_shard(self.optimizer.partition(), shard)?;
             let stop = if stop_request().is_some() { Stop::AfterThisStep } else { Stop::No };
-            let options = StepOptions { stop, ..StepOptions::default() };
+            let wants_table = table_request();
+            let options = StepOptions { stop, wants_table, ..StepOptions::default() };
             let outcome = self.optimizer.step(&gradients, &mut self.params, options)?;
             stretch.step_seconds.push(begin.elapsed().as_secs_f64());
             self.steps += 1;
+            answer_table_request(&self.optimizer, &outcome)?;
             if outcome.stop {
                 let stopped = "stopped by a signal: nothing is measured";
                 return Err(Error::new(ErrorKind::Terminated, stopped).agreed());

@@ -129,6 +129,8 @@ impl BenchResult {
         let over_ranks = |timer: &Timer| {
             OverRanks::of(&per_step(*timer)).map(|over| (timer.name().to_owned(), over))
         };
+        let steps = per_step(Timer::Step).into_iter().zip(per_step(Timer::Agreement));
+        let until_done: Vec<f64> = steps.map(|(step, agreement)| step - agreement).collect();
         Self {
             schema: BENCH_SCHEMA,
             optswap: env!("CARGO_PKG_VERSION"),
@@ -143,7 +145,7 @@ impl BenchResult {
             bytes_written_per_param: bytes_per_param(records, RankRecord::written_bytes),
             kernel_bytes_read_per_param: bytes_per_param(records, |r| r.kernel_read_bytes),
             kernel_bytes_written_per_param: bytes_per_param(records, |r| r.kernel_written_bytes),
-            done_seconds: OverRanks::of(&per_step(Timer::StepOwn)),
+            done_seconds: OverRanks::of(&until_done),
             throughput,
             overlap: overlap(records),
             timers_over_ranks: Timer::ALL.iter().filter_map(over_ranks).collect(),

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use super::bench::{BenchResult, Flag};
 use super::stats::{OverRanks, standard_deviation};
-use super::table::{counted, rank_table, table, timer_table};
+use super::table::{counted, rank_table, table};
 use super::throughput::{Scope, Throughput};
+use crate::telemetry::world_report;
 use crate::units::Bytes;
 
 const GIB_PER_GB: f64 = 1e9 / (1u64 << 30) as f64;
@@ -19,7 +20,8 @@ pub fn bench_tables(result: &BenchResult) -> String {
     };
     line(head(result));
     line(rank_table(&result.rank_records, &seconds_of_ranks(result)));
-    line(timer_table(&result.rank_records));
+    let endurance = result.setup.config.report.drive_endurance;
+    line(world_report(&result.rank_records, endurance));
     line(throughput_table(&result.throughput));
     for (number, seconds) in result.step_seconds.iter().enumerate() {
         let rates = rates_in(result, *seconds);

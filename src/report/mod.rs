@@ -6,23 +6,35 @@ mod bench_table;
 mod checks;
 mod compare;
 mod drive_checks;
+mod page;
 mod plan;
 mod probe;
+mod result_file;
 mod slurm_check;
-mod stats;
 mod table;
+mod terminal;
 mod throughput;
 mod tune;
+mod watch;
 
+use crate::telemetry::stats;
+
+pub use crate::telemetry::{
+    OverRanks, RunResult, median, milliseconds_table as timer_table, standard_deviation,
+    world_report,
+};
 pub use bench::{BENCH_SCHEMA, BenchResult, BenchSetup, Flag, bytes_per_param};
 pub use bench_table::{bench_csv, bench_tables};
 pub use checks::{Check, State, machine_checks, mpi_check, uring_check};
 pub use compare::{Comparison, Row, Scaling, compare, compare_table};
 pub use drive_checks::{ExaminedDrive, drive_checks};
+pub use page::html_page;
 pub use plan::{PlanResult, plan_tables};
 pub use probe::probe_table;
+pub use result_file::ResultFile;
 pub use slurm_check::slurm_check;
-pub use stats::{OverRanks, median, standard_deviation};
-pub use table::{rank_table, slowest, timer_table};
+pub use table::{rank_table, slowest};
+pub use terminal::{sparkline, terminal_summary};
 pub use throughput::{Limits, Scope, Throughput};
 pub use tune::{tune_table, tuned_config};
+pub use watch::{DriveView, JobView, RankView};

@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table};
 
 use super::stats::{OverRanks, median};
 use crate::step::RankRecord;
+use crate::telemetry::rank_lines;
 use crate::timers::Timer;
 
 pub(super) fn table(header: &[&str]) -> Table {
@@ -21,32 +22,6 @@ pub(super) fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Where the steps' time went: one line per timer, milliseconds per step over the ranks.
-pub fn timer_table(records: &[RankRecord]) -> String {
-    let mut table =
-        table(&["timer (ms per step)", "min", "mean", "max", "slowest", "imbalance", "% of step"]);
-    let per_step = |timer: Timer| -> Vec<f64> {
-        let ms = |record: &RankRecord| record.seconds(timer) * 1e3 / record.steps.max(1) as f64;
-        records.iter().map(ms).collect()
-    };
-    let step = OverRanks::of(&per_step(Timer::Step)).map_or(0.0, |over| over.mean);
-    for timer in Timer::ALL {
-        let Some(over) = OverRanks::of(&per_step(*timer)) else { continue };
-        let share = if step > 0.0 { over.mean / step * 100.0 } else { 0.0 };
-        let slowest = &records[over.max_rank];
-        table.add_row([
-            timer.name().to_owned(),
-            format!("{:.2}", over.min),
-            format!("{:.2}", over.mean),
-            format!("{:.2}", over.max),
-            format!("rank {} ({})", slowest.rank, slowest.host),
-            format!("{:.1} %", over.imbalance * 100.0),
-            format!("{share:.1}"),
-        ]);
-    }
-    table.to_string()
-}
-
 /// How fast each rank, and the world, moved its state during the steps. `seconds` are each rank's
 /// step times; a step of the world takes as long as its slowest rank.
 pub fn rank_table(records: &[RankRecord], seconds: &[Vec<f64>]) -> String {
@@ -54,12 +29,18 @@ pub fn rank_table(records: &[RankRecord], seconds: &[Vec<f64>]) -> String {
         "rank", "elements", "GB in", "GB out", "GB/s in", "GB/s out", "step s", "min", "max",
         "overlap",
     ]);
-    for (record, seconds) in records.iter().zip(seconds) {
+    let totals: Vec<f64> = seconds.iter().map(|of_rank| of_rank.iter().sum()).collect();
+    let (lines, left_out) = rank_lines(&totals);
+    for index in lines {
+        let record = &records[index];
         let label = format!("{} ({})", record.rank, record.host);
-        table.add_row(row(label, std::slice::from_ref(record), seconds));
+        table.add_row(row(label, std::slice::from_ref(record), &seconds[index]));
     }
     table.add_row(row("all".to_owned(), records, &slowest(seconds)));
-    table.to_string()
+    match left_out {
+        0 => table.to_string(),
+        count => format!("{table}\n({count} more ranks, neither the slowest nor the fastest)"),
+    }
 }
 
 /// The slowest rank's seconds of every step.

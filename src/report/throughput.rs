@@ -191,7 +191,7 @@ fn moved_on(record: &RankRecord, root: &Path) -> [f64; 2] {
     let files = record.drives.iter().filter(|drive| drive.path.starts_with(root));
     let steps = record.steps.max(1) as f64;
     files.fold([0.0; 2], |[read, written], drive| {
-        let totals = drive.totals;
+        let totals = &drive.totals;
         [read + totals.read_bytes as f64 / steps, written + totals.written_bytes as f64 / steps]
     })
 }

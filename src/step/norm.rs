@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::gradients::ShardGradients;
 use crate::coord::Communicator;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, ExactSum, GradElem};
 use crate::units::BLOCK_ELEMS;
 
@@ -41,6 +41,8 @@ pub(super) struct WorldNorm {
     pub out_of_time: u64,
     /// Ranks whose drives do not do what their weights say.
     pub unbalanced: u64,
+    /// Ranks that were asked for a table.
+    pub asking: u64,
 }
 
 /// This rank's part: the blocks of its shard, in parallel; the sum is exact, so the order is free.
@@ -93,7 +95,7 @@ pub(super) fn reduce(
     norm: BlockNorm,
     has_failed: bool,
     stop: Stop,
-    is_unbalanced: bool,
+    [is_unbalanced, wants_table]: [bool; 2],
 ) -> Result<WorldNorm> {
     let mut values = norm.squares.limbs().to_vec();
     values.push(norm.overflows);
@@ -101,10 +103,12 @@ pub(super) fn reduce(
     values.push(u64::from(stop != Stop::No));
     values.push(u64::from(stop == Stop::Now));
     values.push(u64::from(is_unbalanced));
+    values.push(u64::from(wants_table));
     comm.all_reduce_sum(&mut values)?;
-    let (limbs, counts) = values.split_at(values.len() - 5);
+    let (limbs, counts) = values.split_at(values.len() - 6);
     let norm = ExactSum::from_limbs(limbs).value().sqrt();
-    let [overflows, failed, stopping] = [counts[0], counts[1], counts[2]];
-    let [out_of_time, unbalanced] = [counts[3], counts[4]];
-    Ok(WorldNorm { norm, overflows, failed, stopping, out_of_time, unbalanced })
+    let &[overflows, failed, stopping, out_of_time, unbalanced, asking] = counts else {
+        return Err(Error::internal("the counts of the all-reduce have another number"));
+    };
+    Ok(WorldNorm { norm, overflows, failed, stopping, out_of_time, unbalanced, asking })
 }

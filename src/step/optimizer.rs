@@ -8,11 +8,12 @@ use super::durable::{Durable, Resumed};
 use super::plan::Plan;
 use super::preflight::{check_node_memory, check_space, neighbours};
 use super::process_io::ProcessIo;
-use super::records::{RankRecord, Recorder};
+use super::records::Recorder;
 use super::resume;
 use super::reweigh::Balance;
 use super::seats;
 use super::snapshot::Snapshot;
+use super::telling;
 use super::weights::starting_weights;
 use crate::config::{Config, FaultConfig};
 use crate::coord::{Communicator, Topology, agree, gather_all};
@@ -22,6 +23,8 @@ use crate::partition::Partition;
 use crate::state::{Hyperparameters, Inventory, Parameter};
 use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, inspect_drives};
 use crate::swap::{Swapper, SwapperSpec};
+use crate::telemetry::Outlet;
+use crate::timers::Tracer;
 use crate::units::{ParamIndex, Rank};
 
 /// AdamW with master and moments on the drives: one per rank, all ranks act together. Every method
@@ -49,6 +52,8 @@ pub struct SwappedOptimizer {
     pub(super) balance: Balance,
     pub(super) recorder: Recorder,
     pub(super) process_io: ProcessIo,
+    /// `None` unless the configuration names a place for reports.
+    pub(super) outlet: Option<Outlet>,
     /// Set when state on the drives is of no step: not initialised yet, or a step failed half-way.
     pub(super) unusable: Option<&'static str>,
 }
@@ -123,11 +128,14 @@ impl SwappedOptimizer {
         check_node_memory(&plan, &*comm, &topology)?;
         tracing::info!("{plan}");
         let meters = Arc::new(DriveMeters::new(plan.config().drives.paths.len()));
-        let swapper = open_swapper(&plan, &*comm, &files, &meters);
+        let tracer = Recorder::tracer(&config.report);
+        let swapper = open_swapper(&plan, &*comm, &files, &meters, &tracer);
         let parts = swapper.and_then(|it| Ok((it, open_parts(&plan, &files, job_id, comes_back)?)));
         let (swapper, (pool, durable)) = agree(&*comm, parts)?;
         let tells_apart = !config.drives.weights.is_empty();
         let balance = Balance::new(&plan, &files, meters, &topology, tells_apart);
+        let recorder = Recorder::new(files.paths(), tracer, config.report.trace_steps);
+        let outlet = telling::open(config, &*comm, &plan, &recorder)?;
         let mut optimizer = Self {
             swapper,
             groups: config.optimizer.hyperparameters(),
@@ -141,8 +149,9 @@ impl SwappedOptimizer {
             resumed: None,
             snapshot: None,
             balance,
-            recorder: Recorder::new(files.paths()),
+            recorder,
             process_io: ProcessIo::open(),
+            outlet,
             unusable: Some("its parameters are not initialised"),
             files,
             comm,
@@ -196,23 +205,6 @@ impl SwappedOptimizer {
         self.loss_scale = loss_scale;
     }
 
-    /// Collective: what every rank has recorded since the last [`Self::reset_records`].
-    ///
-    /// # Errors
-    /// As every collective.
-    pub fn gather_records(&self) -> Result<Vec<RankRecord>> {
-        let partition = self.plan.partition();
-        gather_all(&*self.comm, &self.recorder.record(&*self.comm, partition.elems()))
-    }
-
-    /// Forgets timers and counters, so that warm-up can be left out.
-    ///
-    /// What is on its way then counts later; [`Self::flush`] before makes counts exact.
-    pub fn reset_records(&mut self) {
-        self.record_moved();
-        self.recorder.reset();
-    }
-
     /// Ends the job: waits for what is in flight, and removes the files from the drives, committed
     /// or not, unless the configuration keeps them. (Dropping the optimizer instead leaves what is
     /// committed, for a later start.)
@@ -224,6 +216,8 @@ impl SwappedOptimizer {
         {
             tracing::warn!("the last writes failed: {error}");
         }
+        self.record_moved();
+        self.end_telling();
         self.files.keep(self.plan.config().drives.keep_files);
     }
 
@@ -338,6 +332,7 @@ fn open_swapper(
     comm: &dyn Communicator,
     files: &ShardFiles,
     meters: &Arc<DriveMeters>,
+    tracer: &Arc<Tracer>,
 ) -> Result<Swapper> {
     let config = plan.config();
     let faults = config.faults.iter().filter(|fault| fault.rank == comm.rank().0);
@@ -362,6 +357,7 @@ fn open_swapper(
             Some(presence) => Box::new(move |completed_ops| presence.progress(completed_ops)),
             None => Box::new(|_| ()),
         },
+        tracer: Arc::clone(tracer),
         describe: plan.describer(),
     })
 }

@@ -1,124 +1,245 @@
-//! What one rank records about its steps, and the form in which ranks exchange it.
+//! Collects what this rank records about its steps. Recording an event allocates nothing.
 
 use std::path::PathBuf;
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::process_io::ProcessIoBytes;
-use crate::coord::Communicator;
+use crate::config::ReportConfig;
+use crate::coord::{Communicator, Waits};
 use crate::io::DriveTotals;
 use crate::swap::SweepTotals;
-use crate::timers::{Timer, Timers, Total};
+use crate::telemetry::{
+    CounterRecord, DriveLimit, DriveRecord, DriveSample, RankRecord, Ring, StepSample, TimerRecord,
+};
+use crate::timers::{Counter, NO_CHUNK, Section, SpanKind, Timer, Timers, Tracer};
+use crate::units::StepRange;
 
-/// One rank's timers and counters over the recorded steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RankRecord {
-    /// The rank.
-    pub rank: u32,
-    /// Where it runs.
-    pub host: String,
-    /// Elements of its shard.
-    pub elems: u64,
-    /// Steps recorded.
-    pub steps: u64,
-    /// What moved, per drive.
-    pub drives: Vec<DriveRecord>,
-    /// Where the time went.
-    pub timers: Vec<TimerRecord>,
-    /// Bytes that the kernel read from storage for this process during the steps
-    /// (`/proc/self/io`).
-    pub kernel_read_bytes: u64,
-    /// Bytes that the kernel wrote to storage for this process during the steps.
-    pub kernel_written_bytes: u64,
-}
+/// Spans of one step that are kept for the picture of a step, when nothing is traced.
+const PICTURE_SPANS: usize = 4096;
+/// Spans of it that are told to the others, and by how many ranks.
+const PICTURE_SPANS_TOLD: usize = 1000;
+const PICTURE_RANKS: u32 = 4;
+/// A picture is taken of the first recorded step, and of the second one if there is one.
+const PICTURE_STEPS: u64 = 2;
 
-/// What moved between one rank and one drive.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DriveRecord {
-    /// The file on the drive.
-    pub path: PathBuf,
-    /// Bytes and operations.
-    pub totals: DriveTotals,
-}
-
-/// One timer's total.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimerRecord {
-    /// The name, see [`Timer`].
-    pub name: String,
-    /// Nanoseconds and how often.
-    pub total: Total,
-}
-
-impl RankRecord {
-    /// Bytes read by this rank, all drives together.
-    pub fn read_bytes(&self) -> u64 {
-        self.drives.iter().map(|drive| drive.totals.read_bytes).sum()
-    }
-
-    /// Bytes written by this rank, all drives together.
-    pub fn written_bytes(&self) -> u64 {
-        self.drives.iter().map(|drive| drive.totals.written_bytes).sum()
-    }
-
-    /// Seconds of one timer over all recorded steps.
-    pub fn seconds(&self, timer: Timer) -> f64 {
-        let found = self.timers.iter().find(|record| record.name == timer.name());
-        found.map_or(0.0, |record| record.total.total_ns as f64 / 1e9)
-    }
-}
-
-/// Collects the record of this rank. Recording an event allocates nothing.
 pub(super) struct Recorder {
     pub timers: Timers,
+    tracer: Arc<Tracer>,
+    trace_steps: StepRange,
     paths: Vec<PathBuf>,
+    limits: Vec<Option<DriveLimit>>,
     drives: Vec<DriveTotals>,
+    /// Since the last sample.
+    samples: Vec<DriveSample>,
     kernel: ProcessIoBytes,
     steps: u64,
+    ring: Ring,
+    begun: Begun,
+    /// When the last step ended, and what this rank had waited for others by then.
+    ended: Option<(Instant, Waits)>,
+}
+
+/// What there was when a step began.
+#[derive(Default)]
+struct Begun {
+    waits: Waits,
+    between_ns: u64,
+    waiting_ns: u64,
+    sections_ns: [u64; Section::ALL.len()],
+    cache_hit_bytes: u64,
+    spilled_gradient_bytes: u64,
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Recorder {
-    pub fn new(paths: Vec<PathBuf>) -> Self {
-        let drives = vec![DriveTotals::default(); paths.len()];
-        let (timers, kernel) = (Timers::default(), ProcessIoBytes::default());
-        Self { timers, paths, drives, kernel, steps: 0 }
+    pub fn new(paths: Vec<PathBuf>, tracer: Arc<Tracer>, trace_steps: StepRange) -> Self {
+        let count = paths.len();
+        let root = |path: &PathBuf| DriveLimit::of(path.ancestors().nth(4)?);
+        Self {
+            timers: Timers::traced(Arc::clone(&tracer)),
+            tracer,
+            trace_steps,
+            limits: paths.iter().map(root).collect(),
+            paths,
+            drives: vec![DriveTotals::default(); count],
+            samples: vec![DriveSample::default(); count],
+            kernel: ProcessIoBytes::default(),
+            steps: 0,
+            ring: Ring::new(count),
+            begun: Begun::default(),
+            ended: None,
+        }
     }
 
-    /// Adds what was moved, for steps taken or to come.
-    pub fn add_moved(&mut self, moved: &SweepTotals, kernel: ProcessIoBytes) {
-        for (sum, drive) in self.drives.iter_mut().zip(&moved.drives) {
-            sum.read_bytes += drive.read_bytes;
-            sum.written_bytes += drive.written_bytes;
-            sum.reads += drive.reads;
-            sum.writes += drive.writes;
+    /// Memory for the spans of a rank.
+    pub fn tracer(config: &ReportConfig) -> Arc<Tracer> {
+        let is_tracing = !config.trace_steps.is_empty();
+        Arc::new(Tracer::new(if is_tracing { config.trace_spans } else { PICTURE_SPANS }))
+    }
+
+    /// Where the spans are.
+    pub fn spans(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    /// A step begins.
+    pub fn begin_step(&mut self, step: u64, waits: Waits, now: Instant) {
+        let is_picture = self.trace_steps.is_empty() && self.steps < PICTURE_STEPS;
+        if is_picture {
+            self.tracer.clear();
         }
-        self.kernel.read_bytes += kernel.read_bytes;
-        self.kernel.written_bytes += kernel.written_bytes;
+        self.tracer.turn(is_picture || self.trace_steps.contains(step), step);
+        self.timers.turn_to(NO_CHUNK);
+        let sections_ns = Section::ALL.map(|section| self.timers.section_ns(section));
+        self.begun = Begun {
+            waits,
+            sections_ns,
+            cache_hit_bytes: self.timers.counted(Counter::CacheHitBytes),
+            spilled_gradient_bytes: self.timers.counted(Counter::SpilledGradientBytes),
+            ..Begun::default()
+        };
+        if let Some((ended, before)) = self.ended {
+            let waited = (waits - before).waited();
+            let between = now.saturating_duration_since(ended).saturating_sub(waited);
+            self.timers.record(Timer::BetweenSteps, between);
+            self.timers.record(Timer::CollectivesBetween, waited);
+            let paused = (waits - before).paused;
+            if !paused.is_zero() {
+                self.timers.record(Timer::NotRunning, paused);
+            }
+            // Which was when is not known: first all work, then all waiting, make the picture.
+            let worked = ended + between;
+            self.span(Timer::BetweenSteps, ended, worked);
+            self.span(Timer::CollectivesBetween, worked, worked + waited);
+            self.span(Timer::NotRunning, now.checked_sub(paused).unwrap_or(now), now);
+            (self.begun.between_ns, self.begun.waiting_ns) = (ns(between), ns(waited));
+        }
+    }
+
+    /// Traces what is no timer of the caller's thread by itself.
+    fn span(&self, timer: Timer, begin: Instant, end: Instant) {
+        if self.tracer.is_on() && begin < end {
+            self.tracer.record(SpanKind::Timer(timer as u8), NO_CHUNK, 0, (begin, end));
+        }
+    }
+
+    /// Adds what the drives did, also when it ended after the step that it was for.
+    pub fn add_moved(&mut self, moved: &SweepTotals) {
+        for (index, more) in moved.drives.iter().enumerate() {
+            self.drives[index].add(more);
+            let sample = &mut self.samples[index];
+            sample.read_bytes += more.read_bytes;
+            sample.written_bytes += more.written_bytes;
+            sample.reads += more.reads;
+            sample.writes += more.writes;
+            sample.busy_ns += more.busy_ns;
+            sample.depth_max = sample.depth_max.max(more.depth_max);
+        }
         self.timers.record(Timer::AsyncSwapInState, moved.swap_in_busy);
         self.timers.record(Timer::AsyncSwapOutState, moved.swap_out_busy);
     }
 
-    /// Counts a step.
-    pub fn add_step(&mut self, duration: Duration) {
-        self.timers.record(Timer::Step, duration);
-        self.steps += 1;
+    /// Adds what the kernel has counted.
+    pub fn add_kernel(&mut self, kernel: ProcessIoBytes) {
+        self.kernel.read_bytes += kernel.read_bytes;
+        self.kernel.written_bytes += kernel.written_bytes;
     }
 
+    /// A step has ended. Gives what is to be told about it; [`Self::samples`] has the drives'.
+    pub fn end_step(
+        &mut self,
+        (step, skipped): (u64, bool),
+        kernel: ProcessIoBytes,
+        duration: Duration,
+        waits: Waits,
+    ) -> StepSample {
+        self.timers.turn_to(NO_CHUNK);
+        self.timers.record(Timer::Step, duration);
+        let since = |section: Section| {
+            self.timers.section_ns(section) - self.begun.sections_ns[section as usize]
+        };
+        let mut sections_ns = Section::ALL.map(since);
+        // A rank that was stopped inside of a collective has not waited for the others.
+        let paused = (waits - self.begun.waits).paused;
+        if !paused.is_zero() {
+            self.timers.record(Timer::NotRunning, paused);
+            let now = Instant::now();
+            self.span(Timer::NotRunning, now.checked_sub(paused).unwrap_or(now), now);
+        }
+        let paused_ns = ns(paused);
+        let collective_ns = &mut sections_ns[Section::Collective as usize];
+        *collective_ns = collective_ns.saturating_sub(paused_ns);
+        let own_ns = ns(duration).saturating_sub(*collective_ns);
+        self.timers.record(Timer::StepOwn, Duration::from_nanos(own_ns));
+        let sample = StepSample {
+            step,
+            skipped,
+            step_ns: ns(duration),
+            between_ns: self.begun.between_ns,
+            own_ns,
+            waiting_ns: self.begun.waiting_ns + *collective_ns,
+            sections_ns,
+            kernel_read_bytes: kernel.read_bytes,
+            kernel_written_bytes: kernel.written_bytes,
+            cache_hit_bytes: self.timers.counted(Counter::CacheHitBytes)
+                - self.begun.cache_hit_bytes,
+            spilled_gradient_bytes: self.timers.counted(Counter::SpilledGradientBytes)
+                - self.begun.spilled_gradient_bytes,
+        };
+        self.add_kernel(kernel);
+        self.ring.push(sample, &self.samples);
+        self.steps += 1;
+        self.ended = Some((Instant::now(), waits));
+        sample
+    }
+
+    /// What the drives did since the last sample.
+    pub fn samples(&self) -> &[DriveSample] {
+        &self.samples
+    }
+
+    /// The next sample begins.
+    pub fn clear_samples(&mut self) {
+        self.samples.fill(DriveSample::default());
+    }
+
+    /// Forgets what was recorded. What was traced stays.
     pub fn reset(&mut self) {
-        *self = Self::new(std::mem::take(&mut self.paths));
+        self.timers.reset();
+        self.drives.fill(DriveTotals::default());
+        self.kernel = ProcessIoBytes::default();
+        self.steps = 0;
+        self.ring.clear();
+        self.ended = None;
     }
 
     pub fn record(&self, comm: &dyn Communicator, elems: u64) -> RankRecord {
-        let drives = self.paths.iter().zip(&self.drives);
-        let drive = |(path, totals): (&PathBuf, &DriveTotals)| DriveRecord {
+        let drives = self.paths.iter().zip(&self.limits).zip(&self.drives);
+        let drive = |((path, limit), totals): ((&PathBuf, &Option<_>), &DriveTotals)| DriveRecord {
             path: path.clone(),
-            totals: *totals,
+            totals: totals.clone(),
+            limit: *limit,
         };
         let timer = |timer: &Timer| TimerRecord {
             name: timer.name().to_owned(),
             total: self.timers.total(*timer),
         };
+        let counter = |counter: &Counter| CounterRecord {
+            name: counter.name().to_owned(),
+            value: self.timers.counted(*counter),
+        };
+        let mut picture = Vec::new();
+        if comm.rank().0 < PICTURE_RANKS {
+            (picture, _) = self.tracer.spans();
+            let step = picture.first().map_or(0, |span| span.step);
+            picture.retain(|span| span.step == step);
+            picture.sort_by_key(|span| span.begin_ns);
+            picture.truncate(PICTURE_SPANS_TOLD);
+        }
         RankRecord {
             rank: comm.rank().0,
             host: comm.host().to_owned(),
@@ -126,8 +247,11 @@ impl Recorder {
             steps: self.steps,
             drives: drives.map(drive).collect(),
             timers: Timer::ALL.iter().map(timer).collect(),
+            counters: Counter::ALL.iter().map(counter).collect(),
             kernel_read_bytes: self.kernel.read_bytes,
             kernel_written_bytes: self.kernel.written_bytes,
+            series: self.ring.told(comm.size()),
+            picture,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, GradElem, ParamElem};
 use crate::storage::Slots;
 use crate::swap::{Ending, ResidentChunk, Sweep, SweepKind};
-use crate::timers::{Timer, Timers};
+use crate::timers::{Counter, NO_CHUNK, Timer, Timers};
 use crate::units::ParamIndex;
 
 /// What a step may be told.
@@ -29,11 +29,13 @@ pub struct StepOptions<'a> {
     pub user_blob: &'a [u8],
     /// Whether this rank has been asked to stop. One is enough: all stop.
     pub stop: Stop,
+    /// Whether this rank has been asked for a table of the world. One is enough: all know it.
+    pub wants_table: bool,
 }
 
 impl Default for StepOptions<'_> {
     fn default() -> Self {
-        Self { loss_scale: 1.0, user_blob: &[], stop: Stop::No }
+        Self { loss_scale: 1.0, user_blob: &[], stop: Stop::No, wants_table: false }
     }
 }
 
@@ -56,6 +58,8 @@ pub struct StepOutcome {
     pub stop: bool,
     /// Whether there was time for the step; if not, nothing has changed.
     pub is_taken: bool,
+    /// Whether a rank has been asked for a table of the world.
+    pub wants_table: bool,
     /// From the call until all updates were made and agreed, and what had to be on the drives was
     /// there: everything for a commit, nothing where writes go on behind the step.
     pub duration: Duration,
@@ -75,7 +79,10 @@ impl SwappedOptimizer {
         params: &mut [P],
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
+        self.write_due_trace()?;
         let start = Instant::now();
+        let waits = self.waits();
+        self.recorder.begin_step(self.attempts + 1, waits, start);
         let activity = Activity::begin(&*self.comm, Phase::Norm);
         let accepted = self.check_usable().and_then(|()| {
             self.check_arguments(params, options)?;
@@ -93,11 +100,9 @@ impl SwappedOptimizer {
             Err(_) => BlockNorm::default(),
         });
         let has_failed = ready.is_err();
-        let stop = options.stop;
-        let is_unbalanced = self.balance.has_evidence();
-        let world = timers.time(Timer::GradientNorm, || {
-            reduce(&*self.comm, norm, has_failed, stop, is_unbalanced)
-        })?;
+        let (stop, has_news) = (options.stop, [self.balance.has_evidence(), options.wants_table]);
+        let world = timers
+            .time(Timer::GradientNorm, || reduce(&*self.comm, norm, has_failed, stop, has_news))?;
         if world.failed > 0 {
             agree(&*self.comm, ready.map(drop))?;
             return Err(Error::internal("a rank refused the step without an error"));
@@ -146,14 +151,12 @@ impl SwappedOptimizer {
             };
             work.run(sweep, params)
         };
-        self.recorder.timers.record(Timer::StepOwn, start.elapsed());
         let updated = if outcome.skipped { Vec::new() } else { laid_out.params() };
         activity.turn_to(Phase::Commit);
         outcome.epoch = self.settle(result, &updated, outcome.stop, options.user_blob)?;
         outcome.duration = start.elapsed();
-        self.record_moved();
         self.balance.end_step(outcome.duration);
-        self.recorder.add_step(outcome.duration);
+        self.tell_step(&outcome);
         Ok(outcome)
     }
 
@@ -200,12 +203,6 @@ impl SwappedOptimizer {
         agree(&*self.comm, flushed).inspect_err(|_| {
             self.unusable.get_or_insert("writes behind an earlier step failed");
         })
-    }
-
-    /// Counts what has been moved for steps since the last call.
-    pub(super) fn record_moved(&mut self) {
-        let (moved, kernel) = (self.swapper.take_moved(), self.process_io.since_last());
-        self.recorder.add_moved(&moved, kernel);
     }
 
     fn check_arguments<P: ParamElem>(&self, params: &[P], options: StepOptions<'_>) -> Result<()> {
@@ -259,6 +256,7 @@ fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'
         epoch: None,
         stop: world.stopping > 0,
         is_taken: true,
+        wants_table: world.asking > 0,
         duration: Duration::ZERO,
     };
     if !outcome.skipped {
@@ -291,6 +289,8 @@ impl<G: GradElem> Work<'_, '_, G> {
             let chunk = self.timers.time(Timer::SwapInState, || sweep.next_chunk())?;
             let Some(mut resident) = chunk else { break };
             let index = resident.index();
+            self.timers.turn_to(index.0);
+            self.timers.count(Counter::Chunks, 1);
             let at = plan.partition().chunk(index);
             let params = &mut params[at.shard_offset as usize..][..at.elems as usize];
             let before = Instant::now();
@@ -311,6 +311,7 @@ impl<G: GradElem> Work<'_, '_, G> {
                 resident.release();
             }
         }
+        self.timers.turn_to(NO_CHUNK);
         self.timers.time(Timer::SwapOutState, || sweep.finish())
     }
 
@@ -319,6 +320,10 @@ impl<G: GradElem> Work<'_, '_, G> {
     fn look_at(&mut self, resident: &ResidentChunk, uppers: &[bf16]) -> Result<()> {
         let (plan, pool) = (self.updates.plan, self.updates.pool);
         let chunk = resident.index();
+        if !resident.is_fresh() {
+            let bytes = plan.layout(chunk).swap_in_bytes();
+            self.timers.count(Counter::CacheHitBytes, bytes);
+        }
         if resident.is_fresh() && self.checksums.is_due(chunk, self.attempt) {
             let extent = self.slots.read_extent(chunk);
             self.checksums.verify(pool, plan, chunk, extent, resident, &[])?;

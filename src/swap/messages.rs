@@ -9,6 +9,7 @@ use super::pipeline::{Ending, SweepKind};
 use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveMeters, DriveTotals, EngineSpec, Waker};
 use crate::storage::{Placement, Slots};
+use crate::timers::Tracer;
 use crate::units::ChunkIndex;
 
 /// Everything the I/O thread needs.
@@ -36,6 +37,8 @@ pub struct SwapperSpec {
     pub io_timeout: Duration,
     /// Told after every batch of completed operations: how many there have been.
     pub on_progress: Box<dyn Fn(u64) + Send>,
+    /// Where operations are recorded in steps that are traced.
+    pub tracer: Arc<Tracer>,
     /// What a chunk holds, for messages.
     pub describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
 }
@@ -56,10 +59,7 @@ impl SweepTotals {
     pub fn add(&mut self, later: &Self) {
         self.drives.resize(self.drives.len().max(later.drives.len()), DriveTotals::default());
         for (sum, drive) in self.drives.iter_mut().zip(&later.drives) {
-            sum.read_bytes += drive.read_bytes;
-            sum.written_bytes += drive.written_bytes;
-            sum.reads += drive.reads;
-            sum.writes += drive.writes;
+            sum.add(drive);
         }
         self.swap_in_busy += later.swap_in_busy;
         self.swap_out_busy += later.swap_out_busy;

@@ -22,7 +22,7 @@ use self::inspector::{Inspector, timed_out};
 use self::mail::Mail;
 use super::Communicator;
 use super::local::host_name;
-use super::presence::{Collective, Presence};
+use super::presence::{Collective, Presence, Waits};
 use super::stall::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Rank;
@@ -130,13 +130,22 @@ impl MpiCommunicator {
             return Err(Error::new(ErrorKind::Peer, failed).with("MPI error", code));
         }
         let begin = Instant::now();
+        let (mut looked, mut paused) = (begin, Duration::ZERO);
         let mut polls = 0u32;
         loop {
+            let now = Instant::now();
+            // Between two looks there is a sleep of a fraction of this at most.
+            paused += Some(now - looked).filter(|gap| *gap > NOT_RUNNING).unwrap_or_default();
+            looked = now;
             let mut done = 0;
             // SAFETY: `request` is valid until `done`; MPI_STATUS_IGNORE asks for no status.
             unsafe { ffi::MPI_Test(request, &raw mut done, ffi::RSMPI_STATUS_IGNORE) };
             if done != 0 {
-                watch.inspect(|(inspector, _)| inspector.end());
+                watch.inspect(|(inspector, _)| {
+                    inspector.end();
+                    let inside = begin.elapsed();
+                    inspector.presence().add_waits(Waits { inside, paused });
+                });
                 return Ok(pending.buffers);
             }
             let error = match &mut watch {
@@ -156,6 +165,9 @@ impl MpiCommunicator {
         }
     }
 }
+
+/// A rank that waits and does not look for so long was not running.
+const NOT_RUNNING: Duration = Duration::from_millis(50);
 
 /// Yields at first, for latency; then sleeps, so that ranks that share cores get on.
 fn back_off(polls: u32) {
@@ -262,7 +274,10 @@ impl Communicator for MpiCommunicator {
     ) -> Result<()> {
         let (send_layout, recv_layout) =
             (counts_and_offsets(send_counts)?, counts_and_offsets(recv_counts)?);
-        let buffers = (send.to_vec(), send_layout, vec![0u8; recv.len()], recv_layout);
+        // Also an empty buffer has a place of its own: Open MPI refuses two at the same address.
+        let mut received = Vec::with_capacity(recv.len().max(1));
+        received.resize(recv.len(), 0u8);
+        let buffers = (send.to_vec(), send_layout, received, recv_layout);
         let (.., received, _) =
             self.collective(Collective::AllToAll, buffers, |buffers, comm, request| {
                 let (send, send_layout, recv, recv_layout) = buffers;

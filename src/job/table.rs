@@ -1,0 +1,29 @@
+//! A table of the world while the job runs: SIGUSR2 to any rank, and rank 0 prints it after the
+//! next step.
+
+use super::complain;
+use super::signals::take_table_request;
+use crate::error::Result;
+use crate::step::{StepOutcome, SwappedOptimizer};
+
+/// Whether this rank has been asked for a table since the last call: for
+/// [`crate::step::StepOptions::wants_table`]. Never where [`super::run_main`] has not installed
+/// handlers.
+pub fn table_request() -> bool {
+    take_table_request()
+}
+
+/// Collective, after every step: prints the table to stderr if some rank has been asked for it.
+///
+/// # Errors
+/// As every collective.
+pub fn answer_table_request(optimizer: &SwappedOptimizer, outcome: &StepOutcome) -> Result<()> {
+    if !outcome.wants_table {
+        return Ok(());
+    }
+    let report = optimizer.world_report()?;
+    if optimizer.communicator().rank().0 == 0 {
+        complain(format_args!("after step {}: {report}", outcome.attempt));
+    }
+    Ok(())
+}

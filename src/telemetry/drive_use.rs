@@ -1,0 +1,156 @@
+//! What the ranks of a node did to each of its drives together, against what it can do.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::records::{DriveLimit, RankRecord};
+use super::verdict::Bound;
+use crate::timers::Timer;
+
+/// How much of a drive was used, by all ranks of its node together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DriveUse {
+    /// The node.
+    pub host: String,
+    /// The directory that the user named.
+    pub drive: String,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Operations that read.
+    pub reads: u64,
+    /// Operations that wrote.
+    pub writes: u64,
+    /// Seconds with an operation of the busiest rank in flight.
+    pub busy_s: f64,
+    /// Of those, with reads alone.
+    pub reads_alone_s: f64,
+    /// Of those, with writes alone.
+    pub writes_alone_s: f64,
+    /// The longest of the ranks' steps, in seconds, all together.
+    pub step_s: f64,
+    /// Half of the reads took no longer, and 99 of 100, in seconds: the slowest rank's.
+    pub read_latency_s: [f64; 2],
+    /// The same of writes.
+    pub write_latency_s: [f64; 2],
+    /// The most operations of a rank in flight.
+    pub depth_max: u32,
+    /// What the drive can do.
+    pub limit: Option<DriveLimit>,
+    /// What it moved in its best step, bytes per second; 0 if that is not known.
+    pub best_bytes_per_s: f64,
+}
+
+impl DriveUse {
+    /// What it moved in both directions, per second of the steps.
+    pub fn bytes_per_s(&self) -> f64 {
+        ratio((self.read_bytes + self.written_bytes) as f64, self.step_s)
+    }
+
+    /// How near to its limit it was: at 1 it could not have done it faster.
+    pub fn share_of_limit(&self) -> Option<f64> {
+        let limit = self.limit?;
+        let (read, written) = (self.read_bytes as f64, self.written_bytes as f64);
+        // What runs both ways at the mixed rate; the rest one way.
+        let both = 2.0 * read.min(written);
+        let alone = match read > written {
+            true => ratio(read - written, limit.read_bytes_per_s),
+            false => ratio(written - read, limit.write_bytes_per_s),
+        };
+        let least_s = ratio(both, limit.mixed_bytes_per_s) + alone;
+        (self.step_s > 0.0 && least_s > 0.0).then(|| least_s / self.step_s)
+    }
+
+    /// How near it was to its best step.
+    pub fn share_of_best(&self) -> Option<f64> {
+        (self.best_bytes_per_s > 0.0).then(|| self.bytes_per_s() / self.best_bytes_per_s)
+    }
+
+    pub(super) fn bound(&self) -> Bound {
+        let difference = self.writes_alone_s - self.reads_alone_s;
+        if difference.abs() < 0.05 * self.busy_s {
+            Bound::Drives
+        } else if difference > 0.0 {
+            Bound::Writes
+        } else {
+            Bound::Reads
+        }
+    }
+}
+
+/// 0 for nothing.
+pub(super) fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// Every drive of the world with what all ranks did to it, nodes and paths in order.
+pub(super) fn drive_uses(records: &[RankRecord]) -> Vec<DriveUse> {
+    let mut uses: BTreeMap<(String, String), (DriveUse, Vec<u64>)> = BTreeMap::new();
+    for record in records {
+        for (index, drive) in record.drives.iter().enumerate() {
+            let name = drive.root().display().to_string();
+            let key = (record.host.clone(), name.clone());
+            let (it, best) = uses.entry(key).or_insert_with(|| (new_use(record, name), Vec::new()));
+            let totals = &drive.totals;
+            it.read_bytes += totals.read_bytes;
+            it.written_bytes += totals.written_bytes;
+            it.reads += totals.reads;
+            it.writes += totals.writes;
+            it.step_s = it.step_s.max(record.seconds(Timer::Step));
+            let seconds = |ns: u64| ns as f64 / 1e9;
+            if seconds(totals.busy_ns) > it.busy_s {
+                it.busy_s = seconds(totals.busy_ns);
+                let alone = |other_ns: u64| seconds(totals.busy_ns.saturating_sub(other_ns));
+                it.reads_alone_s = alone(totals.write_busy_ns);
+                it.writes_alone_s = alone(totals.read_busy_ns);
+            }
+            for (share, at) in [(0.5, 0), (0.99, 1)] {
+                let (read, write) = (&totals.read_latency, &totals.write_latency);
+                it.read_latency_s[at] = it.read_latency_s[at].max(seconds(read.quantile_ns(share)));
+                it.write_latency_s[at] =
+                    it.write_latency_s[at].max(seconds(write.quantile_ns(share)));
+            }
+            it.depth_max = it.depth_max.max(totals.depth_max);
+            it.limit = it.limit.or(drive.limit);
+            add_rates(best, record, index);
+        }
+    }
+    let finish = |(mut it, rates): (DriveUse, Vec<u64>)| {
+        it.best_bytes_per_s = rates.into_iter().max().unwrap_or(0) as f64;
+        it
+    };
+    uses.into_values().map(finish).collect()
+}
+
+fn new_use(record: &RankRecord, drive: String) -> DriveUse {
+    DriveUse {
+        host: record.host.clone(),
+        drive,
+        read_bytes: 0,
+        written_bytes: 0,
+        reads: 0,
+        writes: 0,
+        busy_s: 0.0,
+        reads_alone_s: 0.0,
+        writes_alone_s: 0.0,
+        step_s: 0.0,
+        read_latency_s: [0.0; 2],
+        write_latency_s: [0.0; 2],
+        depth_max: 0,
+        limit: None,
+        best_bytes_per_s: 0.0,
+    }
+}
+
+/// Adds what this rank moved per second in each of the told steps to what others did.
+fn add_rates(rates: &mut Vec<u64>, record: &RankRecord, drive: usize) {
+    let series = &record.series;
+    let Some(of) = series.drives.get(drive) else { return };
+    rates.resize(rates.len().max(series.len()), 0);
+    for (index, rate) in rates.iter_mut().enumerate().take(series.len()) {
+        let bytes = of.read_bytes[index] + of.written_bytes[index];
+        *rate += ratio(bytes as f64, series.step_ns[index] as f64 / 1e9) as u64;
+    }
+}

@@ -1,0 +1,29 @@
+//! What a job tells about itself: records of its ranks, tables and a verdict over the world, and
+//! the files that are written while it runs (metrics, traces) and at its end.
+//!
+//! Recording costs a fixed amount per event and takes a fixed amount of memory. Files are written
+//! by a thread of their own, so a step waits for none.
+
+mod alignment;
+mod drive_use;
+mod lines;
+mod outlet;
+mod prometheus;
+mod records;
+mod result;
+mod series;
+pub(crate) mod stats;
+mod trace;
+mod verdict;
+mod world;
+
+pub use alignment::Alignment;
+pub use drive_use::DriveUse;
+pub use lines::{DriveLine, EndLine, Line, SectionTimes, StartLine, StepLine};
+pub use outlet::Outlet;
+pub use records::{CounterRecord, DriveLimit, DriveRecord, RankRecord, TimerRecord};
+pub use result::{RunResult, step_seconds};
+pub use series::{DriveSample, DriveSeries, Ring, Series, StepSample};
+pub use stats::{OverRanks, median, standard_deviation};
+pub use verdict::{Bound, Verdict};
+pub use world::{drive_table, milliseconds_table, rank_lines, world_report};

@@ -1,0 +1,357 @@
+//! Where a rank's files are written: lines of metrics after every step, the Prometheus file every
+//! few seconds, a trace when its steps are over, results at the end. A thread of its own writes, so
+//! that a slow file system holds up no step; what it cannot write is a warning, once.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::alignment::{Alignment, Reading, read_clocks};
+use super::lines::{EndLine, Line, StartLine, StepLine, unix_seconds};
+use super::prometheus::{self, Labels, Lifetime};
+use super::records::{DriveLimit, RankRecord};
+use super::result::RunResult;
+use super::series::{DriveSample, StepSample};
+use super::trace::{RankSpans, TraceWriter};
+use super::world::world_report;
+use crate::config::Config;
+use crate::coord::{Communicator, agree};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::DriveTotals;
+use crate::timers::Tracer;
+use crate::wire;
+
+/// The Prometheus file is replaced so often, at most.
+const PROMETHEUS_EVERY: Duration = Duration::from_secs(2);
+
+/// The files of one rank.
+pub struct Outlet {
+    config: Config,
+    labels: Labels,
+    lifetime: Lifetime,
+    next_prometheus: Instant,
+    sender: Option<Sender<Message>>,
+    writer: Option<JoinHandle<()>>,
+    clocks: Vec<Reading>,
+    has_traced: bool,
+}
+
+enum Message {
+    Line(String),
+    Prometheus(String),
+}
+
+impl Outlet {
+    /// Collective: opens this rank's files, if the configuration names a place for any. `drives`
+    /// are the directories that the user named.
+    ///
+    /// # Errors
+    /// Agreed: usage if ranks differ about it; cannot create if a directory or file cannot be
+    /// made. As every collective.
+    pub fn open(
+        config: &Config,
+        comm: &dyn Communicator,
+        elems: u64,
+        drives: &[PathBuf],
+        tracer: &Tracer,
+    ) -> Result<Option<Self>> {
+        let report = &config.report;
+        let mut wanted = [
+            u64::from(report.dir.is_some() || report.prometheus_dir.is_some()),
+            report.trace_steps.last(),
+        ];
+        let mine = wanted;
+        comm.all_reduce_sum(&mut wanted)?;
+        let ranks = comm.size() as u64;
+        let is_agreed = wanted.iter().zip(mine).all(|(sum, mine)| *sum == mine * ranks);
+        let differ = || Error::usage("ranks differ about what is to be reported ([report])");
+        agree(comm, is_agreed.then_some(()).ok_or_else(differ))?;
+        if wanted[0] == 0 {
+            return Ok(None);
+        }
+        let mut outlet = agree(comm, Self::create(config, comm, elems, drives))?;
+        if !report.trace_steps.is_empty() {
+            outlet.clocks = read_clocks(comm, tracer)?;
+        }
+        Ok(Some(outlet))
+    }
+
+    fn create(
+        config: &Config,
+        comm: &dyn Communicator,
+        elems: u64,
+        drives: &[PathBuf],
+    ) -> Result<Self> {
+        let rank = comm.rank().0;
+        let names = drives.iter().map(|path| path.display().to_string()).collect();
+        let labels =
+            Labels { job: config.job.clone(), rank, host: comm.host().to_owned(), drives: names };
+        let report = &config.report;
+        let lines = match &report.dir {
+            Some(dir) => {
+                make_directory(dir)?;
+                let path = dir.join(format!("metrics-rank{rank:05}.jsonl"));
+                let opened = OpenOptions::new().append(true).create(true).open(&path);
+                Some(opened.map_err(|error| refused(&path, error))?)
+            }
+            None => None,
+        };
+        let prometheus = report
+            .prometheus_dir
+            .as_ref()
+            .or(report.dir.as_ref())
+            .map(|dir| dir.join(format!("optswap-{}-rank{rank:05}.prom", config.job)));
+        if let Some(dir) = &report.prometheus_dir {
+            make_directory(dir)?;
+        }
+        let (sender, messages) = channel();
+        let spawned = std::thread::Builder::new()
+            .name("optswap-report".to_owned())
+            .spawn(move || write_all(messages, lines, prometheus.as_deref()));
+        let writer = spawned.map_err(|error| {
+            let failed = "the thread that writes metrics cannot be started";
+            Error::new(ErrorKind::Unavailable, failed).because(error)
+        })?;
+        let lifetime = Lifetime {
+            drives: vec![DriveTotals::default(); drives.len()],
+            elems,
+            endurance_bytes: report.drive_endurance.0,
+            is_running: true,
+            ..Lifetime::default()
+        };
+        let outlet = Self {
+            config: config.clone(),
+            labels,
+            lifetime,
+            next_prometheus: Instant::now(),
+            sender: Some(sender),
+            writer: Some(writer),
+            clocks: Vec::new(),
+            has_traced: report.trace_steps.is_empty(),
+        };
+        outlet.line(&Line::Start(StartLine {
+            unix_s: unix_seconds(),
+            optswap: env!("CARGO_PKG_VERSION").to_owned(),
+            job: config.job.clone(),
+            rank,
+            ranks: comm.size() as u32,
+            host: comm.host().to_owned(),
+            pid: std::process::id(),
+            elems,
+            drives: drives.to_vec(),
+            limits: drives.iter().map(|root| DriveLimit::of(root)).collect(),
+        }));
+        Ok(outlet)
+    }
+
+    fn send(&self, message: Message) {
+        if let Some(sender) = &self.sender {
+            // The writer ends only after this end does.
+            let _ = sender.send(message);
+        }
+    }
+
+    fn line(&self, line: &Line) {
+        if let Ok(text) = serde_json::to_string(line) {
+            self.send(Message::Line(text + "\n"));
+        }
+    }
+
+    /// The drives have moved something.
+    pub fn add_moved(&mut self, moved: &[DriveTotals]) {
+        self.lifetime.drives.iter_mut().zip(moved).for_each(|(sum, more)| sum.add(more));
+    }
+
+    /// A step has ended.
+    pub fn step(&mut self, sample: &StepSample, drives: &[DriveSample]) {
+        let line = StepLine::new(sample, drives);
+        self.lifetime.add_step(sample, line.unix_s);
+        self.line(&Line::Step(line));
+        let now = Instant::now();
+        if now >= self.next_prometheus {
+            self.next_prometheus = now + PROMETHEUS_EVERY;
+            self.send(Message::Prometheus(prometheus::text(&self.labels, &self.lifetime)));
+        }
+    }
+
+    /// Collective: writes the trace if the steps before this one were the last to be traced.
+    ///
+    /// # Errors
+    /// As every collective. A file that cannot be written is a warning.
+    pub fn write_due_trace(
+        &mut self,
+        step: u64,
+        comm: &dyn Communicator,
+        tracer: &Tracer,
+    ) -> Result<()> {
+        match self.has_traced || step <= self.config.report.trace_steps.last() {
+            true => Ok(()),
+            false => self.write_trace(comm, tracer),
+        }
+    }
+
+    fn write_trace(&mut self, comm: &dyn Communicator, tracer: &Tracer) -> Result<()> {
+        self.has_traced = true;
+        tracer.turn(false, 0);
+        let after = read_clocks(comm, tracer)?;
+        let (spans, dropped) = tracer.spans();
+        let Labels { rank, host, drives, job } = self.labels.clone();
+        let mine = RankSpans { rank, host, drives, spans, dropped };
+        let path = match &self.config.report.dir {
+            Some(dir) if rank == 0 => Some(dir.join("trace.json")),
+            _ => None,
+        };
+        let mut file = path.as_deref().map(|path| begin_trace(path, &job));
+        for from in 0..comm.size() {
+            // One rank after the other, so that rank 0 holds the spans of one.
+            let received = send_to_rank_0(comm, from, &mine)?;
+            if let (Some(Ok(file)), Some(of)) = (&mut file, received) {
+                let alignment = Alignment::new(self.clocks[from], after[from]);
+                if let Err(error) = file.rank(&of, &alignment) {
+                    tracing::warn!("the trace cannot be written: {error}");
+                }
+            }
+        }
+        if dropped > 0 {
+            tracing::warn!(
+                "{dropped} spans found no room in the trace: raise report.trace_spans or trace \
+                 fewer steps"
+            );
+        }
+        let ended = match (file, path) {
+            (Some(file), Some(path)) => file.and_then(|file| end_trace(file, &path)),
+            _ => Ok(()),
+        };
+        ended.unwrap_or_else(|error| tracing::warn!("the trace cannot be written: {error}"));
+        Ok(())
+    }
+
+    /// Collective: writes the trace, if that has not been done, and the results. `unsaid` is what
+    /// moved since the last line.
+    ///
+    /// # Errors
+    /// As every collective. A file that cannot be written is a warning.
+    pub fn finish(
+        &mut self,
+        comm: &dyn Communicator,
+        tracer: &Tracer,
+        records: Vec<RankRecord>,
+    ) -> Result<()> {
+        if !self.has_traced {
+            self.write_trace(comm, tracer)?;
+        }
+        if let (0, Some(dir)) = (self.labels.rank, &self.config.report.dir) {
+            let table = world_report(&records, self.config.report.drive_endurance);
+            let result = RunResult::new(&self.config, records);
+            let json = serde_json::to_string(&result).unwrap_or_default();
+            for (name, text) in [
+                ("table.txt", table + "\n"),
+                ("ranks.csv", result.csv()),
+                ("result.json", json + "\n"),
+            ] {
+                if let Err(error) = replace(&dir.join(name), &text) {
+                    tracing::warn!("{name} cannot be written to {}: {error}", dir.display());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the files. `unsaid` is what the drives moved since the last line.
+    pub fn close(&mut self, unsaid: &[DriveSample]) {
+        let Some(sender) = self.sender.take() else { return };
+        let end = Line::End(EndLine {
+            unix_s: unix_seconds(),
+            read_bytes: unsaid.iter().map(|it| it.read_bytes).sum(),
+            written_bytes: unsaid.iter().map(|it| it.written_bytes).sum(),
+        });
+        self.lifetime.is_running = false;
+        let last = prometheus::text(&self.labels, &self.lifetime);
+        if let Ok(text) = serde_json::to_string(&end) {
+            let _ = sender.send(Message::Line(text + "\n"));
+        }
+        let _ = sender.send(Message::Prometheus(last));
+        drop(sender);
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.close(&[]);
+    }
+}
+
+fn refused(path: &Path, error: io::Error) -> Error {
+    Error::new(ErrorKind::CannotCreate, "a place for reports cannot be made")
+        .with("path", path.display())
+        .because(error)
+        .hint("name another directory with --report-dir or --prometheus-dir")
+}
+
+fn make_directory(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|error| refused(dir, error))
+}
+
+/// The body of the thread.
+fn write_all(messages: Receiver<Message>, mut lines: Option<File>, prometheus: Option<&Path>) {
+    let mut has_warned = false;
+    for message in messages {
+        let written = match (message, &mut lines, prometheus) {
+            (Message::Line(text), Some(file), _) => file.write_all(text.as_bytes()),
+            (Message::Prometheus(text), _, Some(path)) => replace(path, &text),
+            _ => Ok(()),
+        };
+        if let Err(error) = written
+            && !std::mem::replace(&mut has_warned, true)
+        {
+            tracing::warn!("metrics cannot be written, the job goes on without: {error}");
+        }
+    }
+}
+
+/// A reader sees the old text or the new one.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    // Readers of the directory take only what ends in `.prom`.
+    let new = path.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(&new, path)
+}
+
+fn begin_trace(path: &Path, job: &str) -> io::Result<TraceWriter<BufWriter<File>>> {
+    TraceWriter::begin(BufWriter::new(File::create(path.with_extension("json.new"))?), job)
+}
+
+fn end_trace(writer: TraceWriter<BufWriter<File>>, path: &Path) -> io::Result<()> {
+    writer.end()?;
+    fs::rename(path.with_extension("json.new"), path)?;
+    tracing::info!("trace written: {}", path.display());
+    Ok(())
+}
+
+/// Collective: rank 0 gets what this rank has. All ranks get the bytes, of one rank at a time: an
+/// all-to-all in which most ranks have nothing to send would save that, but not every MPI survives
+/// one in which a rank has nothing at all.
+fn send_to_rank_0(
+    comm: &dyn Communicator,
+    from: usize,
+    mine: &RankSpans,
+) -> Result<Option<RankSpans>> {
+    let rank = comm.rank().index();
+    let bytes = if rank == from { wire::encode(mine)? } else { Vec::new() };
+    let mut length = [bytes.len() as u64];
+    comm.all_reduce_sum(&mut length)?;
+    let mut counts = vec![0; comm.size()];
+    counts[from] = length[0] as usize;
+    let mut received = vec![0; counts[from]];
+    comm.all_gather_bytes(&bytes, &counts, &mut received)?;
+    match rank {
+        0 => wire::decode(&received).map(Some),
+        _ => Ok(None),
+    }
+}
