@@ -1,5 +1,5 @@
-//! What goes wrong on a cluster, on a local one: hosts that crash, links that are cut, jobs that are
-//! preempted, drives that are full. Takes minutes: `launch/soak cluster`.
+//! What goes wrong on a cluster, on a local one: hosts that crash, links that are cut, jobs that
+//! are preempted, drives that are full. Takes minutes: `launch/soak cluster`.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 #![cfg(feature = "mpi")]

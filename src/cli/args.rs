@@ -123,8 +123,8 @@ pub struct SwapArgs {
     #[arg(long, value_name = "DIR")]
     pub checkpoint_dir: Option<PathBuf>,
 
-    /// Save a checkpoint every so many steps, while training goes on. Without --checkpoint-dir, they
-    /// go where the site says.
+    /// Save a checkpoint every so many steps, while training goes on. Without --checkpoint-dir,
+    /// they go where the site says.
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<u64>,
 

@@ -226,8 +226,8 @@ impl Launcher {
         if differs(self.size, size) || differs(self.rank, rank) {
             let (told_rank, told_size) = (shown(self.rank), shown(self.size));
             return Some(format!(
-                "the launcher calls this process {told_rank} of {told_size}, MPI calls it {rank} of \
-                 {size}: MPI counts"
+                "the launcher calls this process {told_rank} of {told_size}, MPI calls it {rank} \
+                 of {size}: MPI counts"
             ));
         }
         if differs(self.local_size, local_size) || differs(self.local_rank, local_rank) {
