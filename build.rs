@@ -1,6 +1,5 @@
 //! Tells the program which commit it was built from, where git can be asked: results name it.
 
-use std::path::Path;
 use std::process::Command;
 
 fn git(arguments: &[&str]) -> Option<String> {
@@ -13,12 +12,7 @@ fn main() {
     for path in ["build.rs", "Cargo.toml", "src"] {
         println!("cargo:rerun-if-changed={path}");
     }
-    // It changes with every commit and every switch of branches.
-    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
-        && Path::new(&log).exists()
-    {
-        println!("cargo:rerun-if-changed={log}");
-    }
+    // Commits alone rebuild nothing: `-dirty` stays until sources change.
     let commit = git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
     println!("cargo:rustc-env=OPTSWAP_COMMIT={}", commit.unwrap_or_else(|| "unknown".to_owned()));
 }
