@@ -36,6 +36,17 @@ def human(count):
     return str(count)
 
 
+def torch_environment(threads):
+    """What a process with torch and DeepSpeed needs: see peers/setup."""
+    return os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": str(threads),
+        # Kernels are checked with a tool of the same environment (ninja) when they are loaded.
+        "PATH": f"{ROOT}/target/peers/python/bin:{os.environ['PATH']}",
+        "TORCH_EXTENSIONS_DIR": f"{ROOT}/target/peers/kernels",
+    }
+
+
 def output_of(command):
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 

@@ -29,15 +29,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# The folder above has to be known first.
+from harness import elements, torch_environment  # noqa: E402
 
 LR, BETAS, EPS, WEIGHT_DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
-
-
-def elements(text):
-    for suffix, factor in (("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30)):
-        if text.endswith(suffix):
-            return int(text[: -len(suffix)]) * factor
-    return int(text)
 
 
 def arguments():
@@ -291,10 +289,8 @@ def main():
         rank_main(args)
         return
     port = free_port()
-    environment = dict(os.environ, DS_ACCELERATOR="cpu")
-    # The kernels are compiled with tools of the same environment (ninja).
-    environment["PATH"] = os.path.dirname(sys.executable) + ":" + environment["PATH"]
-    environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // args.ranks))
+    cores = len(os.sched_getaffinity(0))
+    environment = torch_environment(max(1, cores // args.ranks))
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, f"{rank}.json") for rank in range(args.ranks)]
         ranks = []
