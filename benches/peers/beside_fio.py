@@ -14,7 +14,7 @@ import tempfile
 
 from harness import Drives, Ours, human, output_of, progress, show, table
 
-BLOCK = "1MiB"
+BLOCK = "1 MiB"  # to fio 1M: by 1MiB it means a million bytes, which is no whole sector
 DEPTH = 64
 TARGET = 0.9
 
@@ -28,7 +28,7 @@ def fio(directory, ranks, params, seconds, mbps):
     size = params * 12 // ranks
     command = [
         *Drives.limited(mbps), "fio", "--name=mix", f"--directory={directory}",
-        f"--numjobs={ranks}", "--rw=rw", "--rwmixread=50", f"--bs={BLOCK}", f"--size={size}",
+        f"--numjobs={ranks}", "--rw=rw", "--rwmixread=50", "--bs=1M", f"--size={size}",
         "--ioengine=io_uring", "--fixedbufs", f"--iodepth={DEPTH}", "--direct=1", "--thread",
         "--group_reporting", "--time_based", f"--runtime={seconds}", "--ramp_time=1",
         "--output-format=json",
