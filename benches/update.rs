@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use half::bf16;
 use optswap::config::CodecsConfig;
-use optswap::optim::{AdamW, Dice, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks};
+use optswap::optim::{AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks};
 use optswap::state::{Hyperparameters, OptimizerKind, Rounding};
 use optswap::step::fill_synthetic_gradients;
 
