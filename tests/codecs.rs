@@ -146,6 +146,8 @@ fn bytes_moved_are_those_of_the_codecs() {
             let mut config = with_codecs(base, codecs, Rounding::Nearest);
             config.swap.chunk_elements = Elems(elems / 2);
             config.swap.memory_budget = Bytes(64 << 20);
+            // Neither reads ahead nor writes behind, so that every step has bytes of its own.
+            (config.swap.prefetch, config.swap.write_behind) = (false, false);
             let moved = on_ranks(1, |comm| {
                 let sizes = inventory(&[elems as usize]);
                 let mut optimizer = SwappedOptimizer::create(&config, sizes, comm)?;

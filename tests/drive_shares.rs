@@ -79,7 +79,9 @@ fn part_of(optimizer: &mut SwappedOptimizer, drive: usize) -> Result<[f64; 2]> {
 fn writes_follow_new_weights_at_once_and_reads_follow_the_writes() {
     for ranks in [1, 2] {
         let drives = Drives::new(3);
-        let config = by_hand(config_for(&drives));
+        let mut config = by_hand(config_for(&drives));
+        // Every step has bytes of its own.
+        (config.swap.prefetch, config.swap.write_behind) = (false, false);
         let parts = all(on_ranks(ranks, |comm| {
             let mut optimizer = start(&config, &SIZES, comm)?;
             let mut parts = Vec::new();
@@ -215,6 +217,8 @@ fn weights_out_of_range_change_nothing() {
 /// Two drives that take a millisecond for everything; the second one, for a while, six.
 fn slow_for_a_while(drives: &Drives, engine: EngineName, ranks: u32, is_on: bool) -> Config {
     let mut config = durable_config_for(drives, 1);
+    // Faults count operations: none from reading ahead.
+    (config.swap.prefetch, config.swap.write_behind) = (false, false);
     config.io.engine = engine;
     config.drives.weights = vec![1.0, 1.0];
     config.drives.reweight = is_on;

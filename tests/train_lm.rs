@@ -15,7 +15,10 @@ use support::{Drives, Run, TINY, alone, train_lm};
 fn it_learns_and_reports_what_moved() {
     let drives = Drives::new(2);
     let list = drives.list(2);
-    let mut arguments = vec!["--drives", &list, "--verify", "--lr", "0.01", "--steps", "120"];
+    // Every step has bytes of its own.
+    let config = drives.write("plain.toml", "[swap]\nprefetch = false\nwrite_behind = false\n");
+    let mut arguments = vec!["--config", &config, "--drives", &list, "--verify", "--lr", "0.01"];
+    arguments.extend(["--steps", "120"]);
     arguments.extend(&TINY);
     let run = alone(&train_lm(), &arguments);
     let json = run.json();

@@ -64,7 +64,9 @@ pub fn tune_table(tuning: &Tuning) -> String {
 pub fn tuned_config(tuning: &Tuning) -> Result<String> {
     let text = toml::to_string(&tuning.config)
         .map_err(|error| Error::internal("the configuration cannot be written").because(error))?;
-    let read = Config::parse(&text)?;
+    let mut read = Config::parse(&text)?;
+    // What named the drives is no key of the file.
+    read.drives.named_by.clone_from(&tuning.config.drives.named_by);
     match read == tuning.config {
         true => Ok(format!("# Written by optswap tune.\n{}", text.trim_end())),
         false => Err(Error::internal("the configuration does not read back as it was written")),

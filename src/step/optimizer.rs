@@ -351,6 +351,7 @@ fn open_swapper(
         swap_in_bytes: plan.swap_in_bytes(),
         pinned: plan.cached_chunks(),
         may_read_ahead: config.swap.prefetch,
+        reads_whole: !(plan.is_halved() && config.is_durable()),
         buffers: allocate_buffers(plan.buffer_count(), plan.buffer_bytes())?,
         io_timeout: config.io_timeout(),
         on_progress: match comm.presence().cloned() {

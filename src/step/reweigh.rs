@@ -192,7 +192,8 @@ impl Balance {
         tracing::warn!(
             target: DRIVES_TARGET,
             "the drive {path} on {host} has become {}: {own} MB/s each way while it is busy (the \
-             others {others}); its share of what is written goes from {before:.1} % to {after:.1} %",
+             others {others}); its share of what is written goes from {before:.1} % to \
+             {after:.1} %",
             if change.factor < 1.0 { "slower" } else { "faster" },
         );
         // One that is rested does more than it will.
@@ -221,8 +222,9 @@ impl SwappedOptimizer {
     }
 
     /// Gives the drives other weights, as before the replacement of one. All ranks of a node say
-    /// the same. Chunks move when they are swapped out, so the next step (of a durable job, the next
-    /// two commits) brings everything where it is to be, as far as `drives.stripe_headroom` allows.
+    /// the same. Chunks move when they are swapped out, so the next step (of a durable job, the
+    /// next two commits) brings everything where it is to be, as far as `drives.stripe_headroom`
+    /// allows.
     /// With `drives.reweight`, what is measured may change the weights again.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ pub struct SwapperSpec {
     pub pinned: usize,
     /// Whether the first chunks of the next update are read ahead.
     pub may_read_ahead: bool,
+    /// Whether `swap_in_bytes` are all bytes of every chunk.
+    pub reads_whole: bool,
     /// No completion for this long, with operations in flight, is an error.
     pub io_timeout: Duration,
     /// Told after every batch of completed operations: how many there have been.

@@ -104,6 +104,8 @@ pub struct Pipeline {
     /// Whether updates read the first chunks of the next one ahead; and whether that is going on.
     may_read_ahead: bool,
     is_reading_ahead: bool,
+    /// Updates read chunks whole, so that what is read ahead serves inspections too.
+    reads_whole: bool,
     sweep: Option<(SweepKind, Ending)>,
     is_stopping: bool,
     has_failed: bool,
@@ -125,13 +127,19 @@ pub struct Pipeline {
 impl Pipeline {
     /// All chunks are on the drives. Of `buffers` buffers the first `pinned` chunks take one each
     /// for good, which leaves at least one for the others, if there are any.
-    pub fn new(chunks: usize, buffers: usize, pinned: usize, may_read_ahead: bool) -> Self {
+    pub fn new(
+        chunks: usize,
+        buffers: usize,
+        pinned: usize,
+        [may_read_ahead, reads_whole]: [bool; 2],
+    ) -> Self {
         assert!(pinned < buffers || pinned == chunks, "no buffer is left to go through");
         Self {
             chunks: vec![Chunk::default(); chunks],
             pinned,
             may_read_ahead,
             is_reading_ahead: false,
+            reads_whole,
             sweep: None,
             is_stopping: false,
             has_failed: false,
@@ -244,7 +252,7 @@ impl Pipeline {
             self.change(index, ChunkState::OnDrive, ChunkState::Lent);
             return Action::LendZeroed(chunk);
         }
-        let is_whole = kind == Some(SweepKind::Inspect);
+        let is_whole = self.reads_whole || kind == Some(SweepKind::Inspect);
         self.chunks[index].is_whole = is_whole;
         self.change(index, ChunkState::OnDrive, ChunkState::SwappingIn);
         Action::SwapIn { chunk, is_whole }

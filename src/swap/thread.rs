@@ -32,7 +32,12 @@ pub(super) fn run(
     let waker = engine.waker();
     let worker = Worker {
         transfers: Transfers::metered(engine, depth, spec.meters, files).traced(spec.tracer),
-        pipeline: Pipeline::new(spec.chunks, spec.buffers.len(), spec.pinned, spec.may_read_ahead),
+        pipeline: Pipeline::new(
+            spec.chunks,
+            spec.buffers.len(),
+            spec.pinned,
+            [spec.may_read_ahead, spec.reads_whole],
+        ),
         free: spec.buffers,
         kept: (0..spec.chunks).map(|_| None).collect(),
         failure: None,

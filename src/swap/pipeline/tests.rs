@@ -39,7 +39,7 @@ struct Case {
 impl World {
     fn new(case: &Case, chunks: usize, pinned: usize, may_read_ahead: bool) -> Self {
         Self {
-            pipeline: Pipeline::new(chunks, case.buffers, pinned, may_read_ahead),
+            pipeline: Pipeline::new(chunks, case.buffers, pinned, [may_read_ahead, false]),
             begun: 0,
             is_sweeping: false,
             newest: vec![0; chunks],
@@ -292,7 +292,7 @@ fn what_is_still_being_written_is_served_from_its_buffer() {
 
 #[test]
 fn a_failure_stops_everything_and_what_is_in_memory_is_forgotten() {
-    let mut pipeline = Pipeline::new(5, 2, 0, true);
+    let mut pipeline = Pipeline::new(5, 2, 0, [true, false]);
     pipeline.begin(SweepKind::Update, Ending::Behind);
     let swap_in = |index: u32| Action::SwapIn { chunk: ChunkIndex(index), is_whole: false };
     assert_eq!(
@@ -317,7 +317,7 @@ fn a_failure_stops_everything_and_what_is_in_memory_is_forgotten() {
 #[test]
 #[should_panic(expected = "cannot become")]
 fn a_chunk_cannot_be_given_back_twice() {
-    let mut pipeline = Pipeline::new(1, 2, 0, false);
+    let mut pipeline = Pipeline::new(1, 2, 0, [false, false]);
     pipeline.begin(SweepKind::Fill, Ending::Written);
     assert_eq!(pipeline.next(), Action::LendZeroed(ChunkIndex(0)));
     pipeline.give_back(ChunkIndex(0), true);
