@@ -110,8 +110,8 @@ fn widen_steps(spans: &mut [Span]) {
     }
 }
 
-/// Which tracks there are. Operations on a drive overlap, and slices of a track must not, so a drive
-/// has as many tracks as it had operations in flight at a time.
+/// Which tracks there are. Operations on a drive overlap, and slices of a track must not, so a
+/// drive has as many tracks as it had operations in flight at a time.
 #[derive(Default)]
 struct Tracks {
     /// When the last span of each track of a drive ends, by first track.
