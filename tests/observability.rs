@@ -1,18 +1,17 @@
-//! What a run tells: tables, metrics, traces and results have the same bytes; a slow rank is named
-//! by all of them; signals, logs and the dashboard.
+//! What a run tells: tables, metrics, traces and results have the same bytes; formats, logs and the
+//! dashboard.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Drives, Run, TINY, one_at_a_time, optswap, ranks, signal, train_lm};
+use support::{Drives, Run, one_at_a_time, optswap, ranks, train_lm};
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
@@ -343,4 +342,24 @@ fn check_logs(dir: &Path) {
         }
         assert!(lines.iter().any(|line| line["message"].as_str().unwrap().contains("a new job")));
     }
+}
+
+#[test]
+fn places_and_steps_that_make_no_sense_are_refused() {
+    let drives = Drives::new(1);
+    let refuse = |arguments: &[&str], code: i32, words: &[&str]| {
+        let list = drives.list(1);
+        let mut all = vec!["bench", "--params", "4096", "--steps", "1", "--drives", &list];
+        all.extend_from_slice(arguments);
+        support::alone(&optswap(), &all).expect(code, words);
+        assert!(drives.are_empty());
+    };
+    let file = drives.write("file", "");
+    refuse(&["--trace-steps", "5-3"], 64, &["neither a step nor some in a row"]);
+    refuse(&["--trace-steps", "3"], 64, &["report.trace_steps = 3", "unless report.dir is set"]);
+    refuse(&["--report-dir", &format!("{file}/x")], 73, &["a place for reports cannot be made"]);
+    refuse(&["--log-dir", &format!("{file}/x")], 73, &["the log cannot be written", "--log-dir"]);
+    let missing = drives.path().display().to_string();
+    support::alone(&optswap(), &["top", "--once", &missing]).expect(64, &["no metrics of a job"]);
+    support::alone(&optswap(), &["report", &file]).expect(64, &["no result", "bench --json"]);
 }

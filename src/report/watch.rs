@@ -1,5 +1,5 @@
-//! A job as its metrics files tell it, while it runs or afterwards: files are read on from where
-//! they ended at the last look.
+//! A job as its metrics files tell it, while it runs or afterwards: the files are read on from
+//! where they ended at the last look.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;

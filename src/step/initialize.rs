@@ -180,6 +180,8 @@ impl SwappedOptimizer {
         // What was on its way before still counts.
         self.swapper.settle()?;
         self.record_moved();
+        // What follows is of no step.
+        self.recorder.spans().turn(false, 0);
         let (kind, ending) = (SweepKind::Inspect, Ending::Written);
         let mut sweep = self.swapper.sweep(kind, ending, &self.slots)?;
         while let Some(resident) = sweep.next_chunk()? {

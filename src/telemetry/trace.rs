@@ -152,7 +152,9 @@ fn track_of(timer: u8) -> u64 {
 }
 
 fn names(of: &RankSpans, tracks: &Tracks, alignment: &Alignment) -> Vec<Value> {
-    let meta = |name: &str, track: u64, args: Value| json!({ "ph": "M", "pid": of.rank, "tid": track, "name": name, "args": args });
+    let meta = |name: &str, track: u64, args: Value| -> Value {
+        json!({ "ph": "M", "pid": of.rank, "tid": track, "name": name, "args": args })
+    };
     let process = format!("rank {} on {}", of.rank, of.host);
     let mut events = vec![
         meta("process_name", 0, json!({ "name": process })),

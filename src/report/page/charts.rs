@@ -1,5 +1,5 @@
-//! The kinds of pictures, drawn with plotters as SVG. Colours are the page's: marks stand for
-//! them while plotters draws, and are replaced by the page's variables afterwards.
+//! The kinds of pictures, drawn with plotters as SVG. Colours are those of the page: marks stand
+//! for them while plotters draws, and are replaced by the page's variables afterwards.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
