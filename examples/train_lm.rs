@@ -203,6 +203,8 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     }
     progress.finish();
 
+    // What the last step wrote counts when it has arrived.
+    training.optimizer_mut().flush()?;
     let records = training.optimizer().gather_records()?;
     let seconds: Vec<Vec<f64>> = gather_all(&**comm, &step_seconds)?;
     // Every parameter has a gradient in every step.

@@ -288,7 +288,11 @@ fn check_flows(events: &[Value], tracks: &BTreeMap<(u64, u64), Vec<(f64, f64)>>)
     assert!(flows.len() >= 2 * 5, "{} chunks have arrows", flows.len());
     for (id, flow) in flows {
         let phases: Vec<&str> = flow.iter().map(|event| event["ph"].as_str().unwrap()).collect();
-        assert_eq!(phases, ["s", "t", "f"], "{id}");
+        // The last write may have come after the trace.
+        assert!(
+            [&["s", "t", "f"][..], &["s", "f"]].contains(&phases.as_slice()),
+            "{id} {phases:?}"
+        );
         let times: Vec<f64> = flow.iter().map(|event| event["ts"].as_f64().unwrap()).collect();
         assert!(times.is_sorted(), "{id} goes back in time: {times:?}");
         for event in flow {

@@ -29,7 +29,7 @@ pub struct DriveUse {
     pub reads_alone_s: f64,
     /// Of those, with writes alone.
     pub writes_alone_s: f64,
-    /// The longest of the ranks' steps, in seconds, all together.
+    /// The longest of the ranks' steps, in seconds, all together; or `busy_s`, if that is longer.
     pub step_s: f64,
     /// Half of the reads took no longer, and 99 of 100, in seconds: the slowest rank's.
     pub read_latency_s: [f64; 2],
@@ -98,7 +98,9 @@ pub(super) fn drive_uses(records: &[RankRecord]) -> Vec<DriveUse> {
             it.written_bytes += totals.written_bytes;
             it.reads += totals.reads;
             it.writes += totals.writes;
-            it.step_s = it.step_s.max(record.seconds(Timer::Step));
+            // What is written behind a step may be in flight after it.
+            let busy_s = totals.busy_ns as f64 / 1e9;
+            it.step_s = it.step_s.max(record.seconds(Timer::Step)).max(busy_s);
             let seconds = |ns: u64| ns as f64 / 1e9;
             if seconds(totals.busy_ns) > it.busy_s {
                 it.busy_s = seconds(totals.busy_ns);
@@ -151,6 +153,7 @@ fn add_rates(rates: &mut Vec<u64>, record: &RankRecord, drive: usize) {
     rates.resize(rates.len().max(series.len()), 0);
     for (index, rate) in rates.iter_mut().enumerate().take(series.len()) {
         let bytes = of.read_bytes[index] + of.written_bytes[index];
-        *rate += ratio(bytes as f64, series.step_ns[index] as f64 / 1e9) as u64;
+        let ns = series.step_ns[index].max(of.busy_ns[index]);
+        *rate += ratio(bytes as f64, ns as f64 / 1e9) as u64;
     }
 }

@@ -216,47 +216,63 @@ fn slice(rank: u32, it: &Placed<'_>) -> Value {
     })
 }
 
-/// Arrows from the last read of a chunk over its update to its first write.
+/// Arrows from the last read of a chunk over its update to its first write. A read may have been
+/// ahead, in the step before, and a write may be behind, in the step after; a chunk that was still
+/// in memory has no read and no arrow.
 fn flows(rank: u32, placed: &[Placed<'_>]) -> Vec<Value> {
-    #[derive(Default)]
-    struct Way<'a> {
-        read: Option<&'a Placed<'a>>,
-        update: Option<&'a Placed<'a>>,
-        write: Option<&'a Placed<'a>>,
-    }
-    let mut ways: BTreeMap<(u64, u32), Way<'_>> = BTreeMap::new();
+    let mut chunks: BTreeMap<u32, Vec<&Placed<'_>>> = BTreeMap::new();
     for it in placed.iter().filter(|it| it.span.chunk != NO_CHUNK) {
-        let way = ways.entry((it.span.step, it.span.chunk)).or_default();
-        match it.span.kind {
-            SpanKind::Read(_) if way.read.is_none_or(|read| read.end_ns <= it.end_ns) => {
-                way.read = Some(it);
-            }
-            SpanKind::Write(_) => way.write = way.write.or(Some(it)),
-            SpanKind::Timer(timer) if timer == Timer::OptimizerStep as u8 => way.update = Some(it),
-            _ => {}
-        }
+        chunks.entry(it.span.chunk).or_default().push(it);
     }
     let mut events = Vec::new();
-    for ((step, chunk), way) in ways {
-        let (Some(read), Some(update)) = (way.read, way.update) else { continue };
-        let id = format!("{rank}.{step}.{chunk}");
-        let mut arrow = |phase: &str, it: &Placed<'_>, at_ns: i64| {
-            events.push(json!({
-                "ph": phase, "pid": rank, "tid": it.track, "ts": us(at_ns), "id": id,
-                "name": "chunk", "cat": "chunk", "bp": "e",
-            }));
-        };
-        // Each is bound to the slice that is around it.
-        arrow("s", read, read.begin_ns);
-        match way.write {
-            Some(write) => {
-                arrow("t", update, update.begin_ns);
-                arrow("f", write, write.begin_ns);
+    for spans in chunks.into_values() {
+        let mut read: Option<&Placed<'_>> = None;
+        let mut update: Option<(&Placed<'_>, &Placed<'_>)> = None;
+        for it in spans {
+            match it.span.kind {
+                SpanKind::Read(_) => {
+                    update.take().into_iter().for_each(|way| arrows(rank, way, None, &mut events));
+                    if read.is_none_or(|read| read.end_ns <= it.end_ns) {
+                        read = Some(it);
+                    }
+                }
+                SpanKind::Write(_) => {
+                    let way = update.take().into_iter();
+                    way.for_each(|way| arrows(rank, way, Some(it), &mut events));
+                }
+                SpanKind::Timer(timer) if timer == Timer::OptimizerStep as u8 => {
+                    update = read.take().map(|read| (read, it));
+                }
+                SpanKind::Timer(_) => {}
             }
-            None => arrow("f", update, update.begin_ns),
         }
+        update.into_iter().for_each(|way| arrows(rank, way, None, &mut events));
     }
     events
+}
+
+/// The arrows of one way of a chunk; each is bound to the slice that is around it.
+fn arrows(
+    rank: u32,
+    (read, update): (&Placed<'_>, &Placed<'_>),
+    write: Option<&Placed<'_>>,
+    events: &mut Vec<Value>,
+) {
+    let id = format!("{rank}.{}.{}", update.span.step, update.span.chunk);
+    let mut arrow = |phase: &str, it: &Placed<'_>| {
+        events.push(json!({
+            "ph": phase, "pid": rank, "tid": it.track, "ts": us(it.begin_ns), "id": id,
+            "name": "chunk", "cat": "chunk", "bp": "e",
+        }));
+    };
+    arrow("s", read);
+    match write {
+        Some(write) => {
+            arrow("t", update);
+            arrow("f", write);
+        }
+        None => arrow("f", update),
+    }
 }
 
 #[cfg(test)]

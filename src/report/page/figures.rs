@@ -140,7 +140,8 @@ fn rates(records: &[RankRecord]) -> Vec<Rates> {
             let skipped = record.series.len() - steps;
             for (index, rate) in all[at].rates.iter_mut().enumerate() {
                 let index = index + skipped;
-                let seconds = record.series.step_ns[index] as f64 / 1e9;
+                // What is written behind a step may be in flight after it.
+                let seconds = record.series.step_ns[index].max(of.busy_ns[index]) as f64 / 1e9;
                 let bytes = (of.read_bytes[index] + of.written_bytes[index]) as f64;
                 *rate += if seconds > 0.0 { bytes / 1e9 / seconds } else { 0.0 };
             }
