@@ -205,11 +205,11 @@ impl Outlet {
             _ => None,
         };
         let mut file = path.as_deref().map(|path| begin_trace(path, &job));
-        for from in 0..comm.size() {
+        for (from, after) in after.into_iter().enumerate() {
             // One rank after the other, so that rank 0 holds the spans of one.
             let received = send_to_rank_0(comm, from, &mine)?;
             if let (Some(Ok(file)), Some(of)) = (&mut file, received) {
-                let alignment = Alignment::new(self.clocks[from], after[from]);
+                let alignment = Alignment::new(self.clocks[from], after);
                 if let Err(error) = file.rank(&of, &alignment) {
                     tracing::warn!("the trace cannot be written: {error}");
                 }

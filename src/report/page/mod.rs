@@ -73,10 +73,10 @@ fn section(page: &mut String, index: usize, result: &ResultFile, figures: &mut u
     page.push_str("</dl>\n");
     figures::of(result).iter().for_each(|figure| add(page, figure, figures));
     let report = escaped(&world_report(&result.rank_records, Bytes(0)));
-    let _ = write!(
+    let _ = writeln!(
         page,
         "<details><summary>Tables of the world</summary>\
-         <pre tabindex=\"0\">{report}</pre></details>\n"
+         <pre tabindex=\"0\">{report}</pre></details>"
     );
     let command = escaped(&result.command.join(" "));
     let pretty = |value| escaped(&serde_json::to_string_pretty(value).unwrap_or_default());
