@@ -57,7 +57,7 @@ fn a_drive_that_is_not_writable() {
 fn a_drive_that_is_too_small() {
     let drives = Drives::new(1);
     let run = bench(&["--drives", &drives.list(1), "--params", "256Gi"]);
-    run.expect(73, &["too small", "needed", "3298534883328 B = 3.00 TiB", "free"]);
+    run.expect(73, &["too small", "needed", "4123168604160 B = 3.75 TiB", "free"]);
     assert!(drives.are_empty());
 }
 

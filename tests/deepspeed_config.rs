@@ -87,7 +87,7 @@ fn what_is_wrong_is_a_usage_error_that_names_file_and_key() {
         ("b.json", "{\n \"aio\": {},\n}", "line 3"),
         ("c.json", "", "no JSON"),
         ("d.toml", "[swap]\nmemory_bugdet = 1", "did you mean `swap.memory_budget`?"),
-        ("e.json", "{\"optimizer\": {\"type\": \"Lion\"}}", "optswap has AdamW"),
+        ("e.json", "{\"optimizer\": {\"type\": \"Lamb\"}}", "optswap has AdamW"),
     ] {
         explain(&[&drives.write(name, text)]).expect(64, &[words, name]);
     }

@@ -28,7 +28,9 @@ impl Long {
     }
 
     fn arguments(drives: &Drives, drive: &Path) -> Vec<String> {
-        let small = drives.write("small.toml", "[swap]\nchunk_elements = 4096\n");
+        // Small chunks, each read from the drive in every step.
+        let text = "[swap]\nchunk_elements = 4096\nprefetch = false\nwrite_behind = false\n";
+        let small = drives.write("small.toml", text);
         let drive = drive.display().to_string();
         let own = ["--drives", &drive, "--config", &small].map(str::to_owned);
         own.into_iter().chain(TINY.map(str::to_owned)).collect()

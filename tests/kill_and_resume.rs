@@ -145,6 +145,7 @@ fn whatever_is_killed_whenever_no_step_is_lost() {
         println!("{ranks} ranks, durability {durability}: {kills} kills so far");
     }
     println!(
-        "{kills} kills, {resumes} resumes, {moves} moves, {jobs} jobs: every digest that of its undisturbed run"
+        "{kills} kills, {resumes} resumes, {moves} moves, {jobs} jobs: every digest that of its \
+         undisturbed run"
     );
 }

@@ -80,7 +80,7 @@ fn a_scratch_job_is_saved_where_checkpoints_go_and_goes_on_with_other_ranks() {
     let _turn = one_at_a_time();
     let drives = Drives::new(1);
     let checkpoints = drives.path().join("checkpoints").display().to_string();
-    let more = ["--steps", "300", "--checkpoint-dir", &checkpoints];
+    let more = ["--steps", "1000", "--checkpoint-dir", &checkpoints];
     let child = start(&drives, 2, "", &more);
     signal(stepping(&drives, 2)[0], "-TERM");
     end(child).expect(75, &["stopped by SIGTERM", "checkpoint ", "is there"]);

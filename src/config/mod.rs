@@ -174,7 +174,8 @@ impl Config {
 
     fn validate_drives(&self) -> Result<()> {
         let DrivesConfig { paths, weights, stripe_unit, stripe_headroom, .. } = &self.drives;
-        let count_fits = weights.is_empty() || weights.len() == paths.len();
+        // Paths may be named later, by a flag.
+        let count_fits = weights.is_empty() || paths.is_empty() || weights.len() == paths.len();
         let allowed = format!("empty or as long as drives.paths ({})", paths.len());
         demand(count_fits, "drives.weights", format!("{weights:?}"), &allowed)?;
         let in_range = weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0);
