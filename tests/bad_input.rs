@@ -85,7 +85,7 @@ fn configurations_that_are_wrong() {
         ("[swap]\nmemory_bugdet = 1", ["memory_bugdet", "did you mean `swap.memory_budget`?"]),
         ("[io]\ndepth = 0", ["io.depth = 0", "1 to 4096"]),
         ("job = \"a/b\"", ["job = `a/b`", "letters"]),
-        ("[drives]\nweights = [1.0]", ["drives.weights", "as long as"]),
+        ("[drives]\npaths = [\"/a\"]\nweights = [1.0, 2.0]", ["drives.weights", "as long as"]),
         ("[io]\nengine = \"warp\"", ["unknown variant `warp`", "line 2"]),
     ] {
         let config = drives.write("config.toml", text);

@@ -19,9 +19,9 @@
 //! again, one more in its resume); 3 ranks, 3 commits at every second of 6 steps, 3 crashes. With
 //! chunks without a gradient, so that a rank may leave out the write of any step: 2 ranks, 3
 //! commits, 3 crashes; 3 ranks, 2 commits, 2 crashes. With drives whose weights change before every
-//! second step, so that chunks move: 2 ranks, 4 commits, 3 crashes, and commits at every second of 6
-//! steps; 3 ranks, 3 commits, 3 crashes. With a power loss without `durability.sync`, which may undo
-//! the last write of any slot and place: 2 ranks, 3 commits, 2 crashes, one of them
+//! second step, so that chunks move: 2 ranks, 4 commits, 3 crashes, and commits at every second of
+//! 6 steps; 3 ranks, 3 commits, 3 crashes. With a power loss without `durability.sync`, which may
+//! undo the last write of any slot and place: 2 ranks, 3 commits, 2 crashes, one of them
 //! a power loss. Then a job may be refused, as its records or checksums do not fit, but not go on
 //! from a mixture. (With `sync`, a power loss leaves what the death of all ranks leaves: a torn
 //! write or a whole one.)

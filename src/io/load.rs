@@ -105,7 +105,7 @@ impl Loader {
         let gone = || Error::new(ErrorKind::Io, "an operation of an earlier load never came back");
         let transfers = self.transfers.as_mut().ok_or_else(gone)?;
         let mut run = Run::new(load, transfers, &mut self.stamp);
-        let ended = run.to_end(&mut self.buffers);
+        let ended = run.finish(&mut self.buffers);
         let result = std::mem::take(&mut run.result);
         match ended {
             Ok(()) => Ok(result),
@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
         Self { load, transfers, stamp, lanes, idle: Vec::new(), ends: false, result }
     }
 
-    fn to_end(&mut self, buffers: &mut Vec<Buffer>) -> Result<(), IoFault> {
+    fn finish(&mut self, buffers: &mut Vec<Buffer>) -> Result<(), IoFault> {
         let lanes = self.lanes.len();
         for (number, buffer) in std::mem::take(buffers).into_iter().enumerate() {
             self.begin_extent(number % lanes, buffer);

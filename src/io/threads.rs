@@ -12,8 +12,10 @@ use std::time::Instant;
 
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 
-/// More threads than this gain nothing: each moves whole stripe units.
-const THREADS_MAX: usize = 8;
+/// More threads than this on one drive gain nothing: each moves whole stripe units.
+const THREADS_PER_FILE_MAX: usize = 8;
+/// Threads of all drives together, as long as each has two.
+const THREADS_MAX: usize = 16;
 
 #[derive(Default)]
 struct Inbox {
@@ -27,10 +29,17 @@ struct Outbox {
     woken: bool,
 }
 
+/// The work of one file. Files have threads of their own, so that a slow drive keeps no other one
+/// from its work.
 #[derive(Default)]
-struct Shared {
+struct Desk {
     inbox: Mutex<Inbox>,
     work: Condvar,
+}
+
+#[derive(Default)]
+struct Shared {
+    desks: Vec<Desk>,
     outbox: Mutex<Outbox>,
     news: Condvar,
 }
@@ -54,30 +63,35 @@ pub(super) struct ThreadEngine {
 
 impl ThreadEngine {
     pub fn open(files: &[File], depth: usize) -> io::Result<Self> {
-        let mut engine = Self { shared: Arc::default(), threads: Vec::new() };
-        let files: Vec<File> = files.iter().map(File::try_clone).collect::<io::Result<_>>()?;
-        let files: Arc<[File]> = files.into();
-        for index in 0..depth.clamp(1, THREADS_MAX) {
-            let (shared, files) = (Arc::clone(&engine.shared), Arc::clone(&files));
-            let builder = std::thread::Builder::new().name(format!("optswap-pio{index}"));
-            engine.threads.push(builder.spawn(move || work(&shared, &files))?);
+        let desks = files.iter().map(|_| Desk::default()).collect();
+        let shared = Arc::new(Shared { desks, ..Shared::default() });
+        let mut engine = Self { shared, threads: Vec::new() };
+        let per_file = (THREADS_MAX / files.len().max(1)).clamp(2, THREADS_PER_FILE_MAX);
+        for (number, file) in files.iter().enumerate() {
+            for _ in 0..per_file.min(depth.max(1)) {
+                let (shared, file) = (Arc::clone(&engine.shared), file.try_clone()?);
+                let name = format!("optswap-pio{}", engine.threads.len());
+                let builder = std::thread::Builder::new().name(name);
+                engine.threads.push(builder.spawn(move || work(&shared, number, &file))?);
+            }
         }
         Ok(engine)
     }
 }
 
-fn work(shared: &Shared, files: &[File]) {
+fn work(shared: &Shared, number: usize, file: &File) {
+    let desk = &shared.desks[number];
     loop {
-        let mut inbox = lock(&shared.inbox);
+        let mut inbox = lock(&desk.inbox);
         let op = loop {
             match inbox.ops.pop_front() {
                 Some(op) => break op,
                 None if inbox.closed => return,
-                None => inbox = shared.work.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+                None => inbox = desk.work.wait(inbox).unwrap_or_else(PoisonError::into_inner),
             }
         };
         drop(inbox);
-        let result = execute(&op, &files[op.file as usize]);
+        let result = execute(&op, file);
         let result = result.map(|moved| moved as u32).map_err(|error| {
             // Errors of pread and pwrite always carry an errno.
             error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error())
@@ -109,8 +123,11 @@ impl Engine for ThreadEngine {
     }
 
     unsafe fn submit(&mut self, ops: &[EngineOp]) -> io::Result<()> {
-        lock(&self.shared.inbox).ops.extend(ops);
-        self.shared.work.notify_all();
+        for op in ops {
+            let desk = &self.shared.desks[op.file as usize];
+            lock(&desk.inbox).ops.push_back(*op);
+            desk.work.notify_one();
+        }
         Ok(())
     }
 
@@ -138,8 +155,10 @@ impl Engine for ThreadEngine {
 
 impl Drop for ThreadEngine {
     fn drop(&mut self) {
-        lock(&self.shared.inbox).closed = true;
-        self.shared.work.notify_all();
+        for desk in &self.shared.desks {
+            lock(&desk.inbox).closed = true;
+            desk.work.notify_all();
+        }
         for thread in self.threads.drain(..) {
             // A worker cannot panic; there is nothing to report in a drop anyway.
             let _ = thread.join();

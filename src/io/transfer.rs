@@ -21,7 +21,7 @@ const OP_BYTES_MAX: usize = 1 << 20;
 /// From so many operations in flight on, their results are collected several at a time: as many as
 /// leave the drives most of what they have to do, and not later than a moment.
 const DEEP: usize = 32;
-const LOOKS_PER_DEPTH: usize = 4;
+const LOOKS_PER_DEPTH: usize = 2;
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Some bytes of a transfer: where they are in the buffer and in which file.
@@ -204,12 +204,15 @@ impl Transfers {
     }
 
     /// With many operations in flight it is enough to look after every few results: the drives have
-    /// plenty to do, and each look costs the processor a system call.
+    /// plenty to do, and each look costs the processor a system call. The drive with the least to
+    /// do decides: it would be idle, and look slow, if its results were collected late.
     fn patience(&self, wait: Wait) -> Wait {
         match wait {
             Wait::Until(deadline) if self.comes_back_soon() => {
                 let soon = Instant::now() + PATIENCE;
-                Wait::Several(self.in_flight / LOOKS_PER_DEPTH, deadline.min(soon))
+                let busy = self.lanes.iter().flatten().map(|lane| lane.in_flight);
+                let least = busy.filter(|in_flight| *in_flight > 0).min().unwrap_or(0);
+                Wait::Several((least / LOOKS_PER_DEPTH).max(1), deadline.min(soon))
             }
             wait => wait,
         }

@@ -52,8 +52,7 @@ pub fn measure_processors(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
     let directory = Directory(path);
     // If it cannot be created, the optimizer says so.
     let _ = std::fs::create_dir_all(&directory.0);
-    let mut config = Config::default();
-    config.codecs = codecs.clone();
+    let mut config = Config { codecs: codecs.clone(), ..Config::default() };
     config.drives.paths = vec![directory.0.clone()];
     config.drives.allow_filesystems = vec!["tmpfs".to_owned()];
     config.swap.chunk_elements = Elems(1 << 20);

@@ -1,6 +1,6 @@
 //! Where a measurement ran: what makes it possible to run it again, or to see why another differs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,7 @@ pub fn look_around(
         kernel: facts.kernel.clone(),
         cpus: facts.cpus_online.len(),
         memory_bytes: facts.memory.map_or(0, |(bytes, _)| bytes.0),
-        drives: roots.iter().map(drive).collect(),
+        drives: roots.iter().map(|root| drive(root)).collect(),
     });
     // A flattened value is a map, which the ranks' own encoding does not know.
     let node = node.and_then(|node| serde_json::to_string(&node).ok());
@@ -77,8 +77,8 @@ pub fn look_around(
     Ok((nodes.collect(), gather_all(comm, &place)?))
 }
 
-fn drive(root: &PathBuf) -> NodeDrive {
-    let unknown = || DriveDetails { root: root.clone(), ..DriveDetails::default() };
+fn drive(root: &Path) -> NodeDrive {
+    let unknown = || DriveDetails { root: root.to_owned(), ..DriveDetails::default() };
     let profile = DriveProfile::read(root).unwrap_or_else(|error| {
         tracing::warn!("{error}");
         None

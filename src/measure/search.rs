@@ -141,7 +141,7 @@ mod tests {
         let mut left = 4;
         let mut measure = |setting: Setting| {
             left -= 1;
-            Ok((left >= 0).then(|| 1e9 * setting.depth as f64))
+            Ok((left >= 0).then_some(1e9 * setting.depth as f64))
         };
         let trials = search(START, &mut measure).unwrap();
         assert!(trials.len() <= 4 && trials.last().unwrap().setting.depth > 64);
