@@ -220,7 +220,8 @@ fn slow_for_a_while(drives: &Drives, engine: EngineName, ranks: u32, is_on: bool
     // Faults count operations: none from reading ahead.
     (config.swap.prefetch, config.swap.write_behind) = (false, false);
     config.io.engine = engine;
-    // One operation at a time on each drive and way: what is slow has a rate then, not only a delay.
+    // One operation at a time on each drive and way: what is slow then has a rate, not only a
+    // delay.
     config.io.depth = 4;
     config.drives.weights = vec![1.0, 1.0];
     config.drives.reweight = is_on;
