@@ -21,7 +21,7 @@ use optswap::error::Result;
 use optswap::step::SwappedOptimizer;
 use optswap::units::Elems;
 use support::Drives;
-use support::world::{config_for, inventory, on_ranks, start, step_into, step_until};
+use support::world::{all, config_for, inventory, on_ranks, start, step_into, step_until};
 
 const SIZES: [usize; 4] = [9000, 5000, 12_000, 40_000];
 
@@ -34,10 +34,6 @@ fn saving(drives: &Drives) -> Config {
     let mut config = config_for(drives);
     config.checkpoint.dir = Some(drives.path().join("checkpoints"));
     config
-}
-
-fn all<T>(results: Vec<Result<T>>) -> Vec<T> {
-    results.into_iter().map(|result| result.unwrap_or_else(|error| panic!("{error}"))).collect()
 }
 
 /// Two steps on `ranks` ranks, saved.

@@ -12,7 +12,7 @@ use optswap::checkpoint::verify_drives;
 use optswap::config::{Config, EngineName, FaultConfig, FaultKind};
 use optswap::error::{Error, Result};
 use optswap::step::SwappedOptimizer;
-use support::world::{config_for, durable_config_for, on_ranks, start, step_into, step_until};
+use support::world::{all, config_for, durable_config_for, on_ranks, start, step_into, step_until};
 use support::{Drives, one_at_a_time};
 
 /// 16 blocks: chunks of three stripe units.
@@ -21,10 +21,6 @@ const STEPS: u64 = 6;
 /// When the third drive gets a fifth of its share, and when it gets all of it again.
 const LESS: (u64, [f64; 3]) = (2, [1.0, 1.0, 0.2]);
 const MORE: (u64, [f64; 3]) = (4, [1.0, 1.0, 1.0]);
-
-fn all<T>(results: Vec<Result<T>>) -> Vec<T> {
-    results.into_iter().map(|result| result.unwrap_or_else(|error| panic!("{error}"))).collect()
-}
 
 /// The digest after so many steps of a job that nobody disturbs.
 fn undisturbed(steps: u64) -> String {

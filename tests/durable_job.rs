@@ -21,15 +21,11 @@ use optswap::storage::{RecordFiles, ShardDirectory};
 use optswap::units::Elems;
 use support::Drives;
 use support::world::{
-    config_for, durable_config_for, inventory, masters, on_ranks, shard_gradients, start,
+    all, config_for, durable_config_for, inventory, masters, on_ranks, shard_gradients, start,
     step_into, step_until,
 };
 
 const SIZES: [usize; 3] = [9000, 5000, 12_000];
-
-fn all<T>(results: Vec<Result<T>>) -> Vec<T> {
-    results.into_iter().map(|result| result.unwrap_or_else(|error| panic!("{error}"))).collect()
-}
 
 /// The digest after so many steps, undisturbed.
 fn undisturbed(steps: u64) -> String {

@@ -111,3 +111,8 @@ pub fn step_until(optimizer: &mut SwappedOptimizer, attempts: u64) -> Result<()>
     }
     Ok(())
 }
+
+/// What every rank gave; an error of any ends the test.
+pub fn all<T>(results: Vec<Result<T>>) -> Vec<T> {
+    results.into_iter().map(|result| result.unwrap_or_else(|error| panic!("{error}"))).collect()
+}
