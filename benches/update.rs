@@ -5,13 +5,15 @@
 //! cargo bench --bench update -- --params 16777216 --passes 5
 //! ```
 //!
-//! A pass moves 28 bytes per parameter: a bf16 gradient and three fp32 arrays in, three fp32 arrays
+//! The state lies in the swapper's own buffers, as it does in a step; gradients and parameters in
+//! ordinary memory. A pass moves 28 bytes per parameter: a bf16 gradient and three fp32 arrays in, three fp32 arrays
 //! and a bf16 parameter out.
 
 use std::time::Instant;
 
 use half::bf16;
 use optswap::config::CodecsConfig;
+use optswap::io::allocate_buffers;
 use optswap::optim::{AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks};
 use optswap::state::{Hyperparameters, OptimizerKind, Rounding};
 use optswap::step::fill_synthetic_gradients;
@@ -27,7 +29,10 @@ fn main() {
     let pool = rayon::ThreadPoolBuilder::new().build().expect("threads can be started");
 
     let tensors = CodecsConfig::default().state_tensors(OptimizerKind::AdamW);
-    let mut state: Vec<Vec<f32>> = [0.1, 0.01, 0.001].map(|value| vec![value; params]).into();
+    let mut state = allocate_buffers(tensors.len(), params * 4).expect("memory");
+    for (section, value) in state.iter_mut().zip([0.1f32, 0.01, 0.001]) {
+        bytemuck::cast_slice_mut(section).fill(value);
+    }
     let mut gradients = vec![bf16::ZERO; params];
     fill_synthetic_gradients(1, 1, 0, &mut gradients, bf16::from_f32);
     let mut emitted = vec![bf16::ZERO; params];
@@ -37,9 +42,10 @@ fn main() {
     for pass in 0..=passes {
         let rule = AdamW::new(&Hyperparameters::default(), 10 + pass as u64, 1.0);
         let start = Instant::now();
-        let mut sections = state.iter_mut().zip(&tensors).map(|(section, tensor)| {
-            SectionMut::new(tensor, bytemuck::cast_slice_mut(section), params)
-        });
+        let mut sections = state
+            .iter_mut()
+            .zip(&tensors)
+            .map(|(section, tensor)| SectionMut::new(tensor, section, params));
         let mut next = || sections.next().expect("three tensors");
         let (mut master, mut exp_avg, mut exp_avg_sq) = (next(), next(), next());
         let pieces = gradients.chunks(SPLIT_ELEMS).zip(emitted.chunks_mut(SPLIT_ELEMS));

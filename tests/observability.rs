@@ -281,9 +281,10 @@ fn check_trace(trace: &Value) {
 }
 
 fn check_flows(events: &[Value], tracks: &BTreeMap<(u64, u64), Vec<(f64, f64)>>) {
-    let mut flows: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    let mut flows: BTreeMap<u64, Vec<&Value>> = BTreeMap::new();
     for event in events.iter().filter(|event| event["cat"] == "chunk") {
-        flows.entry(event["id"].as_str().unwrap()).or_default().push(event);
+        // Perfetto takes numbers only.
+        flows.entry(event["id"].as_u64().unwrap()).or_default().push(event);
     }
     assert!(flows.len() >= 2 * 5, "{} chunks have arrows", flows.len());
     for (id, flow) in flows {

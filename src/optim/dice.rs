@@ -69,7 +69,7 @@ impl TileDice {
     /// that, so that what was decoded is encoded to itself.
     #[inline(always)]
     pub fn round_stochastic(self, number: f32, at: usize) -> i32 {
-        let below = number as i32;
+        let below = floor(number);
         let part = number - below as f32;
         let chance = (self.bits(at) >> 8) as f32 / (1u32 << 24) as f32;
         below.wrapping_add(i32::from(part > chance.clamp(0.001, 0.999)))
@@ -79,5 +79,33 @@ impl TileDice {
 /// A number that is not negative, as the nearest whole one.
 #[inline(always)]
 pub(super) fn round_nearest(number: f32, _at: usize) -> i32 {
-    (number + 0.5) as i32
+    floor(number + 0.5)
+}
+
+/// The whole part of a number that is not negative, and 0 for NaN; of what is beyond 4,096, that.
+/// (A cast would be exact for larger ones as well, and is not vectorised.)
+#[inline(always)]
+fn floor(number: f32) -> i32 {
+    let number = number.max(0.0).min(4096.0);
+    // From 2^23 on, floats are whole numbers and their bits count up.
+    let nearest = (number + 8_388_608.0).to_bits().wrapping_sub(0x4b00_0000) as i32;
+    nearest.wrapping_sub(i32::from(nearest as f32 > number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floor_is_that_of_every_code_and_its_neighbours() {
+        for whole in 0..=4096 {
+            let number = whole as f32;
+            assert_eq!(floor(number), whole);
+            assert_eq!(floor(number.next_up()), whole.min(4096));
+            assert_eq!(floor(number.next_down()), (whole - 1).max(0));
+            assert_eq!(floor(number + 0.5), whole);
+        }
+        assert_eq!(floor(f32::NAN), 0);
+        assert_eq!(floor(f32::INFINITY), 4096);
+    }
 }

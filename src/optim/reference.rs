@@ -64,11 +64,11 @@ impl Reference {
     fn adam(&mut self, hyper: &Hyperparameters, step: u64, i: usize, grad: f32) {
         let [beta1, beta2] = hyper.betas;
         let step_size = (hyper.lr / (1.0 - power(beta1, step))) as f32;
-        let correction2_sqrt = (1.0 - power(beta2, step)).sqrt() as f32;
+        let per_correction2_sqrt = (1.0 / (1.0 - power(beta2, step)).sqrt()) as f32;
         let (first, second) = (self.arrays[1][i], self.arrays[2][i]);
         let first = beta1 as f32 * first + (1.0 - beta1) as f32 * grad;
         let second = beta2 as f32 * second + (1.0 - beta2) as f32 * (grad * grad);
-        let denominator = second.sqrt() / correction2_sqrt + hyper.eps as f32;
+        let denominator = second.sqrt() * per_correction2_sqrt + hyper.eps as f32;
         self.arrays[1][i] = first;
         self.arrays[2][i] = second;
         self.arrays[0][i] -= step_size * (first / denominator);

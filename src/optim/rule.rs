@@ -54,7 +54,8 @@ struct AdamNumbers {
     beta2: f32,
     one_minus_beta2: f32,
     step_size: f32,
-    correction2_sqrt: f32,
+    /// A factor, not a divisor: divisions are what the kernel is bound by in the cache.
+    per_correction2_sqrt: f32,
     eps: f32,
 }
 
@@ -70,7 +71,7 @@ impl AdamNumbers {
             beta2: beta2 as f32,
             one_minus_beta2: (1.0 - beta2) as f32,
             step_size: (hyper.lr / correction1) as f32,
-            correction2_sqrt: correction2.sqrt() as f32,
+            per_correction2_sqrt: (1.0 / correction2.sqrt()) as f32,
             eps: hyper.eps as f32,
         }
     }
@@ -80,7 +81,7 @@ impl AdamNumbers {
     fn update(&self, grad: f32, master: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let m = self.beta1 * m + self.one_minus_beta1 * grad;
         let v = self.beta2 * v + self.one_minus_beta2 * (grad * grad);
-        let denominator = v.sqrt() / self.correction2_sqrt + self.eps;
+        let denominator = v.sqrt() * self.per_correction2_sqrt + self.eps;
         (master - self.step_size * (m / denominator), [m, v])
     }
 }

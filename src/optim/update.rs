@@ -86,7 +86,11 @@ impl<R: Rule, G: GradElem, P: ParamElem> UpdateTask<'_, R, G, P> {
         match (master, first, second) {
             (SectionMut::Fp32(master), SectionMut::Fp32(first), SectionMut::Fp32(second)) => {
                 let mut arrays = Arrays { master, first, second, params };
-                segments.iter().for_each(|segment| arrays.update(segment, 0));
+                // A loop, not for_each: a closure that is not inlined would be compiled for the
+                // plain target. The same below.
+                for segment in &segments {
+                    arrays.update(segment, 0);
+                }
             }
             (master, first, second) => {
                 let tiles = Tiles { master, moments: [first, second], params, dice, flat };
@@ -177,10 +181,14 @@ impl<P: ParamElem> Tiles<'_, P> {
                     // The parameters are the upper halves: encoding emits them.
                     let params = &mut [(); TILE_ELEMS];
                     let mut arrays = Arrays { master, first, second, params };
-                    touching.for_each(|segment| arrays.update(segment, start));
+                    for segment in touching {
+                        arrays.update(segment, start);
+                    }
                 } else {
                     let mut arrays = Arrays { master, first, second, params: &mut *tile_params };
-                    touching.for_each(|segment| arrays.update(segment, start));
+                    for segment in touching {
+                        arrays.update(segment, start);
+                    }
                 }
             }
             let flat = flat + start as u64;

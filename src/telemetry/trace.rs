@@ -258,7 +258,8 @@ fn arrows(
     write: Option<&Placed<'_>>,
     events: &mut Vec<Value>,
 ) {
-    let id = format!("{rank}.{}.{}", update.span.step, update.span.chunk);
+    // A number: Perfetto takes no other. Different for every way, below 2^53.
+    let id = (u64::from(rank) << 32) + events.len() as u64;
     let mut arrow = |phase: &str, it: &Placed<'_>| {
         events.push(json!({
             "ph": phase, "pid": rank, "tid": it.track, "ts": us(it.begin_ns), "id": id,
