@@ -206,8 +206,10 @@ fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
     let cells = match view.last() {
         None => std::array::from_fn(|_| "-".to_owned()),
         Some(step) => {
-            let per_s =
-                |bytes: u64| if step.step_s > 0.0 { bytes as f64 / step.step_s } else { 0.0 };
+            // What goes on behind a step may take longer than the step.
+            let busy_s = step.drives.iter().map(|drive| drive.busy_s);
+            let seconds = busy_s.fold(step.step_s, f64::max);
+            let per_s = |bytes: u64| if seconds > 0.0 { bytes as f64 / seconds } else { 0.0 };
             [
                 step.step.to_string(),
                 format!("{:.4}", step.step_s),

@@ -154,7 +154,9 @@ impl JobView {
             for ((path, it), limit) in start.drives.iter().zip(&step.drives).zip(limits) {
                 let name = format!("{} ({})", path.display(), start.host);
                 let drive = drives.entry(name.clone()).or_default();
-                let per_s = |value: f64| if step.step_s > 0.0 { value / step.step_s } else { 0.0 };
+                // What goes on behind a step may take longer than the step.
+                let seconds = step.step_s.max(it.busy_s);
+                let per_s = |value: f64| if seconds > 0.0 { value / seconds } else { 0.0 };
                 drive.name = name;
                 drive.read_bytes_per_s += per_s(it.read_bytes as f64);
                 drive.written_bytes_per_s += per_s(it.written_bytes as f64);

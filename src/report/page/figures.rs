@@ -206,14 +206,15 @@ fn overlap(result: &ResultFile) -> Option<Figure> {
     let (mut names, mut rectangles, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut step = 0;
     for record in told.take(4) {
-        let start = record.picture.iter().map(|span| span.begin_ns).min().unwrap_or(0);
+        let picture = || record.picture.iter().filter(|span| !is_before_step(span.kind));
+        let start = picture().map(|span| span.begin_ns).min().unwrap_or(0);
         let ms = |ns: u64| ns.saturating_sub(start) as f64 / 1e6;
         step = record.picture[0].step;
-        let described = record.picture.iter().filter_map(|span| describe(record, span.kind));
+        let described = picture().filter_map(|span| describe(record, span.kind));
         let mut tracks: Vec<String> = described.map(|(track, ..)| track).collect();
         tracks.sort();
         tracks.dedup();
-        for span in &record.picture {
+        for span in picture() {
             let Some((track, colour, what)) = describe(record, span.kind) else { continue };
             let at = tracks.iter().position(|known| *known == track).unwrap_or(0);
             let (from, to) = (ms(span.begin_ns), ms(span.end_ns));
@@ -244,6 +245,12 @@ fn overlap(result: &ResultFile) -> Option<Figure> {
         header: header(&["what", "rank", "chunk", "from ms", "to ms", "bytes"]),
         rows,
     })
+}
+
+/// The caller's own work between two steps may be longer than both, and nothing of it is known.
+fn is_before_step(kind: SpanKind) -> bool {
+    let before = [Timer::BetweenSteps, Timer::CollectivesBetween];
+    before.iter().any(|timer| kind == SpanKind::Timer(*timer as u8))
 }
 
 fn colour_of(section: Section) -> usize {
