@@ -18,4 +18,4 @@ mod thread;
 
 pub use handle::{ResidentChunk, Swapper, Sweep};
 pub use messages::{SwapperSpec, SweepTotals};
-pub use pipeline::{Ending, SweepKind};
+pub use pipeline::{Action, Ending, Fate, Pipeline, SweepKind};
