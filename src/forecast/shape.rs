@@ -63,7 +63,7 @@ pub(super) fn shapes(
     let params_per_rank = round_up(params.div_ceil(ranks), BLOCK_ELEMS);
     let chunk_elems = swapping.chunk_elems.min(params_per_rank);
     let chunks = params_per_rank.div_ceil(chunk_elems);
-    let extent_bytes = extent_bytes(chunk_elems, bytes);
+    let extent_bytes = whole_sectors(chunk_elems, bytes);
     let buffers = (swapping.budget_bytes / extent_bytes).min(chunks);
     if buffers < chunks.min(2) {
         return Err(Error::usage("the memory budget is below the minimum")
@@ -109,7 +109,7 @@ pub(super) fn shapes(
     };
     let last_elems = params_per_rank - (chunks - 1) * chunk_elems;
     let unit_bytes = swapping.stripe_unit_bytes;
-    let last = super::shape::extent_bytes(last_elems, bytes).div_ceil(unit_bytes);
+    let last = whole_sectors(last_elems, bytes).div_ceil(unit_bytes);
     let units = (chunks - 1) * extent_bytes.div_ceil(unit_bytes) + last;
     let shape = Shape {
         params_per_rank,
@@ -127,7 +127,8 @@ pub(super) fn shapes(
     Ok((shape, cluster.kinds.iter().map(rank).collect()))
 }
 
-fn extent_bytes(elems: u64, bytes: &StateBytes) -> u64 {
+/// Bytes of an extent.
+fn whole_sectors(elems: u64, bytes: &StateBytes) -> u64 {
     round_up((elems as f64 * bytes.space) as u64, 4096)
 }
 
