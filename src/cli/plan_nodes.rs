@@ -1,7 +1,7 @@
 //! The nodes that a plan is for: told by their drives' speeds, this machine with probed drives, or
 //! those of a site's description.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::drives::{discover, none_named};
@@ -191,13 +191,13 @@ impl Finder<'_> {
     }
 
     /// A drive of this machine; none if it was never probed.
-    fn probed(&mut self, path: &PathBuf) -> Result<Option<DriveSpec>> {
+    fn probed(&mut self, path: &Path) -> Result<Option<DriveSpec>> {
         let inspected = Drive::inspect(path, &self.config.drives.allow_filesystems)?;
         let Some(profile) = DriveProfile::read(path)? else { return Ok(None) };
         // The most costly drive counts for all.
         let cpu_ns = self.cpu_ns_per_byte.unwrap_or(0.0).max(profile.cpu_ns_per_byte);
         self.cpu_ns_per_byte = Some(cpu_ns);
-        let drive = self.drive(Some(path.clone()), Bandwidth::of(&profile), profile.spread);
+        let drive = self.drive(Some(path.to_owned()), Bandwidth::of(&profile), profile.spread);
         Ok(Some(DriveSpec { free_bytes: drive.free_bytes.or(Some(inspected.free_bytes)), ..drive }))
     }
 
