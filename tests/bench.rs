@@ -26,7 +26,7 @@ fn a_result_tells_how_to_get_it_again() {
     let path = drives.write("result.json", "");
     bench(&drives, &["--seed", "7", "--label", "a try", "--json", &path]).expect(0, &[]);
     let result = json(&path);
-    assert_eq!((&result["schema"], &result["label"]), (&2.into(), &"a try".into()));
+    assert_eq!((&result["schema"], &result["label"]), (&3.into(), &"a try".into()));
     let command: Vec<&str> =
         result["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
     assert_eq!(command[1..7], SMALL);
@@ -82,12 +82,38 @@ fn bytes_add_up_and_are_held_against_the_limit() {
     assert!((number(&of("drive")[1], "limit_seconds") - slow).abs() < 1e-9);
     let percent = world / result["step_seconds_median"].as_f64().unwrap() * 100.0;
     assert!((number(&result, "limit_percent") - percent).abs() < 1e-6);
-    for words in ["2 ranks on 1 node", "% of limit", "GiB/s", "repetition 3: ", "first rank done"] {
+    // Latencies of all ranks together: operations add up, percentiles are in order.
+    let operations = |scope: &str, direction: &str| -> u64 {
+        let of = of(scope);
+        of.iter().map(|it| it["latency"][direction]["operations"].as_u64().unwrap()).sum()
+    };
+    for direction in ["read", "write"] {
+        let world = operations("world", direction);
+        assert!(world > 0);
+        for scope in ["node", "drive", "rank"] {
+            assert_eq!(operations(scope, direction), world, "{scope} {direction}");
+        }
+        for it in of("drive").iter().chain(&of("world")) {
+            let of = |key: &str| number(&it["latency"][direction], key);
+            let [p50, p99] = [of("p50_seconds"), of("p99_seconds")];
+            let [p999, max] = [of("p999_seconds"), of("max_seconds")];
+            assert!(0.0 < p50 && p50 <= p99 && p99 <= p999 && p999 <= max, "{it}");
+        }
+    }
+    for words in [
+        "latency, ms",
+        "99.9 %",
+        "2 ranks on 1 node",
+        "% of limit",
+        "GiB/s",
+        "repetition 3: ",
+        "first rank done",
+    ] {
         assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
     }
     let csv = std::fs::read_to_string(csv).unwrap();
     let fields: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
-    assert_eq!(fields, [12; 19], "3 repetitions of world, node, 2 drives, 2 ranks\n{csv}");
+    assert_eq!(fields, [20; 19], "3 repetitions of world, node, 2 drives, 2 ranks\n{csv}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn every_command_survives_a_closed_pipe() {
         }
     }
     // The result was written before anybody could stop reading.
-    assert!(std::fs::read_to_string(json).unwrap().contains("\"schema\": 2"));
+    assert!(std::fs::read_to_string(json).unwrap().contains("\"schema\": 3"));
 }
 
 #[test]

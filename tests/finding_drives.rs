@@ -173,4 +173,27 @@ fn checkpoints_go_where_the_site_says_if_nothing_else_does() {
     job.extend(["--checkpoint-every", "1"]);
     alone(&train_lm(), &job).expect(0, &[]);
     assert!(folder.join("default/step-00000002").exists());
+    std::fs::remove_dir_all(folder.join("default")).unwrap();
+    // So they do if the configuration asks for them; without a site there is no place.
+    let config = drives.write("saves.toml", "[checkpoint]\nevery = 2\n");
+    let drive = drives.list(1);
+    let mut job = vec!["--config", &config, "--drives", &drive, "--steps", "2"];
+    job.extend(TINY);
+    alone(&train_lm(), &job).expect(64, &["checkpoint.every = 2", "the site's description"]);
+    job.extend(["--site", &site]);
+    alone(&train_lm(), &job).expect(0, &[]);
+    assert!(folder.join("default/step-00000002").exists());
+}
+
+#[test]
+fn a_drive_that_a_site_counts_and_that_is_missing_stops_the_job() {
+    let drives = Drives::new(2);
+    let text = |count: u64| {
+        let path = format!("path = \"{}/drive*\"", drives.path().display());
+        format!("[[nodes]]\nhosts = \"*\"\n[[nodes.drives]]\n{path}\ncount = {count}\n")
+    };
+    let site = drives.write("two.toml", &text(2));
+    bench(&["--site", &site], &[]).expect(0, &[]);
+    let site = drives.write("three.toml", &text(3));
+    bench(&["--site", &site], &[]).expect(69, &["not as many drives", "told 3", "found 2"]);
 }

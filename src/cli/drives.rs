@@ -68,7 +68,7 @@ fn announce(Chosen { paths, rule, .. }: &Chosen) {
 ///
 /// # Errors
 /// As [`expand_wildcards`], for `$OPTSWAP_DRIVES`.
-fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Chosen>> {
+pub(super) fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Chosen>> {
     let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
     let list = set("OPTSWAP_DRIVES").unwrap_or_default();
     let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());

@@ -12,6 +12,7 @@ mod init;
 mod inspect;
 mod out;
 mod plan;
+mod plan_nodes;
 mod probe;
 mod progress;
 mod report;

@@ -2,23 +2,20 @@
 
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::args::DurabilityArg;
 use super::out::{say, to_json, write_to};
-use crate::config::{CodecsConfig, Config, expand_wildcards, memory_limit};
+use super::plan_nodes::{DriveSpeed, Nodes, nodes};
+use crate::config::{CacheSize, CodecsConfig, Config, HostRanges, MachineFacts};
 use crate::coord::{Communicator, agree};
 use crate::error::{Error, Result};
-use crate::forecast::{
-    Bandwidth, Site, SiteDrive, StateBytes, Swapping, predict, read_model, simulate,
-};
+use crate::forecast::{Cluster, StateBytes, Swapping, predict, read_model, simulate};
 use crate::job::{Launch, LogRanks};
 use crate::measure::{CollectiveSpeed, ProcessorSpeed, measure_collectives, measure_processors};
 use crate::report::{PlanResult, plan_tables};
-use crate::storage::{Drive, DriveProfile};
 use crate::units::Bytes;
 
 /// Collectives and noise of a common cluster network, where nothing was measured.
@@ -35,30 +32,40 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "MODEL")]
     model: String,
 
-    /// Probed drives of this machine, as those of every node.
+    /// Probed drives of this machine, as those of every node; found as those of a job if neither
+    /// this nor --drive-mbps is given.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
-    drives: Vec<PathBuf>,
+    pub(super) drives: Vec<PathBuf>,
+
+    /// Description of the site (TOML): its nodes, how many, with which drives, how fast [default:
+    /// $OPTSWAP_SITE]. Drives of this machine that were probed count as they were.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["drives", "drive_mbps"])]
+    pub(super) site: Option<PathBuf>,
+
+    /// Which of the site's hosts, such as node[001-016],fat[01-02] [default: all with drives].
+    #[arg(long, value_name = "HOSTS")]
+    pub(super) hosts: Option<HostRanges>,
 
     /// In their place the speeds of a node's drives, MB/s: of each direction, or
     /// READ:WRITE:BOTH, separated by commas.
     #[arg(long, value_name = "MBPS,MBPS", value_delimiter = ',', conflicts_with = "drives")]
-    drive_mbps: Vec<DriveSpeed>,
+    pub(super) drive_mbps: Vec<DriveSpeed>,
 
     /// Space on each drive for state, such as 3.5TB.
     #[arg(long, value_name = "SIZE")]
-    drive_size: Option<Bytes>,
+    pub(super) drive_size: Option<Bytes>,
 
-    /// Nodes.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    nodes: u64,
+    /// Nodes; of a site, or of --hosts, the first so many [default: all of those, else 1].
+    #[arg(long, value_name = "N")]
+    pub(super) nodes: Option<u64>,
 
     /// Ranks on each.
     #[arg(long, value_name = "N", default_value_t = 1)]
     ranks_per_node: u64,
 
-    /// Memory of a node [default: with --drives, this machine's].
+    /// Memory of a node [default: as the site says; with --drives, this machine's].
     #[arg(long, value_name = "SIZE")]
-    memory: Option<Bytes>,
+    pub(super) memory: Option<Bytes>,
 
     /// Bandwidth of a node's memory, GB/s, if it may bind.
     #[arg(long, value_name = "GBPS")]
@@ -66,7 +73,7 @@ pub(super) struct PlanArgs {
 
     /// What may be written to a drive in its life, in TB (TBW).
     #[arg(long, value_name = "TB")]
-    endurance_tbw: Option<f64>,
+    pub(super) endurance_tbw: Option<f64>,
 
     /// Seconds between two optimizer steps: forward and backward passes.
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
@@ -88,6 +95,10 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "SIZE")]
     memory_budget: Option<Bytes>,
 
+    /// How much of that keeps chunks in memory between steps: a size, or `auto` [default: 0].
+    #[arg(long, value_name = "SIZE|auto")]
+    cache: Option<CacheSize>,
+
     /// Nanoseconds that a node needs for one parameter's checksums and update [default: with
     /// --drives, measured here in memory; else 0.2].
     #[arg(long, value_name = "NS")]
@@ -106,7 +117,7 @@ pub(super) struct PlanArgs {
     /// How much a drive's speed varies within a fifth of a second, in percent [default: as probed,
     /// else 5].
     #[arg(long, value_name = "PERCENT")]
-    spread: Option<f64>,
+    pub(super) spread: Option<f64>,
 
     /// How much drives of one model differ from each other, in percent.
     #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
@@ -123,27 +134,6 @@ pub(super) struct PlanArgs {
     /// Write the result to this file, as JSON; `-` prints it in place of the tables.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
-}
-
-/// `300`, or `3000:1000:1500`.
-#[derive(Clone, Copy, Debug)]
-struct DriveSpeed(Bandwidth);
-
-impl FromStr for DriveSpeed {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers: Option<Vec<f64>> = text.split(':').map(|part| part.parse().ok()).collect();
-        let numbers = numbers.unwrap_or_default();
-        let is_speed = numbers.iter().all(|mbps: &f64| mbps.is_finite() && *mbps > 0.0);
-        match numbers.as_slice() {
-            [mbps] if is_speed => Ok(Self(Bandwidth::symmetric(mbps * 1e6))),
-            [read, write, mixed] if is_speed => {
-                Ok(Self(Bandwidth { read: read * 1e6, write: write * 1e6, mixed: mixed * 1e6 }))
-            }
-            _ => Err("neither MB/s nor READ:WRITE:BOTH".to_owned()),
-        }
-    }
 }
 
 /// How to start the ranks, if there are several.
@@ -169,31 +159,25 @@ impl PlanArgs {
     fn plan(&self, collectives: Option<CollectiveSpeed>) -> Result<PlanResult> {
         let config = self.config()?;
         let model = read_model(&self.model)?;
-        let (drive_paths, drives) = self.drives(&config)?;
-        let site = self.site(&config, drives, !drive_paths.is_empty(), collectives)?;
-        let swapping = Swapping {
-            chunk_elems: config.swap.chunk_elements.0,
-            budget_bytes: config.swap.memory_budget.0,
-            is_durable: config.is_durable(),
-        };
+        let cluster = self.cluster(&config, collectives)?;
+        let swapping = Swapping::of(&config);
         let tensors = config.state_tensors();
         let state_bytes = StateBytes::of(&tensors, config.is_durable());
-        let node = predict(model.params, &site, &state_bytes, &swapping)?;
+        let forecast = predict(model.params, &cluster, &state_bytes, &swapping)?;
         let (steps, seed) = (self.steps.max(1), self.seed);
-        let simulation = simulate(model.params, &site, &state_bytes, &swapping, steps, seed)?;
+        let simulation = simulate(model.params, &cluster, &state_bytes, &swapping, steps, seed)?;
         let codec = |tensor: &crate::state::StateTensor| {
             (tensor.name.to_owned(), tensor.codec.name().to_owned())
         };
         let codecs = tensors.iter().map(codec).collect();
         Ok(PlanResult {
-            schema: 1,
+            schema: 2,
             model,
-            site,
-            drive_paths,
+            cluster,
             codecs,
             state_bytes,
             swapping,
-            node,
+            forecast,
             simulation,
         })
     }
@@ -210,52 +194,40 @@ impl PlanArgs {
             durability.apply(&mut config);
         }
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
+        config.swap.cache = self.cache.unwrap_or(config.swap.cache);
+        // Where checkpoints go decides nothing here.
+        config.checkpoint.every = 0;
         config.validate()?;
         Ok(config)
     }
 
-    /// The drives of a node, and where they are if they are here.
-    fn drives(&self, config: &Config) -> Result<(Vec<PathBuf>, Vec<SiteDrive>)> {
-        let size = self.drive_size.map(|size| size.0);
-        let spread = self.spread.map(|percent| percent / 100.0);
-        if !self.drive_mbps.is_empty() {
-            let drive = |DriveSpeed(bandwidth): &DriveSpeed| SiteDrive {
-                bandwidth: *bandwidth,
-                free_bytes: size,
-                spread: spread.unwrap_or(0.05),
-            };
-            return Ok((Vec::new(), self.drive_mbps.iter().map(drive).collect()));
-        }
-        let named = if self.drives.is_empty() { &config.drives.paths } else { &self.drives };
-        let paths = expand_wildcards(named)?;
-        if paths.is_empty() {
-            return Err(Error::usage("no drive is named")
-                .hint("name probed drives with --drives, or their speeds with --drive-mbps"));
-        }
-        let drive = |path: &PathBuf| {
-            let inspected = Drive::inspect(path, &config.drives.allow_filesystems)?;
-            let profile = DriveProfile::read(path)?.ok_or_else(|| {
-                Error::usage("a drive was never probed")
-                    .with("drive", path.display())
-                    .hint("measure it with optswap probe, or tell speeds with --drive-mbps")
-            })?;
-            Ok(SiteDrive {
-                bandwidth: Bandwidth::of(&profile),
-                free_bytes: size.or(Some(inspected.free_bytes)),
-                spread: spread.unwrap_or(profile.spread),
-            })
+    fn cluster(&self, config: &Config, collectives: Option<CollectiveSpeed>) -> Result<Cluster> {
+        self.check()?;
+        let Nodes { kinds, cpu_ns_per_byte } = nodes(self, config)?;
+        let processors = match (self.update_ns, cpu_ns_per_byte) {
+            (Some(ns), _) => ProcessorSpeed { update_ns_per_param: ns, norm_ns_per_param: 0.0 },
+            (None, None) => ELSEWHERE,
+            (None, Some(_)) => measure_processors(&config.codecs)
+                .map_err(|error| error.hint("tell it with --update-ns, such as 0.5"))?,
         };
-        let drives = paths.iter().map(drive).collect::<Result<_>>()?;
-        Ok((paths, drives))
+        let processors_here = MachineFacts::probe().cpus_allowed.len().max(1) as f64;
+        let collectives = collectives.unwrap_or(COLLECTIVES);
+        let seconds = |us: Option<f64>, measured: f64| us.map_or(measured, |us| us * 1e-6);
+        Ok(Cluster {
+            kinds,
+            ranks_per_node: self.ranks_per_node,
+            memory_bytes_per_s: self.memory_gbps.filter(|it| *it > 0.0).map(|it| it * 1e9),
+            update_ns_per_param: processors.update_ns_per_param,
+            norm_ns_per_param: processors.norm_ns_per_param,
+            io_ns_per_byte: cpu_ns_per_byte.unwrap_or(0.0) / processors_here,
+            drive_to_drive: self.drive_to_drive / 100.0,
+            hop_seconds: seconds(self.hop_us, collectives.hop_seconds),
+            noise_seconds: seconds(self.noise_us, collectives.noise_seconds),
+            compute_seconds: self.compute_seconds,
+        })
     }
 
-    fn site(
-        &self,
-        config: &Config,
-        drives: Vec<SiteDrive>,
-        is_here: bool,
-        collectives: Option<CollectiveSpeed>,
-    ) -> Result<Site> {
+    fn check(&self) -> Result<()> {
         for (flag, value) in [
             ("--memory-gbps", self.memory_gbps),
             ("--endurance-tbw", self.endurance_tbw),
@@ -270,29 +242,7 @@ impl PlanArgs {
                 return Err(Error::usage(format!("{flag} {value} is out of range")));
             }
         }
-        let processors = match self.update_ns {
-            Some(ns) => ProcessorSpeed { update_ns_per_param: ns, norm_ns_per_param: 0.0 },
-            None if !is_here => ELSEWHERE,
-            None => measure_processors(&config.codecs)
-                .map_err(|error| error.hint("tell it with --update-ns, such as 0.5"))?,
-        };
-        let collectives = collectives.unwrap_or(COLLECTIVES);
-        let seconds = |us: Option<f64>, measured: f64| us.map_or(measured, |us| us * 1e-6);
-        let here = memory_limit().filter(|_| is_here).map(|(bytes, _)| bytes);
-        Ok(Site {
-            nodes: self.nodes,
-            ranks_per_node: self.ranks_per_node,
-            drives,
-            memory_bytes: self.memory.or(here).map(|bytes| bytes.0),
-            memory_bytes_per_s: self.memory_gbps.filter(|it| *it > 0.0).map(|it| it * 1e9),
-            update_ns_per_param: processors.update_ns_per_param,
-            norm_ns_per_param: processors.norm_ns_per_param,
-            drive_to_drive: self.drive_to_drive / 100.0,
-            hop_seconds: seconds(self.hop_us, collectives.hop_seconds),
-            noise_seconds: seconds(self.noise_us, collectives.noise_seconds),
-            endurance_bytes: self.endurance_tbw.map(|tb| tb * 1e12),
-            compute_seconds: self.compute_seconds,
-        })
+        Ok(())
     }
 
     fn publish(&self, plan: &PlanResult) -> Result<()> {

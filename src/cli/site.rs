@@ -40,6 +40,16 @@ pub(super) fn find(
 }
 
 impl Place {
+    /// The description.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// This node's name.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// This node's drives.
     ///
     /// # Errors
@@ -78,11 +88,24 @@ fn weights(speeds: &[Option<f64>]) -> Vec<f64> {
     if told.len() == speeds.len() && differ { told } else { Vec::new() }
 }
 
-fn directories(
+/// The directories that an entry names on this node.
+///
+/// # Errors
+/// Usage if a variable is not set, or nothing matches; unavailable if not as many drives are there
+/// as the entry tells, or they are not mounted.
+pub(super) fn directories(
     drive: &SiteDrive,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<PathBuf>> {
     let paths = expand_wildcards(&[substitute(&drive.path, variable)?])?;
+    if let Some(count) = drive.count.filter(|count| *count != paths.len() as u64) {
+        let refused = "there are not as many drives as the site description tells";
+        return Err(Error::new(ErrorKind::Unavailable, refused)
+            .with("path", drive.path.display())
+            .with("told", count)
+            .with("found", paths.len())
+            .hint("mount the missing drive, or correct `count` in the site description"));
+    }
     let Some(mount) = &drive.mount else { return Ok(paths) };
     let mounts = expand_wildcards(&[substitute(mount, variable)?])?;
     for path in &paths {
@@ -185,6 +208,9 @@ mod tests {
         let error = directories(&drive(&root), &me).unwrap_err();
         assert_eq!(error.exit_code(), 69);
         assert!(error.to_string().contains("no drive is mounted"), "{error}");
+        let two = SiteDrive { count: Some(2), ..drive(&root) };
+        let error = directories(&two, &me).unwrap_err().to_string();
+        assert!(error.contains("not as many drives"), "{error}");
         let proc = SiteDrive { path: "/proc/self".into(), ..drive(Path::new("/proc")) };
         assert_eq!(directories(&proc, &me).unwrap(), [Path::new("/proc/self")]);
     }

@@ -44,6 +44,29 @@ impl HostRanges {
                 .iter()
                 .any(|name| fits(name, host) || (short != host && fits(name, short)))
     }
+
+    /// Every name, in order, if there are at most so many; `None` if there are more, and for `*`,
+    /// which has any.
+    pub fn names(&self, most: usize) -> Option<Vec<String>> {
+        let mut all = Vec::new();
+        for parts in &self.names {
+            let mut names = vec![String::new()];
+            for part in parts {
+                names = match part {
+                    Part::Text(text) => names.into_iter().map(|name| name + text).collect(),
+                    Part::Numbers(ranges) => {
+                        let count: usize = ranges.iter().map(Range::count).sum();
+                        names.len().checked_mul(count).filter(|count| *count <= most)?;
+                        let numbers: Vec<String> = ranges.iter().flat_map(Range::numbers).collect();
+                        let with = |name: String| numbers.iter().map(move |it| name.clone() + it);
+                        names.into_iter().flat_map(with).collect()
+                    }
+                };
+            }
+            all.append(&mut names);
+        }
+        (self.text != "*" && all.len() <= most).then_some(all)
+    }
 }
 
 fn fits(parts: &[Part], rest: &str) -> bool {
@@ -67,6 +90,15 @@ impl Range {
         let number = digits.parse::<u32>().unwrap_or(u32::MAX);
         let is_written_so = digits == format!("{number:0width$}", width = self.width);
         (self.first..=self.last).contains(&number) && is_written_so
+    }
+
+    fn count(&self) -> usize {
+        (self.last - self.first) as usize + 1
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = String> + use<> {
+        let Self { first, last, width } = *self;
+        (first..=last).map(move |number| format!("{number:0width$}"))
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -223,6 +255,16 @@ mod tests {
 
     fn hosts(text: &str) -> HostRanges {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn ranges_are_written_out_unless_they_are_long() {
+        let names = hosts("a[1-2,08-10],b,c[1-2]x[3-4]").names(10).unwrap();
+        let all = ["a1", "a2", "a08", "a09", "a10", "b", "c1x3", "c1x4", "c2x3", "c2x4"];
+        assert_eq!(names, all);
+        assert_eq!(hosts("a[1-2,08-10],b,c[1-2]x[3-4]").names(9), None);
+        assert_eq!(hosts("n[1-999999999]m[1-999999999]").names(1 << 20), None);
+        assert_eq!(hosts("*").names(10), None);
     }
 
     #[test]

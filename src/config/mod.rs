@@ -97,8 +97,8 @@ impl Config {
     /// # Errors
     /// Usage errors that name the key.
     pub fn parse(text: &str) -> Result<Self> {
-        let config = strict::parse(text)?;
-        config.validate()?;
+        let config: Self = strict::parse(text)?;
+        config.validate_file()?;
         Ok(config)
     }
 
@@ -107,6 +107,14 @@ impl Config {
     /// # Errors
     /// A usage error for the first value that is out of range, with what is allowed.
     pub fn validate(&self) -> Result<()> {
+        self.validate_file()?;
+        let has_place = self.checkpoint.every == 0 || self.checkpoint.dir.is_some();
+        let allowed = "0 unless checkpoint.dir, or the site's description, names a directory";
+        demand(has_place, "checkpoint.every", self.checkpoint.every, allowed)
+    }
+
+    /// What a file must hold to by itself; where checkpoints go may be named elsewhere.
+    fn validate_file(&self) -> Result<()> {
         self.validate_job()?;
         self.validate_drives()?;
         self.validate_sizes()?;
@@ -114,9 +122,6 @@ impl Config {
         self.codecs.validate()?;
         let (every, keep_last) = (self.durability.commit_every, self.checkpoint.keep_last);
         demand(every >= 1, "durability.commit_every", every, "at least 1")?;
-        let has_place = self.checkpoint.every == 0 || self.checkpoint.dir.is_some();
-        let allowed = "0 unless checkpoint.dir is set";
-        demand(has_place, "checkpoint.every", self.checkpoint.every, allowed)?;
         demand(keep_last >= 1, "checkpoint.keep_last", keep_last, "at least 1")?;
         self.validate_report()?;
         for fault in &self.faults {

@@ -8,6 +8,7 @@ use toml::Table;
 
 use super::hosts::HostRanges;
 use super::strict::check_keys;
+use super::wildcards::matches_at_most;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Bytes;
 
@@ -44,6 +45,9 @@ pub struct SiteNodes {
 pub struct SiteDrive {
     /// A directory on the drive.
     pub path: PathBuf,
+    /// How many drives the path names. If it is given, a node on which it matches more or fewer
+    /// directories is refused; and whoever plans elsewhere needs it, if the path has a `*`.
+    pub count: Option<u64>,
     /// Where the drive is mounted. If it is given, a directory that lies elsewhere is refused: it
     /// is the system's own disk that shows where a drive is not mounted.
     pub mount: Option<PathBuf>,
@@ -154,11 +158,19 @@ impl Site {
 impl SiteDrive {
     fn validate(&self) -> Result<(), String> {
         is_absolute("path", &self.path)?;
+        if self.count == Some(0) {
+            return Err("count = 0 is out of range: must be at least 1".to_owned());
+        }
         self.mount.as_ref().map_or(Ok(()), |mount| is_absolute("mount", mount))?;
         is_positive("read_gb_per_s", self.read_gb_per_s)?;
         is_positive("write_gb_per_s", self.write_gb_per_s)?;
         is_positive("mixed_gb_per_s", self.mixed_gb_per_s)?;
         is_positive("endurance_pb", self.endurance_pb)
+    }
+
+    /// How many drives of a node this is, as far as it tells: `/nvme[0-3]` is four.
+    pub fn drives_named(&self) -> Option<u64> {
+        self.count.or_else(|| self.path.to_str().map_or(Some(1), matches_at_most))
     }
 
     /// How fast the drive is expected to be in a step, which reads as much as it writes: the mixed
@@ -192,6 +204,7 @@ fn every_key() -> Result<Table> {
     let one = Some(1.0);
     let drive = SiteDrive {
         path: PathBuf::new(),
+        count: Some(1),
         mount: Some(PathBuf::new()),
         size: Some(Bytes(1)),
         read_gb_per_s: one,
@@ -254,6 +267,7 @@ mod tests {
             ("[[nodes]]\nhost = 'a'".to_owned(), "did you mean `nodes.hosts`?"),
             (drive("path = '/a'\nread_gb_s = 1"), "did you mean `nodes.drives.read_gb_per_s`?"),
             (drive("size = '1TB'"), "nodes[0].drives[0]: path is missing"),
+            (drive("path = '/a'\ncount = 0"), "must be at least 1"),
             (drive("path = 'a'"), "path = a is no absolute path"),
             (drive("path = '/a'\nmount = 'b'"), "mount = b is no absolute path"),
             (drive("path = '/a'\nread_gb_per_s = -1.0"), "must be above 0"),

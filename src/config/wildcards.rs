@@ -1,5 +1,6 @@
 //! Wildcards in the names of drives.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
@@ -43,9 +44,57 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// How many names a pattern has at most; `None` if that depends on what there is.
+pub(super) fn matches_at_most(pattern: &str) -> Option<u64> {
+    let (mut count, mut rest) = (1u64, pattern);
+    while let Some(at) = rest.find(['*', '?', '[']) {
+        let (inside, after) = rest[at..].strip_prefix('[')?.split_once(']')?;
+        count = count.checked_mul(characters(inside)?)?;
+        rest = after;
+    }
+    Some(count)
+}
+
+/// How many characters a class has: `0-3` or `abx`.
+fn characters(class: &str) -> Option<u64> {
+    let all: Vec<char> = class.chars().collect();
+    let (mut set, mut at) = (BTreeSet::new(), 0);
+    while at < all.len() {
+        match all[at..] {
+            ['!' | '^', ..] if at == 0 => return None,
+            [first, '-', last, ..] => {
+                set.extend(first..=last);
+                at += 3;
+            }
+            [one, ..] => {
+                set.insert(one);
+                at += 1;
+            }
+            [] => break,
+        }
+    }
+    (!set.is_empty()).then_some(set.len() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_without_stars_tell_how_many_they_name() {
+        for (pattern, count) in [
+            ("/nvme0/$USER", Some(1)),
+            ("/nvme[0-3]/$USER", Some(4)),
+            ("/x[0-1]/y[abx]", Some(6)),
+            ("/x[0-3a-b1]", Some(6)),
+            ("/nvme*/me", None),
+            ("/nvme[!0]", None),
+            ("/nvme[0-", None),
+            ("/nvme?", None),
+        ] {
+            assert_eq!(matches_at_most(pattern), count, "{pattern}");
+        }
+    }
 
     #[test]
     fn wildcards_match_directories_in_order() {

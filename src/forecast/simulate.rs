@@ -3,16 +3,14 @@
 
 use serde::Serialize;
 
-use super::node::NodeStep;
-use super::predict::{Shape, striped};
 use super::random::Random;
-use super::{Bandwidth, Site, StateBytes, Swapping};
+use super::response::Response;
+use super::shape::shapes;
+use super::{Cluster, DriveSpec, NodeKind, StateBytes, Swapping};
 use crate::error::Result;
 
 /// A drive's spread is that of its speed over so many seconds.
 const SPREAD_SECONDS: f64 = 0.2;
-/// More chunks of a node than this change a step by less than 1 in 500.
-const CHUNKS_MAX: u64 = 500;
 
 /// Values at some percents of a distribution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -60,110 +58,113 @@ pub struct Simulation {
     pub efficiency: f64,
 }
 
-/// Steps of all ranks of a site.
+/// Steps of all ranks of a cluster.
 ///
 /// # Errors
 /// As [`super::predict`].
 pub fn simulate(
     params: u64,
-    site: &Site,
+    cluster: &Cluster,
     bytes: &StateBytes,
     swapping: &Swapping,
     steps: u64,
     seed: u64,
 ) -> Result<Simulation> {
-    let shape = Shape::of(params, site, bytes, swapping)?;
-    let node = coarser(shape.node);
-    let steady_seconds = node.seconds();
+    let (_, ranks) = shapes(params, cluster, bytes, swapping)?;
+    // Beyond this, one step in a thousand is.
+    let delay_max = cluster.noise_seconds * ((cluster.ranks() as f64).ln() + 7.0);
+    let kinds: Vec<Kind> = cluster
+        .kinds
+        .iter()
+        .zip(&ranks)
+        .map(|(kind, rank)| Kind::new(kind, Response::of(rank, delay_max)))
+        .collect();
+    let steady = |kind: &Kind| kind.response.seconds(1.0, 0.0);
+    let steady_seconds = kinds.iter().map(steady).fold(0.0, f64::max);
     let mut random = Random::new(seed);
-    let nodes: Vec<Vec<Bandwidth>> =
-        (0..site.nodes).map(|_| drives_of_node(site, &mut random)).collect();
+    let mut nodes: Vec<(&Kind, Vec<f64>)> = Vec::new();
+    for kind in &kinds {
+        let one = |_| (kind, kind.drives_of_node(cluster.drive_to_drive, &mut random));
+        nodes.extend((0..kind.nodes).map(one));
+    }
     let slices = (steady_seconds / SPREAD_SECONDS).max(1.0);
     let (mut of_world, mut of_ranks, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..steps {
-        let mut delay = || random.exponential(site.noise_seconds);
+        let mut delay = || random.exponential(cluster.noise_seconds);
         // The all-reduce of the norm ends when its last rank has come.
-        let latest = (0..shape.ranks).map(|_| delay()).fold(0.0, f64::max);
-        let norm_seconds = node.norm_seconds + latest;
-        let mut own = Vec::with_capacity(shape.ranks as usize);
-        for drives in &nodes {
-            let bandwidth = in_this_step(drives, site, slices, &mut random);
-            let bandwidth = striped(&bandwidth, &shape.shares);
-            let ends = NodeStep { bandwidth, norm_seconds, ..node }.seconds();
-            let ranks = 0..site.ranks_per_node;
-            own.extend(ranks.map(|_| ends + random.exponential(site.noise_seconds)));
+        let latest = (0..cluster.ranks()).map(|_| delay()).fold(0.0, f64::max);
+        let mut own = Vec::with_capacity(cluster.ranks() as usize);
+        for (kind, drives) in &nodes {
+            let speed = kind.speed_in_this_step(drives, slices, &mut random);
+            let ends = kind.response.seconds(speed, latest);
+            let late = |_| ends + random.exponential(cluster.noise_seconds);
+            own.extend((0..cluster.ranks_per_node).map(late));
         }
-        let world = own.iter().copied().fold(0.0, f64::max) + shape.collective_seconds;
-        waiting.extend(own.iter().map(|own| (world - own) / world));
+        let world = own.iter().copied().fold(0.0, f64::max);
+        waiting.extend(own.iter().map(|own| (world - own) / world.max(1e-12)));
         of_ranks.append(&mut own);
         of_world.push(world);
     }
     let step_seconds = Percentiles::of(of_world);
     Ok(Simulation {
-        ranks: shape.ranks,
+        ranks: cluster.ranks(),
         steps,
         seed,
-        efficiency: (steady_seconds + shape.collective_seconds) / step_seconds.mean.max(1e-12),
+        efficiency: steady_seconds / step_seconds.mean.max(1e-12),
         step_seconds,
         own_seconds: Percentiles::of(of_ranks),
         waiting_share: Percentiles::of(waiting),
     })
 }
 
-/// The drives of one node: of one model, but not equal.
-fn drives_of_node(site: &Site, random: &mut Random) -> Vec<Bandwidth> {
-    let drive =
-        |drive: &super::SiteDrive| scaled(drive.bandwidth, random.speed(site.drive_to_drive));
-    site.drives.iter().map(drive).collect()
+/// Nodes that are alike but for chance.
+struct Kind {
+    nodes: u64,
+    /// How much faster each drive is than its share of the state asks of it, the slowest one at 1;
+    /// and its spread. Drives without a share do not count.
+    drives: Vec<(f64, f64)>,
+    response: Response,
 }
 
-/// Over a whole step, what varies from moment to moment averages out.
-fn in_this_step(
-    drives: &[Bandwidth],
-    site: &Site,
-    slices: f64,
-    random: &mut Random,
-) -> Vec<Bandwidth> {
-    let drives = drives.iter().zip(&site.drives);
-    let drive = |(drive, known): (&Bandwidth, &super::SiteDrive)| {
-        scaled(*drive, random.speed(known.spread / slices.sqrt()))
-    };
-    drives.map(drive).collect()
-}
+impl Kind {
+    fn new(kind: &NodeKind, response: Response) -> Self {
+        let used = kind.drives.iter().filter(|drive| drive.weight > 0.0);
+        let pace = |drive: &DriveSpec| drive.bandwidth.mixed / drive.weight;
+        let slowest = used.clone().map(pace).fold(f64::INFINITY, f64::min);
+        let drives = used.map(|drive| (pace(drive) / slowest, drive.spread)).collect();
+        Self { nodes: kind.nodes, drives, response }
+    }
 
-fn scaled(drive: Bandwidth, factor: f64) -> Bandwidth {
-    let Bandwidth { read, write, mixed } = drive;
-    Bandwidth { read: read * factor, write: write * factor, mixed: mixed * factor }
-}
+    /// The drives of one node: of one model, but not equal.
+    fn drives_of_node(&self, drive_to_drive: f64, random: &mut Random) -> Vec<f64> {
+        self.drives.iter().map(|(speed, _)| speed * random.speed(drive_to_drive)).collect()
+    }
 
-/// The same bytes in fewer chunks, for sites with many nodes.
-fn coarser(node: NodeStep) -> NodeStep {
-    let chunks = node.chunks.min(CHUNKS_MAX);
-    let factor = node.chunks as f64 / chunks.max(1) as f64;
-    NodeStep {
-        chunks,
-        read_bytes: node.read_bytes * factor,
-        written_bytes: node.written_bytes * factor,
-        update_seconds: node.update_seconds * factor,
-        ..node
+    /// How fast a node's stripe is. Over a whole step, what varies from moment to moment averages
+    /// out.
+    fn speed_in_this_step(&self, drives: &[f64], slices: f64, random: &mut Random) -> f64 {
+        let drives = drives.iter().zip(&self.drives);
+        let speeds =
+            drives.map(|(speed, (_, spread))| speed * random.speed(spread / slices.sqrt()));
+        speeds.fold(f64::INFINITY, f64::min)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::bytes::tests::adamw;
-    use super::super::predict::tests::{SWAPPING, site};
+    use super::super::predict::tests::{cluster, swapping};
     use super::*;
 
-    fn run(site: &Site, seed: u64) -> Simulation {
+    fn run(cluster: &Cluster, seed: u64) -> Simulation {
         let bytes = adamw("fp32", false);
-        let params = site.nodes * site.ranks_per_node * (16 << 20);
-        simulate(params, site, &bytes, &SWAPPING, 20, seed).unwrap()
+        let params = cluster.ranks() * (16 << 20);
+        simulate(params, cluster, &bytes, &swapping(), 20, seed).unwrap()
     }
 
     #[test]
     fn nothing_varies_and_nobody_waits() {
-        let steady = run(&Site { nodes: 4, ..site(2) }, 1);
+        let steady = run(&cluster(4, 2), 1);
         assert!((steady.efficiency - 1.0).abs() < 1e-9);
         assert_eq!(steady.waiting_share, Percentiles::default());
     }
@@ -171,9 +172,10 @@ mod tests {
     #[test]
     fn more_ranks_wait_longer_for_the_slowest() {
         let varying = |nodes| {
-            let mut site = Site { nodes, drive_to_drive: 0.03, noise_seconds: 1e-4, ..site(2) };
-            site.drives.iter_mut().for_each(|drive| drive.spread = 0.1);
-            site
+            let noise_seconds = 1e-4;
+            let mut cluster = Cluster { drive_to_drive: 0.03, noise_seconds, ..cluster(nodes, 2) };
+            cluster.kinds[0].drives.iter_mut().for_each(|drive| drive.spread = 0.1);
+            cluster
         };
         let (few, many) = (run(&varying(2), 3), run(&varying(500), 3));
         assert_eq!(many.ranks, 1000);
@@ -183,6 +185,15 @@ mod tests {
         assert!(many.efficiency < few.efficiency);
         let Percentiles { p50, p90, p99, max, .. } = many.waiting_share;
         assert!(0.0 < p50 && p50 <= p90 && p90 <= p99 && p99 <= max && max < 1.0);
+    }
+
+    #[test]
+    fn drives_that_are_slow_for_their_shares_set_the_pace() {
+        let mut unequal = cluster(1, 2);
+        unequal.kinds[0].drives[0].bandwidth = super::super::Bandwidth::symmetric(1.5e8);
+        let (equal, unequal) = (run(&cluster(1, 2), 0), run(&unequal, 0));
+        let ratio = unequal.step_seconds.mean / equal.step_seconds.mean;
+        assert!((ratio - 2.0).abs() < 0.01, "{ratio}");
     }
 
     #[test]

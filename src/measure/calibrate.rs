@@ -48,6 +48,12 @@ impl Drop for Directory {
 /// # Errors
 /// If there is no room for it.
 pub fn measure_processors(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
+    // It is no job of the user's, and says nothing of itself.
+    let quiet = tracing::subscriber::NoSubscriber::default();
+    tracing::subscriber::with_default(quiet, || measure_in_memory(codecs))
+}
+
+fn measure_in_memory(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
     let path = Path::new(MEMORY).join(format!("optswap-calibrate-{}", std::process::id()));
     let directory = Directory(path);
     // If it cannot be created, the optimizer says so.

@@ -2,7 +2,7 @@
 //! of a node together.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -181,7 +181,11 @@ impl Trial {
             Ok(result)
         };
         let (read, write) = (measure(LoadKind::Read)?, measure(LoadKind::Write)?);
+        let (start, cpu_before) = (Instant::now(), cpu_seconds());
         let mixed = measure(LoadKind::Cycle)?;
+        // The warm-up moves bytes as well.
+        let moved_bytes = mixed.bytes_per_s() * start.elapsed().as_secs_f64();
+        let cpu_ns_per_byte = (cpu_seconds() - cpu_before) * 1e9 / moved_bytes.max(1.0);
         let kernel = process_io.bytes() - before;
         let kernel_bytes = kernel.read_bytes + kernel.written_bytes;
         self.is_direct = kernel_bytes as f64 >= DIRECT_SHARE * moved as f64;
@@ -192,6 +196,7 @@ impl Trial {
             mixed_bytes_per_s: mixed.bytes_per_s().round(),
             mixed_together_bytes_per_s: 0.0,
             spread: (spread(&mixed.slices) * 1e4).round() / 1e4,
+            cpu_ns_per_byte: (cpu_ns_per_byte * 1e4).round() / 1e4,
             probed_at_unix_s: now.map_or(0, |now| now.as_secs()),
         };
         Ok(())
@@ -260,6 +265,12 @@ pub(super) fn run(
             Err(Error::new(kind, format!("{}: stopped, nothing is kept", stop.name())))
         }
     }
+}
+
+/// What all threads of this process have used of processors.
+fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
 fn moved_bytes(result: &LoadResult) -> u64 {

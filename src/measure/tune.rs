@@ -31,6 +31,10 @@ const STEP_SECONDS: f64 = 0.5;
 /// Parameters of a rank in pairs: several chunks of any size that is tried.
 const PARAMS_MIN: u64 = 4 << 20;
 const PARAMS_MAX: u64 = 64 << 20;
+/// The same where drives have no more room.
+const PARAMS_FEW: u64 = 64 << 10;
+/// Of the free space, so that no drive runs full.
+const ROOM_USED: f64 = 0.9;
 
 /// What was tried and found.
 #[derive(Clone, Debug, Serialize)]
@@ -86,7 +90,7 @@ pub fn tune(comm: &Rc<dyn Communicator>, config: &Config, seconds: f64) -> Resul
     let speed = best.map_or(0.0, |best| best.bytes_per_s);
     let gains = match found == *config {
         true => Vec::new(),
-        false => pairs(comm, config, &found, speed)?,
+        false => pairs(comm, &topology, [config, &found], speed)?,
     };
     let is_gain = !gains.is_empty() && gains.iter().all(|gain| *gain > 1.0);
     Ok(Tuning {
@@ -277,18 +281,42 @@ fn unequal_speeds(of_ranks: &[Vec<f64>], hosts: &[String]) -> Vec<f64> {
     }
 }
 
+/// Parameters of a rank for which this node's drives have room: two jobs with one slot and headroom
+/// at the same time.
+fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
+    let allowed = &config.drives.allow_filesystems;
+    let inspect = |root: &std::path::PathBuf| Drive::inspect(root, allowed);
+    let drives = config.drives.paths.iter().map(inspect).collect::<Result<Vec<Drive>>>()?;
+    let (weights, ranks) = (config.drive_weights(), topology.local_ranks().count() as f64);
+    let whole: f64 = weights.iter().sum();
+    let layout = ExtentLayout::new(PARAMS_MIN, &config.state_tensors(), false);
+    let headroom = 1.0 + config.drives.stripe_headroom;
+    let bytes_per_param = 2.0 * ranks * headroom * layout.bytes() as f64 / PARAMS_MIN as f64;
+    let of_device = |drive: &Drive| {
+        let same = drives.iter().zip(&weights).filter(|(it, _)| it.device == drive.device);
+        let share = same.map(|(_, weight)| weight).sum::<f64>() / whole;
+        ROOM_USED * drive.free_bytes as f64 / (bytes_per_param * share)
+    };
+    Ok(drives.iter().map(of_device).fold(f64::INFINITY, f64::min) as u64)
+}
+
 /// Collective: steps without and with what was found, in turns; how many times as fast each second
 /// one was.
 fn pairs(
     comm: &Rc<dyn Communicator>,
-    without: &Config,
-    with: &Config,
+    topology: &Topology,
+    [without, with]: [&Config; 2],
     node_bytes_per_s: f64,
 ) -> Result<Vec<f64>> {
-    let bytes: f64 = 24.0;
     let ranks = comm.size() as u64;
-    let per_rank = (STEP_SECONDS * node_bytes_per_s / bytes) as u64 / ranks;
-    let params = ranks * per_rank.clamp(PARAMS_MIN, PARAMS_MAX);
+    let layout = ExtentLayout::new(PARAMS_MIN, &without.state_tensors(), false);
+    let moved_bytes = (layout.swap_in_bytes() + layout.bytes()) as f64 / PARAMS_MIN as f64;
+    let in_time = (STEP_SECONDS * node_bytes_per_s / moved_bytes) as u64 / ranks;
+    let fitting = agree(&**comm, fitting(topology, with))?;
+    let fitting = gather_all(&**comm, &fitting)?.into_iter().min().unwrap_or(0);
+    // Even a short step tells more than none.
+    let per_rank = in_time.clamp(PARAMS_MIN, PARAMS_MAX).min(fitting).max(PARAMS_FEW);
+    let params = ranks * per_rank;
     let create = |config: &Config, name: &str| {
         let mut config = config.clone();
         config.job = format!("{}-tune-{name}", config.job);

@@ -11,7 +11,9 @@ use crate::step::RankRecord;
 use crate::timers::Timer;
 
 /// The version of the layout below.
-pub const BENCH_SCHEMA: u32 = 2;
+pub const BENCH_SCHEMA: u32 = 3;
+/// The oldest one that has all that a comparison needs.
+pub const BENCH_SCHEMA_OLDEST: u32 = 2;
 /// A repetition shorter than this says little.
 const SHORT_SECONDS: f64 = 1.0;
 /// Bytes that the kernel must have moved for I/O to count as direct.

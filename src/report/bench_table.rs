@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::bench::{BenchResult, Flag};
+use super::latency::{CSV_HEADER, latency_table};
 use super::stats::{OverRanks, standard_deviation};
 use super::table::{counted, rank_table, table};
 use super::throughput::{Scope, Throughput};
@@ -23,6 +24,7 @@ pub fn bench_tables(result: &BenchResult) -> String {
     let endurance = result.setup.config.report.drive_endurance;
     line(world_report(&result.rank_records, endurance));
     line(throughput_table(&result.throughput));
+    line(latency_table(&result.throughput));
     for (number, seconds) in result.step_seconds.iter().enumerate() {
         let rates = rates_in(result, *seconds);
         line(format!("repetition {}: {seconds:.4} s per step, {rates}", number + 1));
@@ -168,8 +170,9 @@ fn remarks(result: &BenchResult) -> Vec<String> {
 pub fn bench_csv(result: &BenchResult) -> String {
     let mut csv = String::from(
         "label,repetition,scope,name,seconds_per_step,read_bytes_per_step,written_bytes_per_step,\
-         read_gb_per_s,written_gb_per_s,read_gib_per_s,written_gib_per_s,limit_percent",
+         read_gb_per_s,written_gb_per_s,read_gib_per_s,written_gib_per_s,limit_percent,",
     );
+    csv.push_str(CSV_HEADER);
     let label = quoted(result.setup.label.as_deref().unwrap_or_default());
     for it in &result.throughput {
         let scope = format!("{:?}", it.scope).to_lowercase();
@@ -181,7 +184,7 @@ pub fn bench_csv(result: &BenchResult) -> String {
             let _ = write!(
                 csv,
                 "\n{label},{},{scope},{},{seconds:.9},{:.0},{:.0},{read:.6},{written:.6},{:.6},\
-                 {:.6},{}",
+                 {:.6},{},{}",
                 number + 1,
                 quoted(&it.name),
                 it.read_bytes,
@@ -189,6 +192,7 @@ pub fn bench_csv(result: &BenchResult) -> String {
                 read * GIB_PER_GB,
                 written * GIB_PER_GB,
                 limit.unwrap_or_default(),
+                it.latency.csv(),
             );
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::bench::{BENCH_SCHEMA, Flag};
+use super::bench::{BENCH_SCHEMA, BENCH_SCHEMA_OLDEST, Flag};
 use super::stats::median;
 use super::table::{counted, table};
 use crate::error::{Error, Result};
@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 /// What a comparison needs of a result file.
 #[derive(Clone, Debug, Deserialize)]
 struct Bench {
-    schema: u32,
     label: Option<String>,
     ranks: u64,
     nodes: Vec<Value>,
@@ -119,15 +118,16 @@ fn read((file, text): &(String, String)) -> Result<(String, Bench)> {
     };
     let value: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
     match value.get("schema").and_then(Value::as_u64) {
-        Some(schema) if schema == u64::from(BENCH_SCHEMA) => (),
+        Some(known)
+            if (u64::from(BENCH_SCHEMA_OLDEST)..=u64::from(BENCH_SCHEMA)).contains(&known) => {}
         Some(other) => {
-            return Err(wrong(format!("its layout is version {other}, not {BENCH_SCHEMA}"))
+            let versions = format!("{BENCH_SCHEMA_OLDEST} to {BENCH_SCHEMA}");
+            return Err(wrong(format!("its layout is version {other}, not {versions}"))
                 .hint("run the benchmark again with this version"));
         }
         None => return Err(wrong("it has no `schema`".to_owned())),
     }
     let bench: Bench = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
-    debug_assert_eq!(bench.schema, BENCH_SCHEMA);
     if bench.step_seconds.is_empty() || bench.ranks == 0 || bench.params == 0 {
         return Err(wrong("it has no repetitions".to_owned()));
     }
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn scaling_is_recognised() {
         let none = json!({});
-        let one = file("one", 1, 1000, &[2.0, 2.2, 1.8], &none);
+        let one = file("one", 1, 1000, &[2.0, 2.2, 1.8], &json!({"schema": 3}));
         let weak = file("weak", 4, 4000, &[2.5, 2.5, 2.5], &none);
         let found = compare(&[weak, one.clone()]).unwrap();
         assert_eq!((found.scaling, found.rows[0].name.as_str()), (Scaling::Weak, "one"));
@@ -362,7 +362,8 @@ mod tests {
             (file("x", 2, 3000, &[1.0], &none), "x: 2 ranks, 3000 parameters"),
             (file("x", 1, 1000, &[1.0], &json!({"flags": ["buffered"]})), "page cache"),
             (file("x", 1, 1000, &[1.0], &json!({"verified": true})), "one and x"),
-            (file("x", 1, 1000, &[1.0], &json!({"schema": 1})), "version 1, not 2"),
+            (file("x", 1, 1000, &[1.0], &json!({"schema": 1})), "version 1, not 2 to 3"),
+            (file("x", 1, 1000, &[1.0], &json!({"schema": 4})), "version 4, not 2 to 3"),
             (file("x", 1, 1000, &[1.0], &json!({"options": {"gradients": "f32"}})), "formats"),
             (file("x", 1, 1000, &[], &none), "no repetitions"),
             (("x".to_owned(), "{}".to_owned()), "file x"),

@@ -1,11 +1,12 @@
 //! A forecast for people.
 
-use std::path::PathBuf;
-
 use serde::Serialize;
 
 use super::table::{counted, table};
-use crate::forecast::{Forecast, Model, Percentiles, Simulation, Site, StateBytes, Swapping};
+use crate::forecast::{
+    BoundBy, Cluster, DriveForecast, Forecast, Model, NodeForecast, NodeKind, Percentiles,
+    Simulation, StateBytes, Swapping,
+};
 use crate::units::Bytes;
 
 /// A forecast with the question that it answers.
@@ -16,55 +17,74 @@ pub struct PlanResult {
     /// What is to be trained.
     pub model: Model,
     /// Where.
-    pub site: Site,
-    /// Directories on the drives, if they are here.
-    pub drive_paths: Vec<PathBuf>,
+    pub cluster: Cluster,
     /// The codecs in one word for each state tensor.
     pub codecs: Vec<(String, String)>,
     /// Bytes of state of one parameter.
     pub state_bytes: StateBytes,
     /// How it swaps.
     pub swapping: Swapping,
-    /// What a node needs.
-    pub node: Forecast,
+    /// What it needs, and how long a step takes.
+    pub forecast: Forecast,
     /// Many steps of all ranks.
     pub simulation: Simulation,
 }
 
 /// Everything that people want to see.
 pub fn plan_tables(plan: &PlanResult) -> String {
-    let mut lines = vec![question(plan), drive_table(plan)];
+    let mut lines = vec![question(plan)];
+    for (kind, forecast) in kinds(plan) {
+        lines.push(drive_table(kind, forecast));
+    }
     lines.extend(node_lines(plan));
     lines.push(simulation_table(&plan.simulation));
     lines.push(verdict(plan));
     lines.join("\n")
 }
 
+fn kinds(plan: &PlanResult) -> impl Iterator<Item = (&NodeKind, &NodeForecast)> {
+    plan.cluster.kinds.iter().zip(&plan.forecast.kinds)
+}
+
 fn question(plan: &PlanResult) -> String {
-    let PlanResult { model, site, state_bytes, .. } = plan;
+    let PlanResult { model, cluster, state_bytes, swapping, .. } = plan;
     let codecs: Vec<String> =
         plan.codecs.iter().map(|(tensor, codec)| format!("{tensor} {codec}")).collect();
     let tensors = match model.tensors {
         0 => String::new(),
         count => format!(" in {}", counted(count, "tensor")),
     };
+    let drives = |kind: &NodeKind| counted(kind.drives.len() as u64, "drive");
+    let with = match cluster.kinds.as_slice() {
+        [only] => format!("with {} each", drives(only)),
+        kinds => {
+            let one =
+                |kind: &NodeKind| format!("{} of {} with {}", kind.nodes, kind.name, drives(kind));
+            format!("each: {}", kinds.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
+    };
+    let commits = match swapping.commit_every {
+        None => "scratch".to_owned(),
+        Some(1) => "every step a commit".to_owned(),
+        Some(every) => format!("a commit every {every} steps"),
+    };
     format!(
-        "{}: {} parameters{tensors} on {} of {} with {} each\n{}: {:.2} B read and {:.2} B written \
-         per parameter and step",
+        "{}: {} parameters{tensors} on {} of {} {with}\n{}: {:.2} B read and {:.2} B written \
+         per parameter that moves in a step; {commits}",
         model.name,
         model.params,
-        counted(site.nodes, "node"),
-        counted(site.ranks_per_node, "rank"),
-        counted(site.drives.len() as u64, "drive"),
+        counted(cluster.nodes(), "node"),
+        counted(cluster.ranks_per_node, "rank"),
         codecs.join(", "),
         state_bytes.read,
         state_bytes.written
     )
 }
 
-fn drive_table(plan: &PlanResult) -> String {
+fn drive_table(kind: &NodeKind, forecast: &NodeForecast) -> String {
+    let title = format!("drive of {}", kind.name);
     let mut table = table(&[
-        "drive of a node",
+        &title,
         "share",
         "space",
         "free",
@@ -77,8 +97,8 @@ fn drive_table(plan: &PlanResult) -> String {
     ]);
     let human = |bytes: u64| Bytes(bytes).human();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    for (index, (drive, known)) in plan.node.drives.iter().zip(&plan.site.drives).enumerate() {
-        let path = plan.drive_paths.get(index).map(|path| path.display().to_string());
+    for (index, (drive, known)) in forecast.drives.iter().zip(&kind.drives).enumerate() {
+        let path = known.path.as_ref().map(|path| path.display().to_string());
         let gb = |bytes_per_s: f64| format!("{:.3}", bytes_per_s / 1e9);
         table.add_row([
             path.unwrap_or_else(|| index.to_string()),
@@ -96,29 +116,43 @@ fn drive_table(plan: &PlanResult) -> String {
     table.to_string()
 }
 
+fn word(bound_by: BoundBy) -> String {
+    format!("{bound_by:?}").to_lowercase()
+}
+
 fn node_lines(plan: &PlanResult) -> Vec<String> {
-    let node = &plan.node;
+    let forecast = &plan.forecast;
+    let kept = match forecast.kept_per_rank {
+        0 => String::new(),
+        kept => format!(", {kept} of them for chunks that stay"),
+    };
     let mut lines = vec![format!(
-        "memory of a node: {} of I/O buffers ({} for each rank); gradients and parameters of two \
-         bytes each, where they lie in memory: {}",
-        Bytes(node.buffer_bytes).human(),
-        counted(node.buffers_per_rank, "buffer"),
-        Bytes(node.caller_bytes).human()
+        "memory of a node: {} of I/O buffers ({} for each rank{kept}); gradients and parameters of \
+         two bytes each, where they lie in memory: {}",
+        Bytes(forecast.buffer_bytes).human(),
+        counted(forecast.buffers_per_rank, "buffer"),
+        Bytes(forecast.caller_bytes).human()
     )];
-    let parts: Vec<String> = node
-        .parts
-        .iter()
-        .map(|(part, seconds)| format!("{} {seconds:.4} s", format!("{part:?}").to_lowercase()))
-        .collect();
+    if forecast.kinds.len() > 1 {
+        lines.extend(kinds(plan).map(|(kind, node)| {
+            let (seconds, by) = (node.step_seconds, word(node.bound_by));
+            format!("nodes {}: {seconds:.4} s by themselves, bound by {by}", kind.name)
+        }));
+        let slowest = &plan.cluster.kinds[forecast.slowest].name;
+        lines.push(format!("all wait for nodes {slowest}"));
+    }
+    let slowest = &forecast.kinds[forecast.slowest];
+    let part = |(part, seconds): &(BoundBy, f64)| format!("{} {seconds:.4} s", word(*part));
+    let parts: Vec<String> = slowest.parts.iter().map(part).collect();
     lines.push(format!(
         "step: {:.4} s, {:.3} ns per parameter, bound by {} (alone: {})",
-        node.step_seconds,
-        node.ns_per_param,
-        format!("{:?}", node.bound_by).to_lowercase(),
+        forecast.step_seconds,
+        forecast.ns_per_param,
+        word(forecast.bound_by),
         parts.join(", ")
     ));
     let billions = |params: u64| format!("{:.2} billion parameters", params as f64 / 1e9);
-    let largest = match (node.largest_by_space, node.largest_by_memory) {
+    let largest = match (forecast.largest_by_space, forecast.largest_by_memory) {
         (None, None) => return lines,
         (Some(space), None) => format!("{} by space", billions(space)),
         (None, Some(memory)) => format!("{} by memory", billions(memory)),
@@ -154,33 +188,37 @@ fn simulation_table(simulation: &Simulation) -> String {
 
 /// Whether it fits.
 fn verdict(plan: &PlanResult) -> String {
-    let node = &plan.node;
-    let lacks_space = |drive: &&crate::forecast::DriveForecast| {
-        drive.free_bytes.is_some_and(|free| free < drive.space_bytes)
-    };
-    if let Some(drive) = node.drives.iter().find(lacks_space) {
+    let lacks_space =
+        |drive: &&DriveForecast| drive.free_bytes.is_some_and(|free| free < drive.space_bytes);
+    let drives = || kinds(plan).flat_map(|(_, node)| &node.drives);
+    if let Some(drive) = drives().find(lacks_space) {
+        let headroom = match plan.swapping.stripe_headroom {
+            0.0 => String::new(),
+            headroom => format!(", {:.0} % of the state as headroom included", headroom * 100.0),
+        };
         return format!(
-            "it does not fit: a drive needs {} and has {}; take more nodes, more drives or smaller \
-             codecs",
+            "it does not fit: a drive needs {}{headroom}, and has {}; take more nodes, more \
+             drives, smaller codecs or a lower drives.stripe_headroom",
             Bytes(drive.space_bytes).human(),
             Bytes(drive.free_bytes.unwrap_or(0)).human()
         );
     }
-    let memory = plan.site.memory_bytes;
-    if let Some(memory) = memory.filter(|memory| *memory < node.buffer_bytes) {
+    let (buffers, caller) = (plan.forecast.buffer_bytes, plan.forecast.caller_bytes);
+    let memory = plan.cluster.kinds.iter().filter_map(|kind| kind.memory_bytes).min();
+    if let Some(memory) = memory.filter(|memory| *memory < buffers) {
         return format!(
             "it does not fit: I/O buffers take {} of a node's {}; lower --memory-budget",
-            Bytes(node.buffer_bytes).human(),
+            Bytes(buffers).human(),
             Bytes(memory).human()
         );
     }
-    if let Some(memory) = memory.filter(|it| *it < node.buffer_bytes + node.caller_bytes) {
+    if let Some(memory) = memory.filter(|it| *it < buffers + caller) {
         return format!(
             "it fits the drives, but gradients and parameters do not all fit a node's memory of {}",
             Bytes(memory).human()
         );
     }
-    match node.drives.iter().all(|drive| drive.free_bytes.is_some()) {
+    match drives().all(|drive| drive.free_bytes.is_some()) {
         true => "it fits".to_owned(),
         false => "whether it fits the drives is not known: tell --drive-size".to_owned(),
     }

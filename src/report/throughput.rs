@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::latency::Latencies;
 use super::stats::median;
 use crate::forecast::{Bandwidth, Binding};
 use crate::measure::{NodeFacts, Repetition};
@@ -41,6 +42,9 @@ pub struct Throughput {
     pub limit_seconds: Option<f64>,
     /// What sets that time.
     pub bound_by: Option<Binding>,
+    /// How long its operations took, over all repetitions.
+    #[serde(default)]
+    pub latency: Latencies,
 }
 
 impl Throughput {
@@ -116,6 +120,7 @@ pub fn throughputs(
             let moved = ranks.iter().map(|rank| moved_on(&records[*rank], root));
             let [read, written] = moved.fold([0.0; 2], |sum, [r, w]| [sum[0] + r, sum[1] + w]);
             of_drive.set_bytes(read, written, limits.of_drive(node, index));
+            of_drive.latency = latencies(&ranks, records, Some(root));
             all.push(of_drive);
         }
     }
@@ -172,10 +177,15 @@ fn over_ranks(
         seconds: repetitions.iter().map(seconds).collect(),
         limit_seconds: None,
         bound_by: None,
+        latency: latencies(ranks, records, None),
     };
     let (read, written) = (per_step(RankRecord::read_bytes), per_step(RankRecord::written_bytes));
     throughput.set_bytes(read, written, limit);
     throughput
+}
+
+fn latencies(ranks: &[usize], records: &[RankRecord], root: Option<&Path>) -> Latencies {
+    Latencies::of(ranks.iter().map(|rank| &records[*rank]), root)
 }
 
 impl Throughput {

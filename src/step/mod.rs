@@ -31,6 +31,7 @@ pub use gradients::Gradients;
 pub use norm::Stop;
 pub use optimizer::SwappedOptimizer;
 pub use plan::Plan;
+pub(crate) use plan::cached_chunks;
 pub use process_io::{ProcessIo, ProcessIoBytes};
 pub use run::{StepOptions, StepOutcome};
 pub use snapshot::ChunkSink;

@@ -24,6 +24,10 @@ pub struct DriveProfile {
     /// How much the mixed bandwidth varies from moment to moment: standard deviation / mean.
     #[serde(default)]
     pub spread: f64,
+    /// Nanoseconds of a processor that this process needed for one byte moved in either direction.
+    /// 0: not measured.
+    #[serde(default)]
+    pub cpu_ns_per_byte: f64,
     /// When it was measured: seconds since 1970.
     pub probed_at_unix_s: u64,
 }
@@ -103,6 +107,7 @@ impl DriveProfile {
         let optional = [
             ("mixed_together_bytes_per_s", self.mixed_together_bytes_per_s),
             ("spread", self.spread),
+            ("cpu_ns_per_byte", self.cpu_ns_per_byte),
         ];
         let wrong = |(key, value): (&str, f64)| format!("{key} = {value} is no measured value");
         let is_measured = |value: f64| value.is_finite() && value > 0.0;

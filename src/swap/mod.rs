@@ -18,4 +18,5 @@ mod thread;
 
 pub use handle::{ResidentChunk, Swapper, Sweep};
 pub use messages::{SwapperSpec, SweepTotals};
+pub(crate) use pipeline::{Action, Fate, Pipeline};
 pub use pipeline::{Ending, SweepKind};
