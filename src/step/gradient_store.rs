@@ -145,14 +145,15 @@ impl GradientStore {
             }
         };
         if self.lost.is_none()
-            && let Err(error) = self.add_accepted(tools, &accepted, piece)
+            && let Err(error) = self.add_values(tools, &accepted, piece)
         {
             self.lost = Some(error);
         }
+        self.note(tools, &accepted);
         Ok(())
     }
 
-    fn add_accepted<G: GradElem>(
+    fn add_values<G: GradElem>(
         &mut self,
         tools: &mut StoreTools<'_>,
         accepted: &Accepted,
@@ -169,17 +170,22 @@ impl GradientStore {
             let is_first = accepted.is_first;
             accumulate(tools.pool, self.format, sums, from - start, piece, is_first);
         }
+        Ok(())
+    }
+
+    /// Closes the chunks that a piece was the last one for.
+    fn note(&mut self, tools: &mut StoreTools<'_>, accepted: &Accepted) {
+        let partition = tools.plan.partition();
         if !self.coverage.take(partition, accepted) {
-            return Ok(());
+            return;
         }
         let share = partition.pieces()[accepted.at.piece].in_shard();
         for index in chunks_within(partition.chunks(), share.start, share.end) {
             self.sums[index].shares_left -= 1;
-            if self.sums[index].shares_left == 0 {
+            if self.sums[index].shares_left == 0 && self.lost.is_none() {
                 self.close(tools, index);
             }
         }
-        Ok(())
     }
 
     /// Brings a chunk's sums into a buffer.
