@@ -35,7 +35,8 @@ pub(super) struct Accepted {
     pub at: Located,
     /// Nothing of these elements has come before: it is stored, not added.
     pub is_first: bool,
-    is_last: bool,
+    /// None of these elements comes after.
+    pub is_last: bool,
 }
 
 impl Coverage {
@@ -84,19 +85,16 @@ impl Coverage {
         Ok(Some(Accepted { at, is_first: share.micro_batches == 0, is_last }))
     }
 
-    /// Notes that a piece has been taken. Tells whether its share has come whole, for the last
-    /// time.
-    pub fn take(&mut self, partition: &Partition, accepted: &Accepted) -> bool {
+    /// Notes that a piece has been taken.
+    pub fn take(&mut self, partition: &Partition, accepted: &Accepted) {
         let share = &mut self.shares[accepted.at.piece];
         share.is_last = accepted.is_last;
         insert(&mut share.covered, accepted.at.in_piece.clone());
-        if share.covered[0] != (0..partition.pieces()[accepted.at.piece].elems) {
-            return false;
+        if share.covered[0] == (0..partition.pieces()[accepted.at.piece].elems) {
+            share.covered.clear();
+            share.micro_batches += 1;
+            share.is_finished = accepted.is_last;
         }
-        share.covered.clear();
-        share.micro_batches += 1;
-        share.is_finished = accepted.is_last;
-        share.is_finished
     }
 
     /// Whether all of a share has come, so that it has a gradient.
@@ -198,9 +196,8 @@ mod tests {
             let param = (ParamIndex(1), offset, len);
             let accepted = coverage.accept(&inventory, &partition, param, is_last)?;
             let accepted = accepted.unwrap();
-            let is_finished = coverage.take(&partition, &accepted);
-            coverage.check_finished(&inventory, &partition).map_err(|error| error.to_string()).ok();
-            Ok::<_, Error>((accepted.is_first, is_finished))
+            coverage.take(&partition, &accepted);
+            Ok::<_, Error>((accepted.is_first, coverage.is_finished(accepted.at.piece)))
         };
         assert_eq!(hand_over(5000, 3190, false).unwrap(), (true, false));
         let twice = hand_over(8189, 1, false).unwrap_err().to_string();

@@ -2,12 +2,13 @@
 //! on the drives, and gone after the step.
 //!
 //! A chunk's sums are in a buffer from its first piece on, zeros where nothing has come. When the
-//! last piece of all its parameters has come, it is closed: its norm is taken, and, unless it stays
-//! in memory, it is spilled at once. Where more chunks are under way than there are buffers, the
+//! last piece of all its elements has come, it is closed: its norm is taken, and, unless it stays in
+//! memory, it is spilled at once. Where more chunks are under way than there are buffers, the
 //! one that was added to the longest ago is closed before its time, and read back when more of it
 //! comes.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::accumulate::{accumulate, checksum_of, norm_of};
 use super::coverage::{Accepted, Coverage};
@@ -32,8 +33,8 @@ struct Sums {
     is_touched: bool,
     /// What has come lies on the drives.
     is_spilled: bool,
-    /// Shares of parameters whose last piece has not come.
-    shares_left: usize,
+    /// Elements of which no last piece has come.
+    elems_left: u64,
     last_use: u64,
     /// Of all that has come, once the chunk is closed.
     norm: Option<BlockNorm>,
@@ -73,8 +74,8 @@ impl GradientStore {
         let chunks = (0..plan.partition().chunks().len()).map(ChunkIndex::from_index);
         let sums = chunks.map(|chunk| {
             let buffer = resident.next();
-            let shares_left = plan.partition().runs_of(chunk).len();
-            Sums { is_resident: buffer.is_some(), buffer, shares_left, ..Sums::default() }
+            let elems_left = plan.partition().chunk(chunk).elems;
+            Sums { is_resident: buffer.is_some(), buffer, elems_left, ..Sums::default() }
         });
         Self {
             is_on: plan.gradients().is_on(),
@@ -159,30 +160,34 @@ impl GradientStore {
         accepted: &Accepted,
         piece: &[G],
     ) -> Result<()> {
-        let partition = tools.plan.partition();
+        let chunks = tools.plan.partition().chunks();
         let at = accepted.at.in_shard.clone();
-        for index in chunks_within(partition.chunks(), at.start, at.end) {
-            let (start, end) = bounds(&partition.chunks()[index]);
-            let (from, to) = (at.start.max(start), at.end.min(end));
+        let touched = chunks_within(chunks, &at);
+        // Those in buffers first: then they need not come back.
+        let is_open = |index: &usize| self.sums[*index].buffer.is_some();
+        let (open, others): (Vec<usize>, Vec<usize>) = touched.partition(is_open);
+        for index in open.into_iter().chain(others) {
+            let (start, here) = (chunks[index].shard_offset as usize, overlap(&chunks[index], &at));
             self.open(tools, index)?;
             let Some(sums) = self.sums[index].buffer.as_deref_mut() else { continue };
-            let piece = &piece[from - at.start..to - at.start];
+            let piece = &piece[here.start - at.start..here.end - at.start];
             let is_first = accepted.is_first;
-            accumulate(tools.pool, self.format, sums, from - start, piece, is_first);
+            accumulate(tools.pool, self.format, sums, here.start - start, piece, is_first);
         }
         Ok(())
     }
 
-    /// Closes the chunks that a piece was the last one for.
+    /// Notes that a piece has been taken, and closes the chunks that it was the last one for.
     fn note(&mut self, tools: &mut StoreTools<'_>, accepted: &Accepted) {
-        let partition = tools.plan.partition();
-        if !self.coverage.take(partition, accepted) {
+        self.coverage.take(tools.plan.partition(), accepted);
+        if !accepted.is_last {
             return;
         }
-        let share = partition.pieces()[accepted.at.piece].in_shard();
-        for index in chunks_within(partition.chunks(), share.start, share.end) {
-            self.sums[index].shares_left -= 1;
-            if self.sums[index].shares_left == 0 && self.lost.is_none() {
+        let (chunks, at) = (tools.plan.partition().chunks(), &accepted.at.in_shard);
+        for index in chunks_within(chunks, at) {
+            // No element comes twice in a micro-batch.
+            self.sums[index].elems_left -= overlap(&chunks[index], at).len() as u64;
+            if self.sums[index].elems_left == 0 && self.lost.is_none() {
                 self.close(tools, index);
             }
         }
@@ -296,7 +301,7 @@ impl GradientStore {
                 swapper.return_gradient_buffer(buffer);
             }
             (sums.is_touched, sums.is_spilled, sums.norm) = (false, false, None);
-            sums.shares_left = partition.runs_of(ChunkIndex::from_index(index)).len();
+            sums.elems_left = partition.chunks()[index].elems;
         }
         swapper.discard_spills();
         self.coverage.clear();
@@ -394,15 +399,16 @@ impl GradientStore {
     }
 }
 
-/// First and last element of a chunk within the shard.
-fn bounds(chunk: &Chunk) -> (usize, usize) {
-    let start = chunk.shard_offset as usize;
-    (start, start + chunk.elems as usize)
+/// The elements of a range of the shard that lie in a chunk.
+fn overlap(chunk: &Chunk, range: &Range<usize>) -> Range<usize> {
+    let (start, end) = (chunk.shard_offset as usize, (chunk.shard_offset + chunk.elems) as usize);
+    range.start.max(start)..range.end.min(end)
 }
 
 /// The chunks that have elements of a range of the shard.
-fn chunks_within(chunks: &[Chunk], start: usize, end: usize) -> std::ops::Range<usize> {
-    let first = chunks.partition_point(|chunk| bounds(chunk).1 <= start);
-    let behind = chunks.partition_point(|chunk| bounds(chunk).0 < end);
+fn chunks_within(chunks: &[Chunk], range: &Range<usize>) -> Range<usize> {
+    let end = |chunk: &Chunk| (chunk.shard_offset + chunk.elems) as usize;
+    let first = chunks.partition_point(|chunk| end(chunk) <= range.start);
+    let behind = chunks.partition_point(|chunk| (chunk.shard_offset as usize) < range.end);
     first..behind.max(first)
 }
