@@ -34,9 +34,7 @@ use optswap::job::{self, Origin, Training};
 use optswap::partition::Run;
 use optswap::report::{RunResult, bytes_per_param, rank_table, world_report};
 use optswap::state::{Inventory, Parameter};
-use optswap::step::{
-    Gradients, RankRecord, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
-};
+use optswap::step::{Gradients, RankRecord, StepOptions, StepOutcome, SwappedOptimizer, Verifier};
 use serde::{Deserialize, Serialize};
 
 use data::Corpus;
@@ -347,11 +345,7 @@ impl Replica {
 
     /// Collective: a step with the gradients of this rank's shard, borrowed or handed over as the
     /// configuration says.
-    fn step(
-        &mut self,
-        training: &mut Training,
-        options: StepOptions<'_>,
-    ) -> Result<StepOutcome> {
+    fn step(&mut self, training: &mut Training, options: StepOptions<'_>) -> Result<StepOutcome> {
         if training.optimizer().plan().config().gradients.place == GradientPlace::Caller {
             let partition = training.optimizer().partition();
             let gradients = Gradients::of_shard(partition, &self.shard_gradients)?;

@@ -14,9 +14,7 @@ use handed_over::{
     CHUNK_BYTES, GRADIENT_BYTES, config_for, hand_over, micro_batch, step_borrowed,
     step_handed_over,
 };
-use optswap::config::{
-    Config, Durability, EngineName, FaultConfig, FaultKind, GradientPlace,
-};
+use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind, GradientPlace};
 use optswap::coord::Communicator;
 use optswap::error::{Error, Result};
 use optswap::step::{StepOptions, SwappedOptimizer};
@@ -219,6 +217,35 @@ fn a_spill_that_fails_costs_its_gradients_and_no_state() {
     let _turn = one_at_a_time();
     let [_, lost, recovered, state] = disturb(FaultKind::Eio, "os error 5");
     assert!(lost > 20 && recovered > 20 && state > 20);
+}
+
+#[test]
+fn a_spill_that_never_ends_is_an_error_of_all_ranks() {
+    let _turn = one_at_a_time();
+    // Initialisation is 9 operations; the first of what follows are spills.
+    for op in [9, 10, 12] {
+        for engine in ENGINES {
+            let drives = Drives::new(2);
+            let mut config = config_for(&drives, GradientPlace::Drives, 2);
+            (config.swap.write_behind, config.swap.prefetch) = (false, false);
+            (config.io.engine, config.timeouts.io_timeout) = (engine, 0.3);
+            config.faults.push(FaultConfig::at(1, op, FaultKind::Stall));
+            let errors = all(on_ranks(2, |comm| {
+                let mut optimizer = start(&config, &[20_000, 4000], comm)?;
+                let mut params = params_of(&optimizer);
+                let shard = micro_batch(&optimizer, 1, 0);
+                hand_over(&mut optimizer, &shard, |_| true, 1, true)?;
+                let error = optimizer.flush_gradients().unwrap_err();
+                assert!(error.is_agreed() && error.exit_code() == 74, "{error}");
+                let later = step_borrowed(&mut optimizer, 1, &mut params).unwrap_err();
+                assert!(later.to_string().contains("given up"), "{later}");
+                Ok(error.to_string())
+            }));
+            for error in errors {
+                assert!(error.contains("no I/O completed for 0.3 s"), "{op}, {engine:?}: {error}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -157,7 +157,8 @@ impl Model {
     ) -> Result<f32> {
         self.check_length(gradients.len())?;
         let loss = self.mean_cross_entropy(windows)?;
-        let scaled = if loss_scale == 1.0 { loss.clone() } else { (&loss * f64::from(loss_scale))? };
+        let scaled =
+            if loss_scale == 1.0 { loss.clone() } else { (&loss * f64::from(loss_scale))? };
         let store = scaled.backward()?;
         let mut rest = gradients;
         for parameter in &self.parameters {

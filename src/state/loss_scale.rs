@@ -182,7 +182,9 @@ mod tests {
         assert_eq!(changes, [ScaleChange::Lowered, ScaleChange::Lowered, ScaleChange::AtMinimum]);
         assert_eq!(scaler.scale(), 4.0);
         scaler.restore(LossScalerState { scale: 2f32.powi(127), ..scaler.state() });
-        (0..9).for_each(|_| drop(scaler.update(false)));
+        for _ in 0..9 {
+            scaler.update(false);
+        }
         assert_eq!(scaler.scale(), 2f32.powi(127));
     }
 

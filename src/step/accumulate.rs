@@ -64,11 +64,7 @@ pub(super) fn norm_of(
     }
 }
 
-fn norm<A: GradElem>(
-    pool: &rayon::ThreadPool,
-    sums: &[u8],
-    elems: usize,
-) -> BlockNorm {
+fn norm<A: GradElem>(pool: &rayon::ThreadPool, sums: &[u8], elems: usize) -> BlockNorm {
     let sums: &[A] = bytemuck::cast_slice(sums);
     let of_task = |task: &[A]| {
         let mut norm = BlockNorm::default();

@@ -77,8 +77,7 @@ impl GradientPlan {
         let placement = has_spills.then(|| {
             let (unit, headroom) = (config.drives.stripe_unit.0, config.drives.stripe_headroom);
             let weights = config.drive_weights();
-            let placed =
-                Placement::weighted(&extents, unit, &weights, shard as usize, headroom);
+            let placed = Placement::weighted(&extents, unit, &weights, shard as usize, headroom);
             Arc::new(placed.behind(state.drive_bytes()))
         });
         Self {

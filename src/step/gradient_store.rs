@@ -163,10 +163,11 @@ impl GradientStore {
         let chunks = tools.plan.partition().chunks();
         let at = accepted.at.in_shard.clone();
         let touched = chunks_within(chunks, &at);
-        // Those in buffers first: then they need not come back.
-        let is_open = |index: &usize| self.sums[*index].buffer.is_some();
-        let (open, others): (Vec<usize>, Vec<usize>) = touched.partition(is_open);
-        for index in open.into_iter().chain(others) {
+        // From the side that is in a buffer already: then that one need not come back.
+        let is_open = |index: usize| self.sums[index].buffer.is_some();
+        let goes_back = touched.end > 0 && is_open(touched.end - 1);
+        for step in 0..touched.len() {
+            let index = if goes_back { touched.end - 1 - step } else { touched.start + step };
             let (start, here) = (chunks[index].shard_offset as usize, overlap(&chunks[index], &at));
             self.open(tools, index)?;
             let Some(sums) = self.sums[index].buffer.as_deref_mut() else { continue };
@@ -196,7 +197,8 @@ impl GradientStore {
     /// Brings a chunk's sums into a buffer.
     fn open(&mut self, tools: &mut StoreTools<'_>, index: usize) -> Result<()> {
         self.uses += 1;
-        let (is_open, is_touched) = (self.sums[index].buffer.is_some(), self.sums[index].is_touched);
+        let (is_open, is_touched) =
+            (self.sums[index].buffer.is_some(), self.sums[index].is_touched);
         if !is_open {
             while self.open >= self.open_max
                 && let Some(longest) = self.used_longest_ago()
@@ -215,7 +217,8 @@ impl GradientStore {
         if !is_touched && let Some(buffer) = &mut sums.buffer {
             buffer[..bytes].fill(0);
         }
-        (sums.is_touched, sums.is_spilled, sums.norm, sums.last_use) = (true, false, None, last_use);
+        (sums.is_touched, sums.is_spilled, sums.norm, sums.last_use) =
+            (true, false, None, last_use);
         Ok(())
     }
 
@@ -297,7 +300,9 @@ impl GradientStore {
             let _ = swapper.settle_spills();
         }
         for (index, sums) in self.sums.iter_mut().enumerate() {
-            if !sums.is_resident && let Some(buffer) = sums.buffer.take() {
+            if !sums.is_resident
+                && let Some(buffer) = sums.buffer.take()
+            {
                 swapper.return_gradient_buffer(buffer);
             }
             (sums.is_touched, sums.is_spilled, sums.norm) = (false, false, None);

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::optim::Dice;
 use crate::partition::{Chunk, Partition, Run, contiguous_ranges};
 use crate::state::{Codec, Inventory, StateTensor};
-use crate::storage::{ExtentLayout, Placement};
+use crate::storage::{ExtentLayout, Placement, Shares};
 use crate::units::{Bytes, ChunkIndex, Rank};
 
 /// The least number of buffers that keeps reads and writes going at the same time.
@@ -78,8 +78,7 @@ impl Plan {
         );
         let buffer_bytes = extents.iter().copied().max().unwrap_or(0);
         let chunks = extents.len() as u64;
-        let gradients =
-            GradientPlan::resolve(config, &partition, &placement, buffer_bytes, shard);
+        let gradients = GradientPlan::resolve(config, &partition, &placement, buffer_bytes, shard);
         let taken = gradients.memory_bytes();
         let buffer_count = buffer_count(config, taken, buffer_bytes, chunks)?;
         let cached_chunks =
@@ -149,6 +148,15 @@ impl Plan {
     /// Bytes of all memory that the budget is for: buffers and gradients.
     pub fn memory_bytes(&self) -> u64 {
         (self.buffer_count * self.buffer_bytes) as u64 + self.gradients.memory_bytes()
+    }
+
+    /// New weights of the drives, for all that is written from now on. Gives what came of them for
+    /// the state.
+    pub(super) fn reweigh(&self, weights: &[f64]) -> Shares {
+        if let Some(spills) = self.gradients.placement() {
+            spills.reweigh(weights);
+        }
+        self.placement.reweigh(weights)
     }
 
     /// Number of I/O buffers for state.

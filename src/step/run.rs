@@ -329,8 +329,7 @@ impl<G: GradElem> Work<'_, '_, G> {
             let before = Instant::now();
             let verifies = self.checksums.is_due(index, self.attempt);
             let (bytes, spilled) = resident.with_gradient();
-            let gradients =
-                self.gradients.of_chunk((plan, pool), index, spilled, verifies)?;
+            let gradients = self.gradients.of_chunk((plan, pool), index, spilled, verifies)?;
             let has_changed = self.updates.run(index, &gradients, bytes, params);
             self.timers.record(Timer::OptimizerStep, before.elapsed());
             if has_changed {

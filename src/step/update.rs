@@ -33,11 +33,15 @@ impl Updates<'_> {
     ) -> bool {
         let (sections, uppers) = sections_mut(self.plan, chunk, bytes);
         let has_changed = match self.plan.config().optimizer.kind {
-            OptimizerKind::AdamW => self.run_rule::<AdamW, G, P>(chunk, gradients, sections, params),
+            OptimizerKind::AdamW => {
+                self.run_rule::<AdamW, G, P>(chunk, gradients, sections, params)
+            }
             OptimizerKind::Adam => self.run_rule::<Adam, G, P>(chunk, gradients, sections, params),
             OptimizerKind::Sgd => self.run_rule::<Sgd, G, P>(chunk, gradients, sections, params),
             OptimizerKind::Lion => self.run_rule::<Lion, G, P>(chunk, gradients, sections, params),
-            OptimizerKind::Adagrad => self.run_rule::<Adagrad, G, P>(chunk, gradients, sections, params),
+            OptimizerKind::Adagrad => {
+                self.run_rule::<Adagrad, G, P>(chunk, gradients, sections, params)
+            }
         };
         if !uppers.is_empty() {
             let halves = P::upper_halves(params);
@@ -63,7 +67,8 @@ impl Updates<'_> {
             let (piece, rest) = std::mem::take(&mut params).split_at_mut(live);
             params = rest;
             let in_shard = chunk.shard_offset as usize + start;
-            let segments: Vec<Segment<'_, R, G>> = self.segments(gradients, in_shard, live).collect();
+            let segments: Vec<Segment<'_, R, G>> =
+                self.segments(gradients, in_shard, live).collect();
             let moments = [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)];
             let master = master.cut(SPLIT_ELEMS);
             if !segments.is_empty() {

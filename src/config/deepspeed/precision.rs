@@ -48,8 +48,7 @@ impl Import {
         self.config.loss_scale.growth_interval = window.unwrap_or(1000);
         self.comes_from("loss_scale.growth_interval", origin_of("fp16.loss_scale_window", window));
         let hysteresis = self.whole(root, "fp16.hysteresis")?;
-        self.config.loss_scale.hysteresis =
-            hysteresis.unwrap_or(2).try_into().unwrap_or(u32::MAX);
+        self.config.loss_scale.hysteresis = hysteresis.unwrap_or(2).try_into().unwrap_or(u32::MAX);
         self.comes_from("loss_scale.hysteresis", origin_of("fp16.hysteresis", hysteresis));
         let consecutive = self.flag(root, "fp16.consecutive_hysteresis")?;
         self.config.loss_scale.consecutive_hysteresis = consecutive.unwrap_or(false);
