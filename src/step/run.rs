@@ -330,8 +330,12 @@ impl<G: GradElem> Work<'_, '_, G> {
             let verifies = self.checksums.is_due(index, self.attempt);
             let (bytes, spilled) = resident.with_gradient();
             let gradients = self.gradients.of_chunk((plan, pool), index, spilled, verifies)?;
-            let has_changed = self.updates.run(index, &gradients, bytes, params);
-            self.timers.record(Timer::OptimizerStep, before.elapsed());
+            if !spilled.is_empty() {
+                self.timers.record(Timer::VerifyChecksums, before.elapsed());
+            }
+            let has_changed = self
+                .timers
+                .time(Timer::OptimizerStep, || self.updates.run(index, &gradients, bytes, params));
             if has_changed {
                 let before = Instant::now();
                 let uppers = halves_of(plan, params);

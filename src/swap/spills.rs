@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::messages::{Loan, SpillAnswer, SpillCommand, SpillSender};
 use super::pipeline::SweepKind;
@@ -17,8 +18,7 @@ use crate::io::{Buffer, Direction, Finished, Part, Transfer};
 use crate::storage::Placement;
 use crate::units::{ChunkIndex, ExtentIndex};
 
-/// In tokens of transfers: set for gradients. What is above says which discard came before; what is
-/// below is the chunk.
+/// In tokens of transfers: set for gradients. What is above is the turn; what is below, the chunk.
 const OF_GRADIENT: u64 = 1 << 32;
 
 /// Where the gradient of a chunk is.
@@ -89,7 +89,7 @@ impl Spills {
     }
 
     fn is_of_this_turn(&self, token: u64) -> bool {
-        token >> 33 == u64::from(self.turn) & (u64::MAX >> 33)
+        token >> 33 == u64::from(self.turn)
     }
 
     fn answer(&self, answer: SpillAnswer) {
@@ -125,7 +125,7 @@ impl Worker {
             SpillCommand::Write { chunk, buffer } => {
                 spills.places[chunk.index()] = Place::Writing;
                 spills.writing += 1;
-                self.swap_out_busy.begin(std::time::Instant::now());
+                self.swap_out_busy.begin(Instant::now());
                 self.start_spill(Direction::SwapOut, chunk, buffer);
             }
         }
@@ -202,7 +202,7 @@ impl Worker {
             && let Some(buffer) = self.spills.free.pop()
         {
             self.spills.queue.pop_front();
-            self.swap_in_busy.begin(std::time::Instant::now());
+            self.swap_in_busy.begin(Instant::now());
             self.start_spill(Direction::SwapIn, chunk, buffer);
         }
     }
@@ -225,7 +225,7 @@ impl Worker {
 
     pub(super) fn settle_spill(&mut self, finished: Finished) {
         let Finished { token, direction, buffer, result } = finished;
-        let (now, chunk) = (std::time::Instant::now(), ChunkIndex(token as u32));
+        let (now, chunk) = (Instant::now(), ChunkIndex(token as u32));
         let failure = result.err().map(|fault| {
             let what = match direction {
                 Direction::SwapIn => "a spilled gradient cannot be read back",
