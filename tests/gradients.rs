@@ -176,7 +176,7 @@ fn a_stale_gradient_is_never_replayed() {
     }
 }
 
-/// DeepSpeed's gradient buffer is not zeroed: ranges that nothing covers hold what was there before.
+/// DeepSpeed's gradient buffer is not zeroed: ranges that nothing covers hold what was there.
 #[test]
 fn an_uncovered_range_is_never_read() {
     for place in PLACES {

@@ -147,8 +147,8 @@ impl Model {
     }
 
     /// Mean cross-entropy of `windows`, each context + 1 bytes long, in nats per byte.
-    /// Overwrites `gradients` with `loss_scale` times its derivatives by the parameters, laid out as
-    /// for `load`.
+    /// Overwrites `gradients` with `loss_scale` times its derivatives by the parameters, laid out
+    /// as for `load`.
     pub fn loss_and_gradients(
         &self,
         windows: &[&[u8]],

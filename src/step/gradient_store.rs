@@ -2,8 +2,8 @@
 //! on the drives, and gone after the step.
 //!
 //! A chunk's sums are in a buffer from its first piece on, zeros where nothing has come. When the
-//! last piece of all its elements has come, it is closed: its norm is taken, and, unless it stays in
-//! memory, it is spilled at once. Where more chunks are under way than there are buffers, the
+//! last piece of all its elements has come, it is closed: its norm is taken, and, unless it stays
+//! in memory, it is spilled at once. Where more chunks are under way than there are buffers, the
 //! one that was added to the longest ago is closed before its time, and read back when more of it
 //! comes.
 
