@@ -27,14 +27,14 @@ use std::rc::Rc;
 use clap::Parser;
 use half::bf16;
 use optswap::cli::{self, SwapArgs, say};
-use optswap::config::Config;
+use optswap::config::{AccumulateIn, Config, GradientPlace};
 use optswap::coord::{Communicator, agree, all_gather, gather_all, reduce_scatter};
 use optswap::error::{Error, ErrorKind, Result};
 use optswap::job::{self, Origin, Training};
 use optswap::partition::Run;
 use optswap::report::{RunResult, bytes_per_param, rank_table, world_report};
 use optswap::state::{Inventory, Parameter};
-use optswap::step::{Gradients, RankRecord, StepOptions, SwappedOptimizer, Verifier};
+use optswap::step::{Gradients, RankRecord, StepOptions, StepOutcome, SwappedOptimizer, Verifier};
 use serde::{Deserialize, Serialize};
 
 use data::Corpus;
@@ -131,6 +131,14 @@ impl Task {
         if args.batch == 0 || args.validate_every == 0 {
             return Err(Error::usage("--batch and --validate-every must be at least 1"));
         }
+        let gradients = &config.gradients;
+        if args.verify
+            && gradients.place != GradientPlace::Caller
+            && gradients.accumulate_in == AccumulateIn::Bf16
+        {
+            return Err(Error::usage("--verify compares steps with f32 gradients")
+                .hint("set gradients.accumulate_in = \"f32\""));
+        }
         let default = if args.text.is_empty() { Corpus::default_paths() } else { Vec::new() };
         let paths = if args.text.is_empty() { &default } else { &args.text };
         let corpus = Corpus::read(paths, args.context)
@@ -177,16 +185,15 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let mut step_seconds = Vec::new();
     for step in origin.attempt() + 1..=args.steps {
         let batch = corpus.batch(args.seed, step, args.batch, comm.rank().index(), comm.size());
-        let loss = replica.reduce_gradients(&**comm, &batch, args.batch)?;
+        let loss_scale = training.optimizer().loss_scaler().scale();
+        let loss = replica.reduce_gradients(&**comm, &batch, args.batch, loss_scale)?;
         if let Some(verifier) = &verifier {
             // What the last step left on the drives, just before it is used again.
             verifier.check_with(training.optimizer_mut(), &replica.shard_params)?;
         }
-        let partition = training.optimizer().partition();
-        let gradients = Gradients::of_shard(partition, &replica.shard_gradients)?;
         let user_blob = past.to_bytes();
         let options = StepOptions { user_blob: &user_blob, ..StepOptions::default() };
-        let outcome = training.step(&gradients, &mut replica.shard_params, options)?;
+        let outcome = replica.step(&mut training, options)?;
         if let Some(verifier) = &mut verifier {
             verifier.step(training.optimizer(), &outcome, &replica.shard_gradients);
         }
@@ -314,23 +321,44 @@ impl Replica {
     }
 
     /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner.
-    /// Gives that loss.
+    /// They are `loss_scale` times as large. Gives that loss.
     fn reduce_gradients(
         &mut self,
         comm: &dyn Communicator,
         part: &[&[u8]],
         batch: usize,
+        loss_scale: f32,
     ) -> Result<f64> {
         let share = part.len() as f32 / batch as f32;
         let mut loss = 0.0;
         if part.is_empty() {
             self.gradients.fill(0.0);
         } else {
-            loss = self.model.loss_and_gradients(part, &mut self.gradients).map_err(model_error)?;
+            let gradients = &mut self.gradients;
+            let computed = self.model.loss_and_gradients(part, loss_scale, gradients);
+            loss = computed.map_err(model_error)?;
             self.gradients.iter_mut().for_each(|gradient| *gradient *= share);
         }
         reduce_scatter(comm, &self.gradients, &self.ranges, &mut self.shard_gradients)?;
         sum_over_ranks(comm, f64::from(loss * share))
+    }
+
+    /// Collective: a step with the gradients of this rank's shard, borrowed or handed over as the
+    /// configuration says.
+    fn step(&mut self, training: &mut Training, options: StepOptions<'_>) -> Result<StepOutcome> {
+        if training.optimizer().plan().config().gradients.place == GradientPlace::Caller {
+            let partition = training.optimizer().partition();
+            let gradients = Gradients::of_shard(partition, &self.shard_gradients)?;
+            return training.step(&gradients, &mut self.shard_params, options);
+        }
+        // Backward gives the last parameters first.
+        let pieces = training.optimizer().partition().pieces().to_vec();
+        for piece in pieces.iter().rev() {
+            let gradient = &self.shard_gradients[piece.in_shard()];
+            let optimizer = training.optimizer_mut();
+            optimizer.swap_out_gradients(piece.param, piece.param_offset, gradient, true)?;
+        }
+        training.step_gradients(&mut self.shard_params, options)
     }
 
     /// Collective: mean loss over the validation windows, each rank looking at its part.

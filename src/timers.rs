@@ -43,8 +43,11 @@ timers! {
     /// From the return of `step()` to its next call: the caller's own work, without waiting for
     /// other ranks in collectives.
     BetweenSteps = "between_steps",
-    /// `step()` looking through the caller's gradients for norm and overflow.
+    /// `step()` looking through the caller's gradients for norm and overflow; and copying,
+    /// accumulating and spilling those that are handed over before it.
     SwapOutGradient = "swap_out_gradient",
+    /// Waiting until spilled gradients are on the drives, in a flush or at the begin of a step.
+    AsyncSwapGradientWait = "async_swap_gradient_wait",
     /// The one all-reduce for norm, overflow and status, waiting for slower ranks included.
     GradientNorm = "gradient_norm",
     /// `step()` waiting for a chunk to be swapped in: reads that nothing hid.
@@ -124,7 +127,7 @@ impl Timer {
             Self::SwapInState => Section::Read,
             Self::SwapOutState => Section::Write,
             Self::OptimizerStep => Section::Compute,
-            Self::SwapOutGradient => Section::Gradient,
+            Self::SwapOutGradient | Self::AsyncSwapGradientWait => Section::Gradient,
             Self::VerifyChecksums | Self::TakeChecksums => Section::Checksum,
             Self::Commit => Section::Commit,
             Self::GradientNorm | Self::Agreement => Section::Collective,

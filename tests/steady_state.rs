@@ -12,10 +12,11 @@ const METADATA: &str =
     "open,openat,openat2,creat,close,stat,lstat,fstat,newfstatat,statx,statfs,ftruncate,fallocate";
 
 /// Calls that touch the drives, or `/proc`, by file name or descriptor, in a run of so many steps.
-fn metadata_calls(steps: u32, durability: &str) -> Option<usize> {
+fn metadata_calls(steps: u32, durability: &str, place: &str) -> Option<usize> {
     let drives = Drives::new(2);
     let log = drives.path().join("strace.log");
-    let config = drives.write("small.toml", "[swap]\nchunk_elements = 65536\n");
+    let text = format!("[swap]\nchunk_elements = 65536\n[gradients]\nplace = \"{place}\"\n");
+    let config = drives.write("small.toml", &text);
     let mut command = Command::new("strace");
     command.args(["-f", "-y", "-e", &format!("trace={METADATA}"), "-o"]).arg(&log);
     command.arg(optswap()).args(["bench", "--params", "1Mi", "--warmup", "0", "--config", &config]);
@@ -31,13 +32,13 @@ fn metadata_calls(steps: u32, durability: &str) -> Option<usize> {
 
 #[test]
 fn a_step_makes_no_metadata_calls() {
-    for durability in ["scratch", "step"] {
-        let counts = (metadata_calls(2, durability), metadata_calls(7, durability));
+    for (durability, place) in [("scratch", "caller"), ("step", "caller"), ("step", "drives")] {
+        let counts = (metadata_calls(2, durability, place), metadata_calls(7, durability, place));
         let (Some(few), Some(many)) = counts else {
             // launch/setup --tests installs it; without it there is nothing to see.
             panic!("strace is not installed: run launch/setup --tests");
         };
         assert!(few > 0, "the trace saw the start-up");
-        assert_eq!(many, few, "five more steps made more calls, {durability}");
+        assert_eq!(many, few, "five more steps made more calls, {durability}, {place}");
     }
 }

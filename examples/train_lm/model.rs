@@ -147,11 +147,19 @@ impl Model {
     }
 
     /// Mean cross-entropy of `windows`, each context + 1 bytes long, in nats per byte.
-    /// Overwrites `gradients` with its derivatives by the parameters, laid out as for `load`.
-    pub fn loss_and_gradients(&self, windows: &[&[u8]], gradients: &mut [f32]) -> Result<f32> {
+    /// Overwrites `gradients` with `loss_scale` times its derivatives by the parameters, laid out
+    /// as for `load`.
+    pub fn loss_and_gradients(
+        &self,
+        windows: &[&[u8]],
+        loss_scale: f32,
+        gradients: &mut [f32],
+    ) -> Result<f32> {
         self.check_length(gradients.len())?;
         let loss = self.mean_cross_entropy(windows)?;
-        let store = loss.backward()?;
+        let scaled =
+            if loss_scale == 1.0 { loss.clone() } else { (&loss * f64::from(loss_scale))? };
+        let store = scaled.backward()?;
         let mut rest = gradients;
         for parameter in &self.parameters {
             let Some(gradient) = store.get(parameter) else {
@@ -322,7 +330,7 @@ mod tests {
         let flat: Vec<f32> = (0..elements as u64).map(draw).collect();
         model.load(&flat)?;
         let mut gradients = vec![f32::NAN; elements];
-        model.loss_and_gradients(&windows, &mut gradients)?;
+        model.loss_and_gradients(&windows, 1.0, &mut gradients)?;
         for index in (0..elements).step_by(13) {
             let mut loss_near = |distance: f32| {
                 let mut near = flat.clone();

@@ -320,13 +320,14 @@ impl Checkpoints {
         let elem_bytes = 4 * optimizer.plan().tensors().len() as u64;
         let (mut bytes, all_bytes) = (0, elem_bytes * optimizer.partition().elems());
         let counts = manifest.update_counts;
+        optimizer.set_loss_scale(manifest.loss_scale);
+        manifest.loss_scaler.iter().for_each(|state| optimizer.restore_loss_scaler(*state));
         optimizer.restore(manifest.attempts, counts, &blob, params, |run, out| {
             reader.read_flat(inventory.flat_start(run.param) + run.param_offset, out)?;
             bytes += elem_bytes * run.elems;
             self.progress.iter().for_each(|progress| progress(bytes, all_bytes));
             Ok(())
         })?;
-        optimizer.set_loss_scale(manifest.loss_scale);
         Ok(blob)
     }
 
@@ -361,6 +362,7 @@ impl Checkpoints {
             tensors: optimizer.plan().tensors().iter().map(in_manifest).collect(),
             groups: optimizer.groups().to_vec(),
             loss_scale: optimizer.loss_scale(),
+            loss_scaler: Some(optimizer.loss_scaler().state()),
             user_blob: blobs.into_iter().next().unwrap_or_default(),
             shards: Vec::new(),
         })

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{Codec, Hyperparameters, Inventory, Parameter};
+use crate::state::{Codec, Hyperparameters, Inventory, LossScalerState, Parameter};
 use crate::wire::{Frame, Unsealed, crc32c};
 
 const FORMAT: &str = "optswap checkpoint";
@@ -36,6 +36,9 @@ pub struct Manifest {
     pub groups: Vec<Hyperparameters>,
     /// What the loss was last multiplied by.
     pub loss_scale: f32,
+    /// What the loss scaler remembered; none in checkpoints of other programs and of older ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scaler: Option<LossScalerState>,
     /// What the caller handed over, in hexadecimal digits.
     pub user_blob: String,
     /// One entry per shard, in the order of the flat space.
@@ -263,6 +266,7 @@ mod tests {
             tensors: vec![("master".to_owned(), Codec::Fp32)],
             groups: vec![Hyperparameters::default()],
             loss_scale: 1.0,
+            loss_scaler: None,
             user_blob: hexadecimal(b"\x00blob\xff"),
             shards: vec![ShardEntry { file: "a".into(), flat_start: 0, elems: 15, bytes: 60 }],
         }

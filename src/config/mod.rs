@@ -4,6 +4,7 @@
 mod codecs;
 mod deepspeed;
 mod faults;
+mod gradients;
 mod hosts;
 mod machine;
 mod probe;
@@ -25,6 +26,9 @@ use crate::units::{BLOCK_ELEMS, Elems};
 pub use codecs::CodecsConfig;
 pub use deepspeed::{parse_deepspeed, read_deepspeed};
 pub use faults::{FaultConfig, FaultKind};
+pub use gradients::{
+    AccumulateIn, GradientPlace, GradientsConfig, LossScaleConfig, LossScaleMode, MissingGradient,
+};
 pub use hosts::{HostRanges, compress_names};
 pub use machine::{MachineFacts, cpu_list};
 pub use probe::{allotted_cpus, memory_limit};
@@ -51,6 +55,10 @@ pub struct Config {
     pub swap: SwapConfig,
     /// The update.
     pub optimizer: OptimizerConfig,
+    /// What becomes of gradients until the step.
+    pub gradients: GradientsConfig,
+    /// What the loss is multiplied by.
+    pub loss_scale: LossScaleConfig,
     /// How state lies on the drives.
     pub codecs: CodecsConfig,
     /// What survives the process.
@@ -73,6 +81,8 @@ impl Default for Config {
             io: IoConfig::default(),
             swap: SwapConfig::default(),
             optimizer: OptimizerConfig::default(),
+            gradients: GradientsConfig::default(),
+            loss_scale: LossScaleConfig::default(),
             codecs: CodecsConfig::default(),
             durability: DurabilityConfig::default(),
             checkpoint: CheckpointConfig::default(),
@@ -120,6 +130,7 @@ impl Config {
         self.validate_sizes()?;
         self.validate_timeouts()?;
         self.codecs.validate()?;
+        self.loss_scale.validate()?;
         let (every, keep_last) = (self.durability.commit_every, self.checkpoint.keep_last);
         demand(every >= 1, "durability.commit_every", every, "at least 1")?;
         demand(keep_last >= 1, "checkpoint.keep_last", keep_last, "at least 1")?;
@@ -315,6 +326,8 @@ mod tests {
             ("[[optimizer.groups]]\neps = 0.0", "optimizer.groups[0]"),
             ("[timeouts]\nio_timeout = 0.0", "timeouts.io_timeout = 0"),
             ("[optimizer]\nclip_norm = -1.0", "clip_norm"),
+            ("[loss_scale]\nbackoff_factor = 1.0", "loss_scale.backoff_factor"),
+            ("[loss_scale]\nmode = \"dynamic\"\nminimum = 1e6", "loss_scale.minimum (1000000)"),
         ] {
             let error = Config::parse(text).unwrap_err();
             assert_eq!(error.exit_code(), 64);

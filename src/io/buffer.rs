@@ -77,11 +77,22 @@ pub struct Buffer {
 /// # Errors
 /// Unavailable if the system refuses the memory.
 pub fn allocate_buffers(count: usize, bytes: usize) -> Result<Vec<Buffer>> {
-    if count == 0 || bytes == 0 {
+    allocate_sized(&[(count, bytes)])
+}
+
+/// As [`allocate_buffers`], for several counts and sizes, in one mapping: first all of the first
+/// size, and so on.
+///
+/// # Errors
+/// As [`allocate_buffers`].
+pub fn allocate_sized(sizes: &[(usize, usize)]) -> Result<Vec<Buffer>> {
+    let lens = sizes.iter().flat_map(|(count, bytes)| std::iter::repeat_n(*bytes, *count));
+    let lens: Vec<usize> = lens.filter(|len| *len > 0).collect();
+    assert!(lens.iter().all(|len| len.is_multiple_of(4096)), "buffers are whole sectors");
+    let total = lens.iter().sum();
+    if total == 0 {
         return Ok(Vec::new());
     }
-    assert!(bytes.is_multiple_of(4096), "buffers are whole sectors");
-    let total = count * bytes;
     let arena = Arena::map(total).map_err(|error| {
         Error::new(ErrorKind::Unavailable, "the system refuses memory for I/O buffers")
             .with("asked for", Bytes(total as u64).human())
@@ -89,14 +100,14 @@ pub fn allocate_buffers(count: usize, bytes: usize) -> Result<Vec<Buffer>> {
             .hint("lower memory_budget, or give the job more memory")
     })?;
     let arena = Arc::new(arena);
+    let mut end = 0;
     // Disjoint ranges, one buffer each: the invariant that every access below relies on.
-    let buffer = |index: usize| Buffer {
-        arena: Arc::clone(&arena),
-        index: index as u32,
-        offset: index * bytes,
-        len: bytes,
+    let buffer = |(index, len): (usize, usize)| {
+        let offset = end;
+        end += len;
+        Buffer { arena: Arc::clone(&arena), index: index as u32, offset, len }
     };
-    Ok((0..count).map(buffer).collect())
+    Ok(lens.into_iter().enumerate().map(buffer).collect())
 }
 
 impl Buffer {
@@ -147,5 +158,8 @@ mod tests {
             buffers.iter().enumerate().all(|(value, b)| b.iter().all(|x| *x == value as u8 + 1))
         );
         assert!(allocate_buffers(0, 4096).unwrap().is_empty());
+        let sized = allocate_sized(&[(2, 8192), (0, 4096), (1, 4096)]).unwrap();
+        let seen: Vec<_> = sized.iter().map(|it| (it.index(), it.offset, it.len())).collect();
+        assert_eq!(seen, [(0, 0, 8192), (1, 8192, 8192), (2, 16384, 4096)]);
     }
 }

@@ -18,7 +18,7 @@ mod transfer;
 mod uring;
 
 pub use accounting::DriveTotals;
-pub use buffer::{Buffer, allocate_buffers};
+pub use buffer::{Buffer, allocate_buffers, allocate_sized};
 pub use engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 pub use load::{Load, LoadKind, LoadResult, Loader};
 pub use meter::{DriveMeters, Reading};

@@ -161,10 +161,38 @@ impl Training {
         params: &mut [P],
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
+        let options = self.with_requests(options);
+        let outcome = self.optimizer.step(gradients, params, options)?;
+        self.follow_step(outcome, params, options)
+    }
+
+    /// As [`Self::step`], with the gradients that were handed over before.
+    ///
+    /// # Errors
+    /// As [`SwappedOptimizer::step_gradients`] and [`Self::step`].
+    pub fn step_gradients<P: ParamElem>(
+        &mut self,
+        params: &mut [P],
+        options: StepOptions<'_>,
+    ) -> Result<StepOutcome> {
+        let options = self.with_requests(options);
+        let outcome = self.optimizer.step_gradients(params, options)?;
+        self.follow_step(outcome, params, options)
+    }
+
+    /// With what this process has been asked for.
+    fn with_requests<'a>(&self, options: StepOptions<'a>) -> StepOptions<'a> {
         let stop = options.stop.max(self.stop_wanted());
         let wants_table = options.wants_table | table_request();
-        let options = StepOptions { stop, wants_table, ..options };
-        let outcome = self.optimizer.step(gradients, params, options)?;
+        StepOptions { stop, wants_table, ..options }
+    }
+
+    fn follow_step<P: ParamElem>(
+        &mut self,
+        outcome: StepOutcome,
+        params: &[P],
+        options: StepOptions<'_>,
+    ) -> Result<StepOutcome> {
         answer_table_request(&self.optimizer, &outcome)?;
         if outcome.is_taken {
             self.last_step = outcome.duration;

@@ -6,20 +6,23 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 
-use crate::config::Config;
+use crate::config::{AccumulateIn, Config, GradientPlace};
 use crate::coord::Communicator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{answer_table_request, stop_request, table_request};
-use crate::optim::GradElem;
+use crate::optim::{GradElem, ParamElem};
 use crate::partition::Run;
 use crate::state::{Inventory, Parameter};
 use crate::step::{
-    Gradients, StepOptions, Stop, SwappedOptimizer, Verifier, fill_synthetic_gradients,
-    fill_synthetic_masters,
+    Gradients, StepOptions, StepOutcome, Stop, SwappedOptimizer, Verifier,
+    fill_synthetic_gradients, fill_synthetic_masters,
 };
 
 /// The largest synthetic parameter, so that there are several.
 const PARAM_ELEMS_MAX: u64 = 16 << 20;
+
+/// Elements of a piece of gradient, where they are handed over.
+const HANDED_OVER_ELEMS: usize = 1 << 20;
 
 /// One rank's part of a model, its gradients, and the optimizer.
 pub(super) struct Workload<G> {
@@ -96,12 +99,10 @@ impl<G: GradElem> Workload<G> {
         let mut comparing = Duration::ZERO;
         for _ in 0..steps {
             let begin = Instant::now();
-            let shard = &self.gradients[(self.steps % 2) as usize];
-            let gradients = Gradients::of_shard(self.optimizer.partition(), shard)?;
             let stop = if stop_request().is_some() { Stop::AfterThisStep } else { Stop::No };
             let wants_table = table_request();
             let options = StepOptions { stop, wants_table, ..StepOptions::default() };
-            let outcome = self.optimizer.step(&gradients, &mut self.params, options)?;
+            let outcome = self.step(options)?;
             stretch.step_seconds.push(begin.elapsed().as_secs_f64());
             self.steps += 1;
             answer_table_request(&self.optimizer, &outcome)?;
@@ -111,7 +112,15 @@ impl<G: GradElem> Workload<G> {
             }
             let before = Instant::now();
             if let Some(verifier) = &mut self.verifier {
-                let widened: Vec<f32> = shard.iter().map(|gradient| gradient.load()).collect();
+                let shard = &self.gradients[((self.steps - 1) % 2) as usize];
+                let gradients = &self.optimizer.plan().config().gradients;
+                let is_rounded = gradients.place != GradientPlace::Caller
+                    && gradients.accumulate_in == AccumulateIn::Bf16;
+                let widen = |gradient: &G| match is_rounded {
+                    true => bf16::emit(gradient.load()).load(),
+                    false => gradient.load(),
+                };
+                let widened: Vec<f32> = shard.iter().map(widen).collect();
                 verifier.step(&self.optimizer, &outcome, &widened);
                 verifier.check_with(&mut self.optimizer, &self.params)?;
                 comparing += before.elapsed();
@@ -120,6 +129,27 @@ impl<G: GradElem> Workload<G> {
         self.optimizer.flush()?;
         stretch.seconds = (start.elapsed() - comparing).as_secs_f64();
         Ok(stretch)
+    }
+
+    /// Collective: a step with the gradients borrowed, or handed over, the last ones first, where
+    /// the configuration has a place for them.
+    fn step(&mut self, options: StepOptions<'_>) -> Result<StepOutcome> {
+        let shard = &self.gradients[(self.steps % 2) as usize];
+        if self.optimizer.plan().config().gradients.place == GradientPlace::Caller {
+            let gradients = Gradients::of_shard(self.optimizer.partition(), shard)?;
+            return self.optimizer.step(&gradients, &mut self.params, options);
+        }
+        for piece in self.optimizer.partition().pieces().to_vec().iter().rev() {
+            let (first, mut end) = (piece.in_shard().start, piece.in_shard().end);
+            while end > first {
+                let start = end.saturating_sub(HANDED_OVER_ELEMS).max(first);
+                let offset = piece.param_offset + (start - first) as u64;
+                let grads = &shard[start..end];
+                self.optimizer.swap_out_gradients(piece.param, offset, grads, true)?;
+                end = start;
+            }
+        }
+        self.optimizer.step_gradients(&mut self.params, options)
     }
 }
 

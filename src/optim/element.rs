@@ -4,10 +4,16 @@ use half::{bf16, f16};
 
 use super::codec::bf16_nearest;
 
+/// So many zeros are there of every format.
+const ZEROS: usize = 64 << 10;
+
 /// A gradient element: read as f32.
-pub trait GradElem: Copy + Send + Sync {
+pub trait GradElem: bytemuck::Pod + Send + Sync {
     /// The value as f32, exactly.
     fn load(self) -> f32;
+
+    /// Zeros, for elements without a gradient.
+    fn zeros() -> &'static [Self];
 }
 
 impl GradElem for f32 {
@@ -15,12 +21,22 @@ impl GradElem for f32 {
     fn load(self) -> f32 {
         self
     }
+
+    fn zeros() -> &'static [Self] {
+        static ALL: [f32; ZEROS] = [0.0; ZEROS];
+        &ALL
+    }
 }
 
 impl GradElem for bf16 {
     #[inline(always)]
     fn load(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn zeros() -> &'static [Self] {
+        static ALL: [bf16; ZEROS] = [bf16::ZERO; ZEROS];
+        &ALL
     }
 }
 
@@ -37,6 +53,11 @@ impl GradElem for f16 {
         let special = moved | 0x7f80_0000;
         let magnitude = if moved >= 0x0f80_0000 { special } else { scaled.to_bits() };
         f32::from_bits(magnitude | (bits & 0x8000) << 16)
+    }
+
+    fn zeros() -> &'static [Self] {
+        static ALL: [f16; ZEROS] = [f16::ZERO; ZEROS];
+        &ALL
     }
 }
 

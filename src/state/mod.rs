@@ -3,12 +3,14 @@
 
 mod codec;
 mod inventory;
+mod loss_scale;
 mod optimizer;
 
 use serde::{Deserialize, Serialize};
 
 pub use codec::{Codec, INT8_BLOCK_ELEMS, Rounding};
 pub use inventory::{Inventory, Parameter};
+pub use loss_scale::{LossScaleRule, LossScaler, LossScalerState, ScaleChange};
 pub use optimizer::{MASTER, OptimizerKind, StateTensor};
 
 /// Hyper-parameters of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization",

@@ -6,6 +6,7 @@ use super::plan::Plan;
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::{ParamElem, split_halves};
+use crate::state::{LossScaleRule, LossScaler, LossScalerState};
 use crate::storage::commit::{Places, Stamp, Verdict, judge, place_beside, place_of};
 use crate::storage::{
     MovedUnits, Placement, Record, RecordFiles, ShardFiles, Slots, boot_id, stamps,
@@ -26,6 +27,7 @@ pub(super) struct Progress<'a> {
     pub attempts: u64,
     pub update_counts: Vec<u64>,
     pub checksums: &'a Checksums,
+    pub loss_scaler: LossScalerState,
     pub user_blob: &'a [u8],
 }
 
@@ -41,6 +43,7 @@ impl Durable {
             moved: MovedUnits::default(),
             shares: Vec::new(),
             checksums: Vec::new(),
+            loss_scaler: LossScaler::new(LossScaleRule::OFF).state(),
             user_blob: Vec::new(),
             boot_id: boot_id(),
             is_synced: false,
@@ -76,6 +79,7 @@ impl Durable {
             moved: placement.moved_units(&slots.committed_extents()),
             shares: placement.shares(),
             checksums: progress.checksums.table().to_vec(),
+            loss_scaler: progress.loss_scaler,
             user_blob: progress.user_blob.to_vec(),
             boot_id: self.agreed.boot_id.clone(),
             is_synced: sync,
@@ -235,6 +239,8 @@ impl SwappedOptimizer {
         self.checksums.restore(&record.checksums);
         self.attempts = record.attempts;
         self.user_blob.clone_from(&record.user_blob);
+        self.loss_scaler.restore(record.loss_scaler);
+        self.discard_gradients();
         self.snapshot = None;
         restore_counts(&self.plan, &record.update_counts, &mut self.update_counts);
         // Without a flush, what was written before the machine went down may not be on the drives.
@@ -292,6 +298,7 @@ impl SwappedOptimizer {
             attempts: self.attempts,
             update_counts: counts_of(&self.plan, &self.update_counts),
             checksums: &self.checksums,
+            loss_scaler: self.loss_scaler.state(),
             user_blob,
         };
         let sync = self.plan.config().durability.sync;

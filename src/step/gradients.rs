@@ -2,17 +2,19 @@
 
 use std::ops::Range;
 
+use super::locate::PieceIndex;
+use crate::config::MissingGradient;
 use crate::error::{Error, Result};
 use crate::optim::GradElem;
-use crate::partition::Partition;
+use crate::partition::{Partition, Run};
 use crate::state::Inventory;
 use crate::units::ParamIndex;
 
 /// The gradients of one step, all of one number format.
 ///
 /// A parameter of which no piece is handed over is skipped, as torch skips a gradient of `None`:
-/// its master, moments and step count stay. One of which only a part of this rank's share is handed
-/// over is an error.
+/// its master, moments and step count stay (`gradients.missing` may say otherwise). One of which
+/// only a part of this rank's share is handed over is an error.
 #[derive(Debug)]
 pub struct Gradients<'a, G> {
     pieces: Vec<(ParamIndex, u64, &'a [G])>,
@@ -61,32 +63,13 @@ impl<'a, G: GradElem> Gradients<'a, G> {
         inventory: &Inventory,
         partition: &Partition,
     ) -> Result<ShardGradients<'a, G>> {
+        let index = PieceIndex::new(partition);
         let mut fragments = Vec::with_capacity(self.pieces.len());
         for (param, offset, grad) in &self.pieces {
-            if param.index() >= inventory.parameters().len() {
-                return Err(
-                    Error::usage("a gradient for an unknown parameter").with("index", param)
-                );
-            }
             let len = grad.len() as u64;
-            let wrong = |message: &str| {
-                Error::usage(message)
-                    .with("parameter", &inventory.parameter(*param).name)
-                    .with("offset", offset)
-                    .with("length", len)
-            };
-            let end = offset.checked_add(len).filter(|end| *end <= inventory.elems(*param));
-            let end = end.ok_or_else(|| {
-                wrong("a gradient beyond its parameter's end")
-                    .with("elements of the parameter", inventory.elems(*param))
-            })?;
-            let start = inventory.flat_start(*param);
-            let flat = partition.flat();
-            if start + offset < flat.start || start + end > flat.end {
-                return Err(wrong("a gradient outside of this rank's shard"));
-            }
+            let at = index.locate(inventory, partition, *param, *offset, len)?;
             if len > 0 {
-                let shard_offset = (start + offset - flat.start) as usize;
+                let shard_offset = at.in_shard.start;
                 fragments.push(Fragment { param: *param, shard_offset, grad });
             }
         }
@@ -113,12 +96,42 @@ impl<G> Fragment<'_, G> {
 
 /// The gradients of a shard, in shard order, without overlap; each parameter's share is covered
 /// whole or not at all.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ShardGradients<'a, G> {
     fragments: Vec<Fragment<'a, G>>,
 }
 
 impl<'a, G: GradElem> ShardGradients<'a, G> {
+    /// Fragments in the order of the shard, without overlap.
+    pub fn of_fragments(fragments: Vec<Fragment<'a, G>>) -> Self {
+        Self { fragments }
+    }
+
+    /// What becomes of the parameters that have none: nothing, zeros, or an error.
+    ///
+    /// # Errors
+    /// Usage, naming the first.
+    pub fn completed(
+        mut self,
+        missing: MissingGradient,
+        inventory: &Inventory,
+        partition: &Partition,
+    ) -> Result<Self> {
+        if missing == MissingGradient::Skip {
+            return Ok(self);
+        }
+        let has_none = |piece: &&Run| self.within(piece.in_shard()).next().is_none();
+        let without: Vec<Run> = partition.pieces().iter().filter(has_none).copied().collect();
+        for piece in &without {
+            if missing == MissingGradient::Error {
+                return Err(missing_gradient(inventory, piece));
+            }
+            self.fragments.extend(zeros_for(piece));
+        }
+        self.fragments.sort_by_key(|fragment| fragment.shard_offset);
+        Ok(self)
+    }
+
     fn check_coverage(&self, inventory: &Inventory, partition: &Partition) -> Result<()> {
         let wrong = |message: &str, param: ParamIndex| {
             Error::usage(message).with("parameter", &inventory.parameter(param).name)
@@ -162,6 +175,23 @@ impl<'a, G: GradElem> ShardGradients<'a, G> {
         params.dedup();
         params
     }
+}
+
+/// Zeros for elements of the shard that have no gradient.
+pub(super) fn zeros_for<'a, G: GradElem>(run: &Run) -> impl Iterator<Item = Fragment<'a, G>> {
+    let (param, range) = (run.param, run.in_shard());
+    let starts = range.clone().step_by(G::zeros().len());
+    starts.map(move |shard_offset| {
+        let len = G::zeros().len().min(range.end - shard_offset);
+        Fragment { param, shard_offset, grad: &G::zeros()[..len] }
+    })
+}
+
+pub(super) fn missing_gradient(inventory: &Inventory, piece: &Run) -> Error {
+    Error::usage("a parameter has no gradient")
+        .with("parameter", &inventory.parameter(piece.param).name)
+        .with("this rank's share", piece.elems)
+        .hint("hand it over, or set gradients.missing to \"skip\" or \"zero\"")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::partition::Run;
+use crate::state::LossScaler;
 use crate::swap::{Ending, ResidentChunk, SweepKind};
 use crate::units::ChunkIndex;
 
@@ -45,6 +46,7 @@ impl SwappedOptimizer {
         agree(&*self.comm, result)?;
         self.update_counts.fill(0);
         self.attempts = 0;
+        self.loss_scaler = LossScaler::new(self.plan.config().loss_scale.rule());
         self.unusable = None;
         self.commit(&[])
     }
@@ -79,6 +81,7 @@ impl SwappedOptimizer {
     ) -> Result<()> {
         // A snapshot of what is overwritten here would be of no state.
         self.snapshot = None;
+        self.discard_gradients();
         self.check_params(params)?;
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let mut values = vec![Vec::new(); self.plan.tensors().len()];

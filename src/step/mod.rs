@@ -1,11 +1,18 @@
 //! The composition root and the public API of training: resolve a [`Plan`], create a
 //! [`SwappedOptimizer`], initialise it, step.
 
+mod accumulate;
+mod backward;
 mod checksums;
+mod coverage;
 mod digest;
 mod durable;
+mod gradient_plan;
+mod gradient_store;
 mod gradients;
 mod initialize;
+mod locate;
+mod loss;
 mod norm;
 mod optimizer;
 mod plan;
@@ -17,6 +24,7 @@ mod reweigh;
 mod run;
 mod seats;
 mod snapshot;
+mod source;
 mod stored;
 mod synthetic;
 mod telling;
@@ -27,6 +35,7 @@ mod weights;
 
 pub use crate::telemetry::{DriveRecord, RankRecord, TimerRecord};
 pub use durable::Resumed;
+pub use gradient_plan::GradientPlan;
 pub use gradients::Gradients;
 pub use norm::Stop;
 pub use optimizer::SwappedOptimizer;

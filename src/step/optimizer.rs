@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::checksums::Checksums;
 use super::durable::{Durable, Resumed};
+use super::gradient_store::GradientStore;
 use super::plan::Plan;
 use super::preflight::{check_node_memory, check_space, neighbours};
 use super::process_io::ProcessIo;
@@ -18,9 +19,9 @@ use super::weights::starting_weights;
 use crate::config::{Config, FaultConfig};
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{DriveMeters, EngineSpec, allocate_buffers};
+use crate::io::{Buffer, DriveMeters, EngineSpec, allocate_sized};
 use crate::partition::Partition;
-use crate::state::{Hyperparameters, Inventory, Parameter};
+use crate::state::{Hyperparameters, Inventory, LossScaler, Parameter};
 use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, inspect_drives};
 use crate::swap::{Swapper, SwapperSpec};
 use crate::telemetry::Outlet;
@@ -42,6 +43,9 @@ pub struct SwappedOptimizer {
     pub(super) attempts: u64,
     /// Of the last step.
     pub(super) loss_scale: f32,
+    pub(super) loss_scaler: LossScaler,
+    /// Handed over since the last step.
+    pub(super) gradients: GradientStore,
     pub(super) user_blob: Vec<u8>,
     pub(super) slots: Slots,
     pub(super) checksums: Checksums,
@@ -131,7 +135,7 @@ impl SwappedOptimizer {
         let tracer = Recorder::tracer(&config.report);
         let swapper = open_swapper(&plan, &*comm, &files, &meters, &tracer);
         let parts = swapper.and_then(|it| Ok((it, open_parts(&plan, &files, job_id, comes_back)?)));
-        let (swapper, (pool, durable)) = agree(&*comm, parts)?;
+        let ((swapper, resident), (pool, durable)) = agree(&*comm, parts)?;
         let tells_apart = !config.drives.weights.is_empty();
         let balance = Balance::new(&plan, &files, meters, &topology, tells_apart);
         let recorder = Recorder::new(files.paths(), tracer, config.report.trace_steps);
@@ -142,6 +146,8 @@ impl SwappedOptimizer {
             update_counts: vec![0; plan.inventory().parameters().len()],
             attempts: 0,
             loss_scale: 1.0,
+            loss_scaler: LossScaler::new(config.loss_scale.rule()),
+            gradients: GradientStore::new(&plan, resident),
             user_blob: Vec::new(),
             slots: Slots::new(plan.partition().chunks().len(), config.is_durable()),
             checksums: Checksums::new(&plan),
@@ -282,7 +288,7 @@ fn create_files(
         tensors: plan.tensors().iter().map(|it| (it.name.to_owned(), it.codec)).collect(),
         parameters: plan.inventory().parameters().to_vec(),
     });
-    let bytes = plan.placement().drive_bytes();
+    let bytes = plan.drive_bytes();
     let mut files = ShardFiles::create(directories, &bytes, &owner, layout.as_ref())?;
     files.keep(config.drives.keep_files);
     Ok(files)
@@ -326,18 +332,26 @@ fn open_parts(
     Ok((update_pool()?, durable))
 }
 
-/// Opens buffers and I/O thread.
+/// Opens buffers and I/O thread. Gives the buffers for gradients that stay in memory, too.
 fn open_swapper(
     plan: &Plan,
     comm: &dyn Communicator,
     files: &ShardFiles,
     meters: &Arc<DriveMeters>,
     tracer: &Arc<Tracer>,
-) -> Result<Swapper> {
+) -> Result<(Swapper, Vec<Buffer>)> {
     let config = plan.config();
+    let gradients = plan.gradients();
+    let mut sizes = vec![
+        (plan.buffer_count(), plan.buffer_bytes()),
+        (gradients.buffers(), gradients.buffer_bytes()),
+    ];
+    sizes.extend(gradients.resident_bytes().iter().map(|bytes| (1, *bytes)));
+    let mut buffers = allocate_sized(&sizes)?;
+    let resident = buffers.split_off(plan.buffer_count() + gradients.buffers());
     let faults = config.faults.iter().filter(|fault| fault.rank == comm.rank().0);
     let faults: Vec<FaultConfig> = faults.copied().collect();
-    Swapper::open(SwapperSpec {
+    let swapper = Swapper::open(SwapperSpec {
         engine: EngineSpec {
             choice: config.io.engine,
             depth: config.io.depth,
@@ -352,7 +366,9 @@ fn open_swapper(
         pinned: plan.cached_chunks(),
         may_read_ahead: config.swap.prefetch,
         reads_whole: !(plan.is_halved() && config.is_durable()),
-        buffers: allocate_buffers(plan.buffer_count(), plan.buffer_bytes())?,
+        buffers,
+        gradient_buffers: gradients.buffers(),
+        gradient_placement: gradients.placement().cloned(),
         io_timeout: config.io_timeout(),
         on_progress: match comm.presence().cloned() {
             Some(presence) => Box::new(move |completed_ops| presence.progress(completed_ops)),
@@ -360,7 +376,8 @@ fn open_swapper(
         },
         tracer: Arc::clone(tracer),
         describe: plan.describer(),
-    })
+    })?;
+    Ok((swapper, resident))
 }
 
 /// A pool of this rank's own, as large as its share of processors (the affinity mask).

@@ -5,12 +5,13 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::gradient_plan::GradientPlan;
 use crate::config::{CacheSize, Config};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::Dice;
 use crate::partition::{Chunk, Partition, Run, contiguous_ranges};
 use crate::state::{Codec, Inventory, StateTensor};
-use crate::storage::{ExtentLayout, Placement};
+use crate::storage::{ExtentLayout, Placement, Shares};
 use crate::units::{Bytes, ChunkIndex, Rank};
 
 /// The least number of buffers that keeps reads and writes going at the same time.
@@ -33,6 +34,7 @@ pub struct Plan {
     buffer_count: usize,
     buffer_bytes: usize,
     cached_chunks: usize,
+    gradients: GradientPlan,
 }
 
 impl Plan {
@@ -76,7 +78,9 @@ impl Plan {
         );
         let buffer_bytes = extents.iter().copied().max().unwrap_or(0);
         let chunks = extents.len() as u64;
-        let buffer_count = buffer_count(config, buffer_bytes, chunks)?;
+        let gradients = GradientPlan::resolve(config, &partition, &placement, buffer_bytes, shard);
+        let taken = gradients.memory_bytes();
+        let buffer_count = buffer_count(config, taken, buffer_bytes, chunks)?;
         let cached_chunks =
             cached_chunks(config.swap.cache, buffer_bytes, buffer_count as u64, chunks);
         Ok(Self {
@@ -90,6 +94,7 @@ impl Plan {
             buffer_count,
             buffer_bytes: buffer_bytes as usize,
             cached_chunks,
+            gradients,
         })
     }
 
@@ -123,7 +128,38 @@ impl Plan {
         &self.placement
     }
 
-    /// Number of I/O buffers.
+    /// Where gradients lie that are handed over during backward.
+    pub fn gradients(&self) -> &GradientPlan {
+        &self.gradients
+    }
+
+    /// Bytes that the shard's file on each drive must have: state, headroom and spilled gradients.
+    pub fn drive_bytes(&self) -> Vec<u64> {
+        let state = self.placement.drive_bytes();
+        match self.gradients.placement() {
+            None => state,
+            Some(spills) => {
+                let both = state.iter().zip(spills.drive_bytes());
+                both.map(|(state, spilled)| state + spilled).collect()
+            }
+        }
+    }
+
+    /// Bytes of all memory that the budget is for: buffers and gradients.
+    pub fn memory_bytes(&self) -> u64 {
+        (self.buffer_count * self.buffer_bytes) as u64 + self.gradients.memory_bytes()
+    }
+
+    /// New weights of the drives, for all that is written from now on. Gives what came of them for
+    /// the state.
+    pub(super) fn reweigh(&self, weights: &[f64]) -> Shares {
+        if let Some(spills) = self.gradients.placement() {
+            spills.reweigh(weights);
+        }
+        self.placement.reweigh(weights)
+    }
+
+    /// Number of I/O buffers for state.
     pub fn buffer_count(&self) -> usize {
         self.buffer_count
     }
@@ -219,18 +255,26 @@ fn check_units(config: &Config, bytes: u64) -> Result<()> {
         .hint("raise drives.stripe_unit"))
 }
 
-/// As many buffers as the budget holds, but no more than there are chunks.
-fn buffer_count(config: &Config, buffer_bytes: u64, chunks: u64) -> Result<usize> {
+/// As many buffers as the budget holds beside gradients, but no more than there are chunks.
+fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> Result<usize> {
     let wanted = BUFFERS_MIN.min(chunks);
     let budget = config.swap.memory_budget;
-    let fitting = budget.0.checked_div(buffer_bytes).unwrap_or(0).min(chunks);
+    let room = budget.0.checked_sub(taken);
+    let fitting = room.and_then(|room| room.checked_div(buffer_bytes)).unwrap_or(0).min(chunks);
     if fitting < wanted {
+        let gradients = match taken {
+            0 => String::new(),
+            _ => format!(
+                " and {} for gradients (gradients.place, gradients.accumulate_in)",
+                Bytes(taken).human()
+            ),
+        };
         return Err(Error::new(ErrorKind::Usage, "the memory budget is below the minimum")
             .with("swap.memory_budget", budget)
-            .with("minimum", Bytes(wanted * buffer_bytes))
+            .with("minimum", Bytes(wanted * buffer_bytes + taken))
             .hint(format!(
-                "{wanted} buffers of one chunk ({}) are needed: raise --memory-budget, or lower \
-                 swap.chunk_elements (now {})",
+                "{wanted} buffers of one chunk ({}){gradients} are needed: raise --memory-budget, \
+                 or lower swap.chunk_elements (now {})",
                 Bytes(buffer_bytes).human(),
                 config.swap.chunk_elements
             )));
@@ -262,13 +306,17 @@ impl fmt::Display for Plan {
         let (count, bytes) = (self.buffer_count as u64, self.buffer_bytes as u64);
         write!(
             f,
-            "shard of {} elements in {} chunks; memory: {count} buffers x {} = {} of {} budget",
+            "shard of {} elements in {} chunks; memory: {count} buffers x {}",
             self.partition.elems(),
             self.partition.chunks().len(),
             Bytes(bytes).human(),
-            Bytes(count * bytes).human(),
-            self.config.swap.memory_budget,
         )?;
+        let gradients = self.gradients.formula();
+        if !gradients.is_empty() {
+            write!(f, " + {gradients}")?;
+        }
+        let all = Bytes(self.memory_bytes()).human();
+        write!(f, " = {all} of {} budget", self.config.swap.memory_budget)?;
         let cached = self.cached_chunks as u64;
         if cached > 0 {
             let kept = Bytes(cached * bytes).human();

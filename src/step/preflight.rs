@@ -43,7 +43,7 @@ pub(super) fn check_space(
     let per_device = |bytes: &[u64]| -> DriveBytes {
         drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
     };
-    let mine = (per_device(&plan.placement().drive_bytes()), per_device(&reclaimable));
+    let mine = (per_device(&plan.drive_bytes()), per_device(&reclaimable));
     let all: Vec<(DriveBytes, DriveBytes)> = gather_all(comm, &mine)?;
     let local = topology.local_ranks().map(|rank| &all[rank.index()]);
     agree(comm, compare_space(drives, local))?;
@@ -112,7 +112,7 @@ pub(super) fn check_node_memory(
     comm: &dyn Communicator,
     topology: &Topology,
 ) -> Result<()> {
-    let all: Vec<u64> = gather_all(comm, &((plan.buffer_count() * plan.buffer_bytes()) as u64))?;
+    let all: Vec<u64> = gather_all(comm, &plan.memory_bytes())?;
     let needed = topology.local_ranks().map(|rank| all[rank.index()]).sum();
     agree(comm, check_memory(needed))
 }

@@ -35,6 +35,8 @@ pub(super) struct Recorder {
     kernel: ProcessIoBytes,
     steps: u64,
     ring: Ring,
+    /// Bytes of spilled gradients that a step has told: most are spilled before their step.
+    spilled_told: u64,
     begun: Begun,
     /// When the last step ended, and what this rank had waited for others by then.
     ended: Option<(Instant, Waits)>,
@@ -48,7 +50,6 @@ struct Begun {
     waiting_ns: u64,
     sections_ns: [u64; Section::ALL.len()],
     cache_hit_bytes: u64,
-    spilled_gradient_bytes: u64,
 }
 
 fn ns(duration: Duration) -> u64 {
@@ -70,6 +71,7 @@ impl Recorder {
             kernel: ProcessIoBytes::default(),
             steps: 0,
             ring: Ring::new(count),
+            spilled_told: 0,
             begun: Begun::default(),
             ended: None,
         }
@@ -99,7 +101,6 @@ impl Recorder {
             waits,
             sections_ns,
             cache_hit_bytes: self.timers.counted(Counter::CacheHitBytes),
-            spilled_gradient_bytes: self.timers.counted(Counter::SpilledGradientBytes),
             ..Begun::default()
         };
         if let Some((ended, before)) = self.ended {
@@ -174,6 +175,7 @@ impl Recorder {
         let collective_ns = &mut sections_ns[Section::Collective as usize];
         *collective_ns = collective_ns.saturating_sub(paused_ns);
         let own_ns = ns(duration).saturating_sub(*collective_ns);
+        let spilled = self.timers.counted(Counter::SpilledGradientBytes);
         self.timers.record(Timer::StepOwn, Duration::from_nanos(own_ns));
         let sample = StepSample {
             step,
@@ -187,8 +189,7 @@ impl Recorder {
             kernel_written_bytes: kernel.written_bytes,
             cache_hit_bytes: self.timers.counted(Counter::CacheHitBytes)
                 - self.begun.cache_hit_bytes,
-            spilled_gradient_bytes: self.timers.counted(Counter::SpilledGradientBytes)
-                - self.begun.spilled_gradient_bytes,
+            spilled_gradient_bytes: spilled - std::mem::replace(&mut self.spilled_told, spilled),
         };
         self.add_kernel(kernel);
         self.ring.push(sample, &self.samples);
@@ -214,6 +215,7 @@ impl Recorder {
         self.kernel = ProcessIoBytes::default();
         self.steps = 0;
         self.ring.clear();
+        self.spilled_told = 0;
         self.ended = None;
     }
 

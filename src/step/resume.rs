@@ -262,7 +262,9 @@ fn reopen_files(
     let config = plan.config();
     let (rank, ranks) = (comm.rank().0, comm.size() as u32);
     let owner = Owner::this_process(&config.job, rank, ranks, comm.host(), config.drives.exclusive);
-    ShardFiles::reopen(directories, &plan.placement().drive_bytes(), &owner)
+    let files = ShardFiles::reopen(directories, &plan.placement().drive_bytes(), &owner)?;
+    files.extend(&plan.drive_bytes())?;
+    Ok(files)
 }
 
 #[cfg(test)]

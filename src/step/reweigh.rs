@@ -152,7 +152,7 @@ impl Balance {
         let loads = self.loads_of(local);
         let Some(changes) = self.keeper.decide(&loads) else { return Ok(()) };
         let before = plan.placement().shares();
-        let shares = plan.placement().reweigh(self.keeper.weights());
+        let shares = plan.reweigh(self.keeper.weights());
         if self.local.first() == Some(&comm.rank()) {
             let rates = rates(&loads);
             for change in changes {
@@ -241,7 +241,7 @@ impl SwappedOptimizer {
             .with("drives", self.balance.keys.len()));
         }
         self.balance.keeper.set(weights);
-        let shares = self.plan.placement().reweigh(weights);
+        let shares = self.plan.reweigh(weights);
         self.balance.tell_bound(self.comm.host(), &shares);
         Ok(())
     }

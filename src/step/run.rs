@@ -6,10 +6,11 @@ use half::bf16;
 
 use super::checksums::Checksums;
 use super::gradients::Gradients;
-use super::norm::{Stop, WorldNorm, reduce, shard_norm};
+use super::norm::{Stop, WorldNorm, reduce};
 use super::optimizer::SwappedOptimizer;
 use super::plan::Plan;
 use super::snapshot::Snapshot;
+use super::source::StepGradients;
 use super::update::Updates;
 use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
@@ -22,7 +23,8 @@ use crate::units::ParamIndex;
 /// What a step may be told.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOptions<'a> {
-    /// What the loss was multiplied by; gradients are divided by it.
+    /// What the loss was multiplied by, beside what `[loss_scale]` says; gradients are divided by
+    /// both.
     pub loss_scale: f32,
     /// Committed with the step, and handed back when the job goes on from it: where the caller is
     /// in its data, for instance.
@@ -79,15 +81,34 @@ impl SwappedOptimizer {
         params: &mut [P],
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
+        let begun = self.begin_step()?;
+        let accepted = self.check_arguments(params, options).and_then(|()| {
+            self.gradients.check_unused()?;
+            let (inventory, partition) = (self.plan.inventory(), self.plan.partition());
+            let laid_out = gradients.lay_out(inventory, partition)?;
+            laid_out.completed(self.plan.config().gradients.missing, inventory, partition)
+        });
+        self.take_step(begun, accepted.map(StepGradients::Borrowed), params, options)
+    }
+
+    /// Collective: a step begins.
+    pub(super) fn begin_step(&mut self) -> Result<(Instant, Activity)> {
         self.write_due_trace()?;
         let start = Instant::now();
         let waits = self.waits();
         self.recorder.begin_step(self.attempts + 1, waits, start);
-        let activity = Activity::begin(&*self.comm, Phase::Norm);
-        let accepted = self.check_usable().and_then(|()| {
-            self.check_arguments(params, options)?;
-            gradients.lay_out(self.plan.inventory(), self.plan.partition())
-        });
+        Ok((start, Activity::begin(&*self.comm, Phase::Norm)))
+    }
+
+    /// Collective: the rest of a step, with the gradients that were accepted, if they were.
+    pub(super) fn take_step<G: GradElem, P: ParamElem>(
+        &mut self,
+        (start, activity): (Instant, Activity),
+        accepted: Result<StepGradients<'_, G>>,
+        params: &mut [P],
+        options: StepOptions<'_>,
+    ) -> Result<StepOutcome> {
+        let loss_scale = self.loss_scale_of(options);
         // Swap-ins start here at the latest, before the norm is known; a skipped step keeps them
         // for the next one.
         let (kind, ending) = (SweepKind::Update, self.ending());
@@ -96,7 +117,7 @@ impl SwappedOptimizer {
 
         let timers = &mut self.recorder.timers;
         let norm = timers.time(Timer::SwapOutGradient, || match &ready {
-            Ok((laid_out, _)) => shard_norm(&self.pool, laid_out, params.len()),
+            Ok((gradients, _)) => gradients.norm(&self.pool, params.len()),
             Err(_) => BlockNorm::default(),
         });
         let has_failed = ready.is_err();
@@ -110,7 +131,7 @@ impl SwappedOptimizer {
         if world.unbalanced > 0 {
             self.balance.reweigh(&self.plan, &*self.comm)?;
         }
-        let (laid_out, sweep) = ready?;
+        let (gradients, sweep) = ready?;
         let clip_norm = self.plan.config().optimizer.clip_norm;
         if world.out_of_time > 0 {
             agree(&*self.comm, sweep.abandon())?;
@@ -120,14 +141,14 @@ impl SwappedOptimizer {
                 let user_blob = self.user_blob.clone();
                 self.commit(&user_blob)?;
             }
-            let outcome = decide(world, self.attempts, clip_norm, options);
+            let outcome = decide(world, self.attempts, clip_norm, loss_scale);
             return Ok(StepOutcome { is_taken: false, epoch: self.epoch(), ..outcome });
         }
 
         self.attempts += 1;
-        self.loss_scale = options.loss_scale;
+        self.loss_scale = loss_scale;
         options.user_blob.clone_into(&mut self.user_blob);
-        let mut outcome = decide(world, self.attempts, clip_norm, options);
+        let mut outcome = decide(world, self.attempts, clip_norm, loss_scale);
         let result = if outcome.skipped {
             sweep.abandon()
         } else {
@@ -135,7 +156,6 @@ impl SwappedOptimizer {
             let updates = Updates {
                 plan: &self.plan,
                 pool: &self.pool,
-                gradients: &laid_out,
                 groups: &self.groups,
                 update_counts: &self.update_counts,
                 grad_scale: outcome.grad_scale,
@@ -143,6 +163,7 @@ impl SwappedOptimizer {
             };
             let mut work = Work {
                 updates,
+                gradients: &gradients,
                 attempt: self.attempts,
                 slots: &mut self.slots,
                 checksums: &mut self.checksums,
@@ -151,7 +172,8 @@ impl SwappedOptimizer {
             };
             work.run(sweep, params)
         };
-        let updated = if outcome.skipped { Vec::new() } else { laid_out.params() };
+        let updated = if outcome.skipped { Vec::new() } else { gradients.params(&self.plan) };
+        self.follow_outcome(&outcome);
         activity.turn_to(Phase::Commit);
         outcome.epoch = self.settle(result, &updated, outcome.stop, options.user_blob)?;
         outcome.duration = start.elapsed();
@@ -205,11 +227,17 @@ impl SwappedOptimizer {
         })
     }
 
-    fn check_arguments<P: ParamElem>(&self, params: &[P], options: StepOptions<'_>) -> Result<()> {
+    pub(super) fn check_arguments<P: ParamElem>(
+        &self,
+        params: &[P],
+        options: StepOptions<'_>,
+    ) -> Result<()> {
+        self.check_usable()?;
         self.check_params(params)?;
-        if !(options.loss_scale.is_finite() && options.loss_scale > 0.0) {
+        let loss_scale = self.loss_scale_of(options);
+        if !(loss_scale.is_finite() && loss_scale > 0.0) {
             return Err(Error::usage("the loss scale must be finite and above 0")
-                .with("loss scale", options.loss_scale));
+                .with("loss scale", loss_scale));
         }
         if self.plan.is_halved() {
             let (attempt, halves) = (self.attempts + 1, P::upper_halves(params));
@@ -247,7 +275,7 @@ impl SwappedOptimizer {
 }
 
 /// The same on every rank, because all of it follows from what was reduced.
-fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'_>) -> StepOutcome {
+fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, loss_scale: f32) -> StepOutcome {
     let mut outcome = StepOutcome {
         attempt,
         skipped: world.overflows > 0,
@@ -260,7 +288,7 @@ fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'
         duration: Duration::ZERO,
     };
     if !outcome.skipped {
-        let loss_scale = f64::from(options.loss_scale);
+        let loss_scale = f64::from(loss_scale);
         outcome.grad_norm = world.norm / loss_scale;
         // As torch's clip_grad_norm_: the small constant keeps a norm of zero harmless.
         let clip = match clip_norm > 0.0 {
@@ -274,7 +302,8 @@ fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, options: StepOptions<'
 
 /// The pipeline's middle: what happens to each chunk while it is in memory.
 struct Work<'a, 'g, G> {
-    updates: Updates<'a, 'g, G>,
+    updates: Updates<'a>,
+    gradients: &'a StepGradients<'g, G>,
     attempt: u64,
     slots: &'a mut Slots,
     checksums: &'a mut Checksums,
@@ -297,9 +326,16 @@ impl<G: GradElem> Work<'_, '_, G> {
             self.look_at(&resident, halves_of(plan, params))?;
             self.timers.record(Timer::VerifyChecksums, before.elapsed());
 
+            let before = Instant::now();
+            let verifies = self.checksums.is_due(index, self.attempt);
+            let (bytes, spilled) = resident.with_gradient();
+            let gradients = self.gradients.of_chunk((plan, pool), index, spilled, verifies)?;
+            if !spilled.is_empty() {
+                self.timers.record(Timer::VerifyChecksums, before.elapsed());
+            }
             let has_changed = self
                 .timers
-                .time(Timer::OptimizerStep, || self.updates.run(index, &mut resident, params));
+                .time(Timer::OptimizerStep, || self.updates.run(index, &gradients, bytes, params));
             if has_changed {
                 let before = Instant::now();
                 let uppers = halves_of(plan, params);

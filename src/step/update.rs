@@ -11,10 +11,9 @@ use crate::state::{Hyperparameters, OptimizerKind};
 use crate::units::{ChunkIndex, ParamIndex};
 
 /// What the update of any chunk needs at one step.
-pub(super) struct Updates<'a, 'g, G> {
+pub(super) struct Updates<'a> {
     pub plan: &'a Plan,
     pub pool: &'a rayon::ThreadPool,
-    pub gradients: &'a ShardGradients<'g, G>,
     pub groups: &'a [Hyperparameters],
     /// Updates that each parameter has taken before this one.
     pub update_counts: &'a [u64],
@@ -22,17 +21,27 @@ pub(super) struct Updates<'a, 'g, G> {
     pub dice: Dice,
 }
 
-impl<G: GradElem> Updates<'_, '_, G> {
+impl Updates<'_> {
     /// Updates the elements of a chunk that have a gradient, and emits `params`, those of the
     /// chunk's live elements. Tells whether there were any.
-    pub fn run<P: ParamElem>(&self, chunk: ChunkIndex, bytes: &mut [u8], params: &mut [P]) -> bool {
+    pub fn run<G: GradElem, P: ParamElem>(
+        &self,
+        chunk: ChunkIndex,
+        gradients: &ShardGradients<'_, G>,
+        bytes: &mut [u8],
+        params: &mut [P],
+    ) -> bool {
         let (sections, uppers) = sections_mut(self.plan, chunk, bytes);
         let has_changed = match self.plan.config().optimizer.kind {
-            OptimizerKind::AdamW => self.run_rule::<AdamW, P>(chunk, sections, params),
-            OptimizerKind::Adam => self.run_rule::<Adam, P>(chunk, sections, params),
-            OptimizerKind::Sgd => self.run_rule::<Sgd, P>(chunk, sections, params),
-            OptimizerKind::Lion => self.run_rule::<Lion, P>(chunk, sections, params),
-            OptimizerKind::Adagrad => self.run_rule::<Adagrad, P>(chunk, sections, params),
+            OptimizerKind::AdamW => {
+                self.run_rule::<AdamW, G, P>(chunk, gradients, sections, params)
+            }
+            OptimizerKind::Adam => self.run_rule::<Adam, G, P>(chunk, gradients, sections, params),
+            OptimizerKind::Sgd => self.run_rule::<Sgd, G, P>(chunk, gradients, sections, params),
+            OptimizerKind::Lion => self.run_rule::<Lion, G, P>(chunk, gradients, sections, params),
+            OptimizerKind::Adagrad => {
+                self.run_rule::<Adagrad, G, P>(chunk, gradients, sections, params)
+            }
         };
         if !uppers.is_empty() {
             let halves = P::upper_halves(params);
@@ -41,9 +50,10 @@ impl<G: GradElem> Updates<'_, '_, G> {
         has_changed
     }
 
-    fn run_rule<R: Rule, P: ParamElem>(
+    fn run_rule<R: Rule, G: GradElem, P: ParamElem>(
         &self,
         chunk: ChunkIndex,
+        gradients: &ShardGradients<'_, G>,
         sections: Vec<SectionMut<'_>>,
         mut params: &mut [P],
     ) -> bool {
@@ -57,7 +67,8 @@ impl<G: GradElem> Updates<'_, '_, G> {
             let (piece, rest) = std::mem::take(&mut params).split_at_mut(live);
             params = rest;
             let in_shard = chunk.shard_offset as usize + start;
-            let segments: Vec<Segment<'_, R, G>> = self.segments(in_shard, live).collect();
+            let segments: Vec<Segment<'_, R, G>> =
+                self.segments(gradients, in_shard, live).collect();
             let moments = [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)];
             let master = master.cut(SPLIT_ELEMS);
             if !segments.is_empty() {
@@ -72,12 +83,13 @@ impl<G: GradElem> Updates<'_, '_, G> {
     }
 
     /// The gradients of some elements of the shard, with their parameters' numbers.
-    fn segments<R: Rule>(
+    fn segments<'g, R: Rule, G: GradElem>(
         &self,
+        gradients: &ShardGradients<'g, G>,
         start: usize,
         elems: usize,
-    ) -> impl Iterator<Item = Segment<'_, R, G>> {
-        self.gradients.within(start..start + elems).map(move |(range, fragment)| Segment {
+    ) -> impl Iterator<Item = Segment<'g, R, G>> {
+        gradients.within(start..start + elems).map(move |(range, fragment)| Segment {
             at: range.start - start..range.end - start,
             rule: self.rule(fragment.param),
             grad: fragment.grad,

@@ -246,6 +246,21 @@ impl ShardDirectory {
         }
     }
 
+    /// Preallocates what a state file is too short by.
+    pub(super) fn extend(&self, file: &File, bytes: u64) -> Result<()> {
+        let found = file.metadata().map_or(0, |metadata| metadata.len());
+        if found >= bytes {
+            return Ok(());
+        }
+        preallocate(file, bytes).map_err(|error| {
+            self.refused("the state file cannot be extended for gradients")
+                .with("from", format!("{found} B"))
+                .with("to", format!("{bytes} B"))
+                .because(error)
+                .hint("free space on the drive, or set gradients.place = \"memory\"")
+        })
+    }
+
     /// Opens and locks the state file of a durable shard as it is.
     pub(super) fn reopen(&self, bytes: u64, owner: &Owner) -> Result<File> {
         let opened = open_direct(&self.state_path(), false);

@@ -57,6 +57,8 @@ impl Shares {
 #[derive(Debug)]
 pub struct Placement {
     unit_bytes: u64,
+    /// Where in each drive's file its units begin.
+    first_byte: Vec<u64>,
     extent_bytes: Vec<u64>,
     /// The first place of each extent in the table; one more at the end.
     first_place: Vec<usize>,
@@ -139,6 +141,7 @@ impl Placement {
         };
         Self {
             unit_bytes,
+            first_byte: vec![0; weights.len()],
             extent_bytes: extent_bytes.to_vec(),
             first_place,
             first_unit,
@@ -147,12 +150,18 @@ impl Placement {
         }
     }
 
+    /// The same in files that hold so many bytes of something else before.
+    pub fn behind(self, first_byte: Vec<u64>) -> Self {
+        assert_eq!(first_byte.len(), self.first_byte.len(), "one for each drive");
+        Self { first_byte, ..self }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         // No change can be left half-way but by a defect here, which ends the process.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that the shard's file on each drive must have, headroom included.
+    /// Bytes that this takes in the shard's file on each drive, headroom included.
     pub fn drive_bytes(&self) -> Vec<u64> {
         let ends = self.first_unit.windows(2);
         ends.map(|ends| u64::from(ends[1] - ends[0]) * self.unit_bytes).collect()
@@ -368,7 +377,8 @@ impl Placement {
             let len = self.unit_bytes.min(extent_bytes - extent_offset) as usize;
             let number = self.drive_of(*unit);
             let drive = DriveIndex::from_index(number);
-            let file_offset = u64::from(unit - self.first_unit[number]) * self.unit_bytes;
+            let in_units = u64::from(unit - self.first_unit[number]) * self.unit_bytes;
+            let file_offset = self.first_byte[number] + in_units;
             match segments.last_mut() {
                 Some(last)
                     if last.drive == drive && last.file_offset + last.len as u64 == file_offset =>

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::commit::{Places, Stamp};
 use super::placement::MovedUnits;
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{Codec, Parameter};
+use crate::state::{Codec, LossScalerState, Parameter};
 use crate::wire::{Frame, Unsealed};
 
 const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 2 };
-const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 2 };
+const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 3 };
 
 /// How a durable shard lies on its drives. It wins over the configuration of a later start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,6 +108,8 @@ pub struct Record {
     pub shares: Vec<f64>,
     /// CRC32C of every chunk's state tensors in that slot, chunk by chunk.
     pub checksums: Vec<u32>,
+    /// What the loss scaler remembers.
+    pub loss_scaler: LossScalerState,
     /// What the caller handed to the step, to be handed back.
     pub user_blob: Vec<u8>,
     /// The kernel's boot id. After another boot the state is only as good as its checksums, unless

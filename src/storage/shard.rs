@@ -62,6 +62,16 @@ impl ShardFiles {
         Ok(Self { files: files.collect::<Result<_>>()?, directories, keep: true })
     }
 
+    /// Makes room behind the state, where a file is shorter than this.
+    ///
+    /// # Errors
+    /// Cannot-create errors with the path.
+    pub fn extend(&self, drive_bytes: &[u64]) -> Result<()> {
+        let drives = self.directories.iter().zip(&self.files).zip(drive_bytes);
+        let mut drives = drives.map(|((directory, file), bytes)| directory.extend(file, *bytes));
+        drives.try_for_each(|extended| extended)
+    }
+
     /// Frees what dead owners of these directories have left.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::messages::{Command, Event, Loan, SwapperSpec, SweepTotals};
+use super::messages::{Command, Event, Loan, SpillAnswer, SwapperSpec, SweepTotals};
 use super::pipeline::{Ending, SweepKind};
 use super::thread;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,7 +31,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    fn send(&self, command: Command) {
+    pub(super) fn send(&self, command: Command) {
         let can_wait = matches!(command, Command::GiveBack { .. });
         self.commands.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
         if !(can_wait && self.commands.looks_soon.load(Ordering::SeqCst)) {
@@ -43,13 +43,14 @@ impl Inbox {
 /// The swapper of one rank: one I/O thread that owns the engine, the free buffers and the chunk
 /// states.
 pub struct Swapper {
-    inbox: Arc<Inbox>,
-    events: Receiver<Event>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) events: Receiver<Event>,
+    pub(super) spill_answers: Receiver<SpillAnswer>,
     thread: Option<JoinHandle<()>>,
     moved: SweepTotals,
     failed: bool,
     /// The I/O thread has ended, because an operation did not.
-    gave_up: bool,
+    pub(super) gave_up: bool,
 }
 
 impl Swapper {
@@ -59,19 +60,20 @@ impl Swapper {
     /// As [`EngineSpec::open`].
     pub fn open(spec: SwapperSpec) -> Result<Self> {
         let (events_in, events) = channel();
+        let (spills_in, spill_answers) = channel();
         let (ready_in, ready) = channel();
         let commands: Arc<Commands> = Arc::default();
         let thread_commands = Arc::clone(&commands);
         let spawned = std::thread::Builder::new()
             .name("optswap-io".to_owned())
-            .spawn(move || thread::run(spec, thread_commands, &ready_in, events_in));
+            .spawn(move || thread::run(spec, thread_commands, &ready_in, (events_in, spills_in)));
         let handle = spawned.map_err(|error| {
             Error::new(ErrorKind::Unavailable, "the I/O thread cannot be started").because(error)
         })?;
         let waker = ready.recv().map_err(|_| thread_is_gone())??;
         let inbox = Arc::new(Inbox { commands, waker });
         let (thread, moved) = (Some(handle), SweepTotals::default());
-        Ok(Self { inbox, events, thread, moved, failed: false, gave_up: false })
+        Ok(Self { inbox, events, spill_answers, thread, moved, failed: false, gave_up: false })
     }
 
     /// Begins a sweep over all chunks, which are read from and written to where `slots` says.
@@ -111,11 +113,7 @@ impl Swapper {
         slots: Option<Slots>,
     ) -> Result<Sweep<'_>> {
         if self.gave_up {
-            let gave_up = "the I/O thread has given up: an operation never came back";
-            return Err(Error::new(ErrorKind::Io, gave_up).hint(
-                "end this process and start the job again: if it is durable, it goes on from its \
-                 last commit",
-            ));
+            return Err(thread_gave_up());
         }
         if self.failed {
             return Err(Error::new(ErrorKind::Io, "the swapper stopped after an earlier failure"));
@@ -153,7 +151,14 @@ impl Drop for Swapper {
     }
 }
 
-fn thread_is_gone() -> Error {
+pub(super) fn thread_gave_up() -> Error {
+    Error::new(ErrorKind::Io, "the I/O thread has given up: an operation never came back").hint(
+        "end this process and start the job again: if it is durable, it goes on from its last \
+         commit",
+    )
+}
+
+pub(super) fn thread_is_gone() -> Error {
     Error::internal("the I/O thread is gone")
 }
 
@@ -184,9 +189,10 @@ impl Sweep<'_> {
         let event = event.unwrap_or_else(|_| Event::Ended(Err(thread_is_gone())));
         self.swapper.gave_up |= matches!(event, Event::GaveUp(_));
         match event {
-            Event::Lent(Loan { chunk, buffer, is_fresh }) => {
+            Event::Lent(Loan { chunk: index, buffer, gradient, is_fresh }) => {
                 let inbox = Arc::clone(&self.swapper.inbox);
-                Ok(Some(ResidentChunk { index: chunk, buffer: Some(buffer), is_fresh, inbox }))
+                let buffer = Some(buffer);
+                Ok(Some(ResidentChunk { index, buffer, gradient, is_fresh, inbox }))
             }
             Event::Ended(Ok(totals)) => {
                 self.state = SweepState::Ended;
@@ -253,6 +259,7 @@ pub struct ResidentChunk {
     index: ChunkIndex,
     /// `None` only while being given back.
     buffer: Option<Buffer>,
+    gradient: Option<Buffer>,
     is_fresh: bool,
     inbox: Arc<Inbox>,
 }
@@ -269,6 +276,13 @@ impl ResidentChunk {
         self.is_fresh
     }
 
+    /// The bytes, and those of its spilled gradient; the latter are none unless one has been
+    /// spilled and this is an update.
+    pub fn with_gradient(&mut self) -> (&mut [u8], &[u8]) {
+        let bytes = self.buffer.as_deref_mut().unwrap_or_default();
+        (bytes, self.gradient.as_deref().unwrap_or_default())
+    }
+
     /// Gives the chunk back to be written to the drives.
     pub fn swap_out(mut self) {
         self.give_back(true);
@@ -276,7 +290,8 @@ impl ResidentChunk {
 
     fn give_back(&mut self, has_changed: bool) {
         if let Some(buffer) = self.buffer.take() {
-            self.inbox.send(Command::GiveBack { chunk: self.index, buffer, has_changed });
+            let (chunk, gradient) = (self.index, self.gradient.take());
+            self.inbox.send(Command::GiveBack { chunk, buffer, gradient, has_changed });
         }
     }
 

@@ -28,7 +28,12 @@ pub struct SwapperSpec {
     /// all of it.
     pub swap_in_bytes: Vec<usize>,
     /// Buffers of the largest extent's size; at least one more than are pinned, unless all are.
+    /// Behind them come buffers for spilled gradients.
     pub buffers: Vec<Buffer>,
+    /// How many of the buffers are for spilled gradients.
+    pub gradient_buffers: usize,
+    /// Where the spilled gradients of chunks lie; none if there are no buffers for them.
+    pub gradient_placement: Option<Arc<Placement>>,
     /// So many chunks, the first ones, stay in memory from one sweep to the next.
     pub pinned: usize,
     /// Whether the first chunks of the next update are read ahead.
@@ -75,9 +80,11 @@ pub(super) enum Command {
     GiveBack {
         chunk: ChunkIndex,
         buffer: Buffer,
+        gradient: Option<Buffer>,
         has_changed: bool,
     },
     Stop,
+    Spill(SpillCommand),
     /// What is in memory counts no more; nothing is on its way.
     Forget,
     Close,
@@ -87,8 +94,35 @@ pub(super) enum Command {
 pub(super) struct Loan {
     pub chunk: ChunkIndex,
     pub buffer: Buffer,
+    /// Its spilled gradient, if there is one.
+    pub gradient: Option<Buffer>,
     /// Read from the drives since the caller last had it.
     pub is_fresh: bool,
+}
+
+/// From the caller to the I/O thread, about spilled gradients. The caller waits for the answer of
+/// `Take`, `Read` and `Settle` before it says anything else.
+pub(super) enum SpillCommand {
+    /// A free buffer is wanted.
+    Take,
+    /// This is a chunk's gradient from now on.
+    Write { chunk: ChunkIndex, buffer: Buffer },
+    /// A chunk's gradient is wanted back, to add to it.
+    Read(ChunkIndex),
+    /// A buffer is not needed.
+    Return(Buffer),
+    /// Wait until all writes have ended.
+    Settle,
+    /// What has been spilled counts no more.
+    Discard,
+}
+
+/// The answer.
+pub(super) enum SpillAnswer {
+    /// To `Take`; to `Read`, with the gradient, or none if it could not be read.
+    Buffer(Option<Buffer>),
+    /// To `Settle`: the first failure since the last one.
+    Settled(Result<()>),
 }
 
 /// From the I/O thread to the caller.
@@ -101,3 +135,4 @@ pub(super) enum Event {
 
 pub(super) type ReadySender = Sender<Result<Arc<dyn Waker>>>;
 pub(super) type EventSender = Sender<Event>;
+pub(super) type SpillSender = Sender<SpillAnswer>;

@@ -10,10 +10,15 @@
 //! [`pipeline`] decides what to do next, in integers: one table of chunk states, which outlives
 //! sweeps, so that writes of one step go on, and reads of the next one begin, while nobody sweeps.
 //! [`thread`] does it; [`Swapper`] is the caller's end.
+//!
+//! Gradients that do not fit memory are spilled: [`spill`] is the caller's end of that, [`spills`]
+//! the I/O thread's. They have buffers of their own, so that neither waits for the other.
 
 mod handle;
 mod messages;
 mod pipeline;
+mod spill;
+mod spills;
 mod thread;
 
 pub use handle::{ResidentChunk, Swapper, Sweep};

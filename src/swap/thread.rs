@@ -8,8 +8,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::handle::Commands;
-use super::messages::{Command, Event, EventSender, Loan, ReadySender, SwapperSpec, SweepTotals};
+use super::messages::{
+    Command, Event, EventSender, Loan, ReadySender, SpillSender, SwapperSpec, SweepTotals,
+};
 use super::pipeline::{Action, Fate, Pipeline, SweepKind};
+use super::spills::Spills;
 use crate::error::{Error, ErrorKind};
 use crate::io::{Buffer, Direction, Finished, IoCause, IoFault, Part, Transfer, Transfers, Wait};
 use crate::storage::{Placement, Slots};
@@ -18,10 +21,10 @@ use crate::units::ChunkIndex;
 
 /// The body of the thread: opens the engine, reports readiness, serves until `Close`.
 pub(super) fn run(
-    spec: SwapperSpec,
+    mut spec: SwapperSpec,
     commands: Arc<Commands>,
     ready: &ReadySender,
-    events: EventSender,
+    (events, answers): (EventSender, SpillSender),
 ) {
     let depth = spec.engine.depth;
     let files = spec.engine.files.len();
@@ -30,6 +33,7 @@ pub(super) fn run(
         Err(error) => return drop(ready.send(Err(error))),
     };
     let waker = engine.waker();
+    let for_gradients = spec.buffers.split_off(spec.buffers.len() - spec.gradient_buffers);
     let worker = Worker {
         transfers: Transfers::metered(engine, depth, spec.meters, files).traced(spec.tracer),
         pipeline: Pipeline::new(
@@ -40,6 +44,7 @@ pub(super) fn run(
         ),
         free: spec.buffers,
         kept: (0..spec.chunks).map(|_| None).collect(),
+        spills: Spills::new(spec.chunks, for_gradients, spec.gradient_placement, answers),
         failure: None,
         completed_ops: 0,
         last_progress: Instant::now(),
@@ -62,22 +67,23 @@ pub(super) fn run(
 }
 
 /// A buffer that the swapper keeps for a chunk.
-struct Kept {
-    buffer: Buffer,
-    is_fresh: bool,
+pub(super) struct Kept {
+    pub buffer: Buffer,
+    pub is_fresh: bool,
 }
 
-struct Worker {
+pub(super) struct Worker {
     transfers: Transfers,
-    pipeline: Pipeline,
+    pub(super) pipeline: Pipeline,
+    pub(super) spills: Spills,
     free: Vec<Buffer>,
     /// The buffers of resident chunks.
     kept: Vec<Option<Kept>>,
     failure: Option<Error>,
     completed_ops: u64,
     last_progress: Instant,
-    swap_in_busy: BusyClock,
-    swap_out_busy: BusyClock,
+    pub(super) swap_in_busy: BusyClock,
+    pub(super) swap_out_busy: BusyClock,
     placement: Arc<Placement>,
     /// Of the last update, inspection or fill, and what has been written since.
     slots: Slots,
@@ -85,7 +91,7 @@ struct Worker {
     swap_in_bytes: Vec<usize>,
     paths: Vec<PathBuf>,
     io_timeout: Duration,
-    describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
+    pub(super) describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
     commands: Arc<Commands>,
     events: EventSender,
 }
@@ -101,6 +107,7 @@ impl Worker {
                 return;
             }
             self.do_what_is_next();
+            self.move_spills_on();
             let deadline = self.last_progress + self.io_timeout;
             let idle = Instant::now() + Duration::from_secs(3600);
             let wait = if self.transfers.active() > 0 { deadline } else { idle };
@@ -133,9 +140,12 @@ impl Worker {
                         self.slots = slots;
                     }
                     self.pipeline.begin(kind, ending);
+                    self.begin_spills();
                     self.free_what_was_dropped();
                 }
-                Command::GiveBack { chunk, buffer, has_changed } => {
+                Command::Spill(command) => self.obey_spill(command),
+                Command::GiveBack { chunk, buffer, gradient, has_changed } => {
+                    self.free_gradient(gradient);
                     let has_changed =
                         has_changed && self.pipeline.kind() != Some(SweepKind::Inspect);
                     if has_changed {
@@ -148,6 +158,7 @@ impl Worker {
                 }
                 Command::Stop => {
                     self.pipeline.stop();
+                    self.drop_held();
                     self.free_what_was_dropped();
                 }
                 Command::Forget => {
@@ -169,19 +180,20 @@ impl Worker {
                         if is_whole { usize::MAX } else { self.swap_in_bytes[chunk.index()] };
                     self.swap_in_busy.begin(Instant::now());
                     self.start(Direction::SwapIn, chunk, bytes, buffer);
+                    self.want_gradient(chunk);
                 }
                 Action::SwapOut(chunk) => {
                     let kept = self.take_kept(chunk);
                     self.write(chunk, kept.buffer);
                 }
                 Action::Lend(chunk) => {
-                    let Kept { buffer, is_fresh } = self.take_kept(chunk);
-                    self.lend(Loan { chunk, buffer, is_fresh });
+                    let kept = self.take_kept(chunk);
+                    self.lend_with_gradient(chunk, kept);
                 }
                 Action::LendZeroed(chunk) => {
                     let mut buffer = self.take_free();
                     buffer.fill(0);
-                    self.lend(Loan { chunk, buffer, is_fresh: false });
+                    self.lend(Loan { chunk, buffer, gradient: None, is_fresh: false });
                 }
                 Action::Wait => return,
                 Action::Finish => self.end_sweep(),
@@ -199,7 +211,7 @@ impl Worker {
         self.kept[chunk.index()].take().expect("a resident chunk has a buffer")
     }
 
-    fn dispose(&mut self, chunk: ChunkIndex, kept: Kept, fate: Fate) {
+    pub(super) fn dispose(&mut self, chunk: ChunkIndex, kept: Kept, fate: Fate) {
         match fate {
             Fate::Keep => self.kept[chunk.index()] = Some(kept),
             Fate::Write => self.write(chunk, kept.buffer),
@@ -222,9 +234,6 @@ impl Worker {
 
     /// Starts a transfer of the first `bytes` bytes of a chunk's extent.
     fn start(&mut self, direction: Direction, chunk: ChunkIndex, bytes: usize, buffer: Buffer) {
-        if self.transfers.active() == 0 {
-            self.last_progress = Instant::now();
-        }
         let segments = match direction {
             Direction::SwapIn => self.placement.segments(self.slots.read_extent(chunk)),
             Direction::SwapOut => self.placement.begin_write(self.slots.write_extent(chunk)),
@@ -237,10 +246,20 @@ impl Worker {
             len: segment.len.min(bytes - segment.extent_offset),
         });
         let parts = parts.collect();
-        self.transfers.start(Transfer { token: u64::from(chunk.0), direction, buffer, parts });
+        self.start_transfer(Transfer { token: u64::from(chunk.0), direction, buffer, parts });
+    }
+
+    pub(super) fn start_transfer(&mut self, transfer: Transfer) {
+        if self.transfers.active() == 0 {
+            self.last_progress = Instant::now();
+        }
+        self.transfers.start(transfer);
     }
 
     fn settle(&mut self, finished: Finished) {
+        if Spills::is_theirs(finished.token) {
+            return self.settle_spill(finished);
+        }
         let Finished { token, direction, buffer, result } = finished;
         let now = Instant::now();
         let chunk = ChunkIndex(token as u32);
@@ -264,10 +283,11 @@ impl Worker {
         self.dispose(chunk, Kept { buffer, is_fresh }, fate);
     }
 
-    fn lend(&mut self, loan: Loan) {
+    pub(super) fn lend(&mut self, loan: Loan) {
         if let Err(refused) = self.events.send(Event::Lent(loan))
-            && let Event::Lent(Loan { chunk, buffer, is_fresh }) = refused.0
+            && let Event::Lent(Loan { chunk, buffer, gradient, is_fresh }) = refused.0
         {
+            self.free_gradient(gradient);
             // The caller is gone and will say `Close`.
             let fate = self.pipeline.give_back(chunk, false);
             self.dispose(chunk, Kept { buffer, is_fresh }, fate);
@@ -290,17 +310,22 @@ impl Worker {
     /// Keeps the first failure; the sweep then comes to its end without starting anything, or the
     /// next one does.
     fn fail(&mut self, fault: IoFault, chunk: ChunkIndex) {
-        self.pipeline.fail();
-        self.free_what_was_dropped();
         let what = match fault.direction {
             Direction::SwapIn => "swap-in failed",
             Direction::SwapOut => "swap-out failed",
         };
         let error = self.describe_fault(what, fault).with("holding", (self.describe)(chunk));
+        self.fail_with(error);
+    }
+
+    pub(super) fn fail_with(&mut self, error: Error) {
+        self.pipeline.fail();
+        self.drop_held();
+        self.free_what_was_dropped();
         self.failure.get_or_insert(error);
     }
 
-    fn describe_fault(&self, what: &str, fault: IoFault) -> Error {
+    pub(super) fn describe_fault(&self, what: &str, fault: IoFault) -> Error {
         let path = &self.paths[fault.file as usize];
         let error = Error::new(ErrorKind::Io, what)
             .with("drive", fault.file)

@@ -234,6 +234,7 @@ fn manifest_of(
         tensors: tensors.iter().map(|it| (it.name.to_owned(), it.codec)).collect(),
         groups: vec![Hyperparameters::default()],
         loss_scale: 1.0,
+        loss_scaler: None,
         user_blob: text("optswap.user_blob").to_owned(),
         shards: vec![ShardEntry { file, flat_start: 0, elems, bytes }],
     }

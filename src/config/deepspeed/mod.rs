@@ -1,6 +1,7 @@
 //! DeepSpeed's configuration: what of it concerns swapped optimizer state becomes ours; what does
 //! not is said, with the reason. `docs/deepspeed.md` has the table.
 
+mod precision;
 mod unmapped;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ pub fn parse_deepspeed(text: &str) -> Result<Sourced> {
     import.offload(&root)?;
     import.optimizer(&root)?;
     import.precision(&root)?;
+    import.accumulation(&root)?;
     for section in CLOSED.iter().chain(&["zero_optimization", ""]) {
         let keys = object_at(&root, section)?.into_iter().flat_map(Map::keys);
         keys.for_each(|key| import.tell_unmapped(section, key));
@@ -237,33 +239,6 @@ impl Import {
                 .hint("write `gradient_clipping` beside `optimizer`"));
         }
         Ok(())
-    }
-
-    fn precision(&mut self, root: &Value) -> Result<()> {
-        if self.is_enabled(root, "fp16")? {
-            let text = "the program scales its loss and hands the scale to each step \
-                        (StepOptions::loss_scale); all ranks skip a step with an infinity or NaN; \
-                        gradients and parameters are f32, bf16 or f16";
-            self.tell("fp16", text);
-        }
-        for key in ["bf16", "bfloat16"] {
-            if self.is_enabled(root, key)? {
-                let text = "master and moments are fp32; gradients and parameters have the type of \
-                            the program's slices, f32, bf16 or f16";
-                self.tell(key, text);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a precision is on, or may be (`auto`).
-    fn is_enabled(&self, root: &Value, section: &str) -> Result<bool> {
-        let key = format!("{section}.enabled");
-        match value_at(root, &key)? {
-            None => Ok(false),
-            Some(value) if is_auto(value) => Ok(true),
-            Some(value) => to_flag(value).ok_or_else(|| wrong_type(&key, "true or false", value)),
-        }
     }
 
     fn tell_unmapped(&mut self, section: &str, key: &str) {

@@ -1,6 +1,7 @@
 //! Tests of the mapping.
 
 use super::*;
+use crate::config::{AccumulateIn, LossScaleConfig, LossScaleMode};
 
 /// What a job on eight GPUs and one drive has, and more.
 const FULL: &str = r#"{
@@ -117,6 +118,50 @@ fn auto_keeps_the_default() {
         assert!(note(&sourced, key).contains("`auto`"), "{key}");
     }
     assert!(has_note(&sourced, "fp16"));
+}
+
+#[test]
+fn fp16_scales_the_loss_as_deepspeed_does() {
+    let scale = |fp16: &str| {
+        let sourced = parse_deepspeed(&format!(r#"{{"fp16": {fp16}}}"#)).unwrap();
+        (sourced.config.loss_scale.clone(), sourced)
+    };
+    let (of_defaults, sourced) = scale(r#"{"enabled": true}"#);
+    let dynamic = LossScaleConfig {
+        mode: LossScaleMode::Dynamic,
+        growth_interval: 1000,
+        hysteresis: 2,
+        ..LossScaleConfig::default()
+    };
+    assert_eq!(of_defaults, dynamic);
+    assert_eq!(sourced.origins["loss_scale.hysteresis"], "DeepSpeed's default");
+    assert!(note(&sourced, "fp16").contains("loss_scaler"));
+    let (given, sourced) = scale(
+        r#"{"enabled": true, "loss_scale": 0, "initial_scale_power": 8, "loss_scale_window": 50,
+            "hysteresis": 3, "consecutive_hysteresis": true, "min_loss_scale": 4}"#,
+    );
+    assert_eq!((given.initial, given.growth_interval, given.minimum), (256.0, 50, 4.0));
+    assert_eq!((given.hysteresis, given.consecutive_hysteresis), (3, true));
+    assert_eq!(sourced.origins["loss_scale.initial"], "fp16.initial_scale_power");
+    let (fixed, _) = scale(r#"{"enabled": true, "loss_scale": 128}"#);
+    assert_eq!((fixed.mode, fixed.initial), (LossScaleMode::Static, 128.0));
+    let (off, _) = scale(r#"{"enabled": false, "loss_scale": 128}"#);
+    assert_eq!(off, LossScaleConfig::default());
+    let refused = parse_deepspeed(r#"{"fp16": {"enabled": true, "initial_scale_power": 400}}"#);
+    assert!(refused.unwrap_err().to_string().contains("loss_scale.initial"));
+}
+
+#[test]
+fn gradients_are_accumulated_in_the_type_that_is_given() {
+    let of = |dtype: &str| {
+        let text = format!(r#"{{"data_types": {{"grad_accum_dtype": "{dtype}"}}}}"#);
+        parse_deepspeed(&text).unwrap()
+    };
+    assert_eq!(of("bf16").config.gradients.accumulate_in, AccumulateIn::Bf16);
+    assert_eq!(of("fp32").config.gradients.accumulate_in, AccumulateIn::F32);
+    let half = of("fp16");
+    assert_eq!(half.config.gradients.accumulate_in, AccumulateIn::F32);
+    assert!(note(&half, "data_types.grad_accum_dtype").contains("f32 is kept"));
 }
 
 #[test]

@@ -10,6 +10,8 @@ pub(super) const MAPPED: &[&str] = &[
     "aio.num_threads",
     "bf16",
     "bfloat16",
+    "data_types",
+    "data_types.grad_accum_dtype",
     "fp16",
     "gradient_clipping",
     "optimizer",
@@ -51,7 +53,11 @@ pub(super) const REASONS: &[(&str, &str)] = &[
     ("aio.single_submit", SUBMISSION),
     ("aio.overlap_events", SUBMISSION),
     ("aio.use_gds", "not there: state goes through memory, since processors update it"),
-    ("gradient_accumulation_steps", "not mapped: the program accumulates, and steps with the sum"),
+    (
+        "gradient_accumulation_steps",
+        "not mapped: the program says which micro-batch is the last (swap_out_gradients), or \
+         accumulates itself and steps with the sum",
+    ),
     ("optimizer.adam_w_mode", "ignored, as by DeepSpeed: it belongs into optimizer.params"),
     ("optimizer.params.fp32_optimizer_states", "not needed: master and moments are fp32"),
     ("scheduler", "not mapped: the program sets learning rates (SwappedOptimizer::groups_mut)"),

@@ -1,0 +1,419 @@
+//! Gradients that outlive the call that hands them over: accumulated chunk by chunk, in memory or
+//! on the drives, and gone after the step.
+//!
+//! A chunk's sums are in a buffer from its first piece on, zeros where nothing has come. When the
+//! last piece of all its elements has come, it is closed: its norm is taken, and, unless it stays
+//! in memory, it is spilled at once. Where more chunks are under way than there are buffers, the
+//! one that was added to the longest ago is closed before its time, and read back when more of it
+//! comes.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::accumulate::{accumulate, checksum_of, norm_of};
+use super::coverage::{Accepted, Coverage};
+use super::gradients::{Fragment, ShardGradients, missing_gradient, zeros_for};
+use super::plan::Plan;
+use crate::config::{AccumulateIn, MissingGradient, VerifyChecksums};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Buffer;
+use crate::optim::{BlockNorm, GradElem};
+use crate::partition::{Chunk, Partition};
+use crate::swap::Swapper;
+use crate::timers::{Counter, Timers};
+use crate::units::{ChunkIndex, ParamIndex};
+
+/// The sums of one chunk.
+#[derive(Default)]
+struct Sums {
+    /// Those that stay in memory have theirs always.
+    buffer: Option<Buffer>,
+    is_resident: bool,
+    /// Something has come.
+    is_touched: bool,
+    /// What has come lies on the drives.
+    is_spilled: bool,
+    /// Elements of which no last piece has come.
+    elems_left: u64,
+    last_use: u64,
+    /// Of all that has come, once the chunk is closed.
+    norm: Option<BlockNorm>,
+    checksum: u32,
+}
+
+/// The gradients of a shard since the last step.
+#[derive(Default)]
+pub(super) struct GradientStore {
+    is_on: bool,
+    format: AccumulateIn,
+    coverage: Coverage,
+    sums: Vec<Sums>,
+    /// Chunks that may be in buffers for spills at a time, and those that are.
+    open_max: usize,
+    open: usize,
+    uses: u64,
+    has_writes: bool,
+    /// What the first refused piece was told; said to all ranks once.
+    refused: Option<Error>,
+    /// Why the gradients of this step are lost.
+    lost: Option<Error>,
+}
+
+/// What the store works with.
+pub(super) struct StoreTools<'a> {
+    pub plan: &'a Plan,
+    pub pool: &'a rayon::ThreadPool,
+    pub swapper: &'a mut Swapper,
+    pub timers: &'a mut Timers,
+}
+
+impl GradientStore {
+    /// An empty one; with a buffer for each chunk whose gradients stay in memory.
+    pub fn new(plan: &Plan, resident: Vec<Buffer>) -> Self {
+        let mut resident = resident.into_iter();
+        let chunks = (0..plan.partition().chunks().len()).map(ChunkIndex::from_index);
+        let sums = chunks.map(|chunk| {
+            let buffer = resident.next();
+            let elems_left = plan.partition().chunk(chunk).elems;
+            Sums { is_resident: buffer.is_some(), buffer, elems_left, ..Sums::default() }
+        });
+        Self {
+            is_on: plan.gradients().is_on(),
+            format: plan.config().gradients.accumulate_in,
+            coverage: Coverage::new(plan.partition()),
+            sums: sums.collect(),
+            // One is left for what is being written.
+            open_max: plan.gradients().buffers().saturating_sub(1).max(1),
+            open: 0,
+            uses: 0,
+            has_writes: false,
+            refused: None,
+            lost: None,
+        }
+    }
+
+    /// Whether nothing has come since the last step.
+    pub fn is_empty(&self) -> bool {
+        self.coverage.is_empty() && self.lost.is_none() && self.refused.is_none()
+    }
+
+    /// Whether gradients can be handed over at all.
+    ///
+    /// # Errors
+    /// Usage: what to set.
+    pub fn check_on(&self) -> Result<()> {
+        if self.is_on {
+            return Ok(());
+        }
+        Err(Error::usage("there is no place for gradients but the caller's memory")
+            .with("gradients.place", "caller")
+            .hint("set gradients.place to \"memory\", \"drives\" or \"auto\""))
+    }
+
+    /// Whether nothing has come that a step with other gradients would leave behind.
+    ///
+    /// # Errors
+    /// Usage.
+    pub fn check_unused(&self) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        Err(Error::usage("gradients have been handed over before that this step would not use")
+            .hint("call step_gradients, or drop them with discard_gradients"))
+    }
+
+    /// Takes a piece of gradient.
+    ///
+    /// # Errors
+    /// Usage; nothing has changed then, but the next flush says it to all ranks. What a drive fails
+    /// to do is told by the flush alone.
+    pub fn add<G: GradElem>(
+        &mut self,
+        tools: &mut StoreTools<'_>,
+        (param, offset): (ParamIndex, u64),
+        piece: &[G],
+        is_last: bool,
+    ) -> Result<()> {
+        let (inventory, partition) = (tools.plan.inventory(), tools.plan.partition());
+        let given = (param, offset, piece.len() as u64);
+        self.check_on()?;
+        let accepted = match self.coverage.accept(inventory, partition, given, is_last) {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                self.refused.get_or_insert_with(|| Error::usage(error.sentence()));
+                return Err(error);
+            }
+        };
+        if self.lost.is_none()
+            && let Err(error) = self.add_values(tools, &accepted, piece)
+        {
+            self.lost = Some(error);
+        }
+        self.note(tools, &accepted);
+        Ok(())
+    }
+
+    fn add_values<G: GradElem>(
+        &mut self,
+        tools: &mut StoreTools<'_>,
+        accepted: &Accepted,
+        piece: &[G],
+    ) -> Result<()> {
+        let chunks = tools.plan.partition().chunks();
+        let at = accepted.at.in_shard.clone();
+        let touched = chunks_within(chunks, &at);
+        // From the side that is in a buffer already: then that one need not come back.
+        let is_open = |index: usize| self.sums[index].buffer.is_some();
+        let goes_back = touched.end > 0 && is_open(touched.end - 1);
+        for step in 0..touched.len() {
+            let index = if goes_back { touched.end - 1 - step } else { touched.start + step };
+            let (start, here) = (chunks[index].shard_offset as usize, overlap(&chunks[index], &at));
+            self.open(tools, index)?;
+            let Some(sums) = self.sums[index].buffer.as_deref_mut() else { continue };
+            let piece = &piece[here.start - at.start..here.end - at.start];
+            let is_first = accepted.is_first;
+            accumulate(tools.pool, self.format, sums, here.start - start, piece, is_first);
+        }
+        Ok(())
+    }
+
+    /// Notes that a piece has been taken, and closes the chunks that it was the last one for.
+    fn note(&mut self, tools: &mut StoreTools<'_>, accepted: &Accepted) {
+        self.coverage.take(tools.plan.partition(), accepted);
+        if !accepted.is_last {
+            return;
+        }
+        let (chunks, at) = (tools.plan.partition().chunks(), &accepted.at.in_shard);
+        for index in chunks_within(chunks, at) {
+            // No element comes twice in a micro-batch.
+            self.sums[index].elems_left -= overlap(&chunks[index], at).len() as u64;
+            if self.sums[index].elems_left == 0 && self.lost.is_none() {
+                self.close(tools, index);
+            }
+        }
+    }
+
+    /// Brings a chunk's sums into a buffer.
+    fn open(&mut self, tools: &mut StoreTools<'_>, index: usize) -> Result<()> {
+        self.uses += 1;
+        let (is_open, is_touched) =
+            (self.sums[index].buffer.is_some(), self.sums[index].is_touched);
+        if !is_open {
+            while self.open >= self.open_max
+                && let Some(longest) = self.used_longest_ago()
+            {
+                self.close(tools, longest);
+            }
+            let buffer = match self.sums[index].is_spilled {
+                true => self.read_back(tools, index)?,
+                false => tools.swapper.take_gradient_buffer()?,
+            };
+            self.sums[index].buffer = Some(buffer);
+            self.open += 1;
+        }
+        let (last_use, bytes) = (self.uses, tools.plan.gradients().chunk_bytes(index));
+        let sums = &mut self.sums[index];
+        if !is_touched && let Some(buffer) = &mut sums.buffer {
+            buffer[..bytes].fill(0);
+        }
+        (sums.is_touched, sums.is_spilled, sums.norm, sums.last_use) =
+            (true, false, None, last_use);
+        Ok(())
+    }
+
+    fn used_longest_ago(&self) -> Option<usize> {
+        let open = self.sums.iter().enumerate();
+        let open = open.filter(|(_, sums)| !sums.is_resident && sums.buffer.is_some());
+        open.min_by_key(|(_, sums)| sums.last_use).map(|(index, _)| index)
+    }
+
+    fn read_back(&mut self, tools: &mut StoreTools<'_>, index: usize) -> Result<Buffer> {
+        let chunk = ChunkIndex::from_index(index);
+        let Some(buffer) = tools.swapper.read_spilled(chunk)? else {
+            // Why comes with the flush.
+            return Err(Error::new(ErrorKind::Io, "a spilled gradient is lost"));
+        };
+        if let Err(error) = self.verify(tools.plan, tools.pool, chunk, &buffer) {
+            tools.swapper.return_gradient_buffer(buffer);
+            return Err(error);
+        }
+        Ok(buffer)
+    }
+
+    /// Takes the norm of a chunk's sums, and spills them if they do not stay in memory.
+    fn close(&mut self, tools: &mut StoreTools<'_>, index: usize) {
+        let (plan, sums) = (tools.plan, &mut self.sums[index]);
+        let bytes = plan.gradients().chunk_bytes(index);
+        let elems = plan.partition().chunks()[index].elems as usize;
+        if let Some(buffer) = &sums.buffer {
+            sums.norm = Some(norm_of(tools.pool, self.format, &buffer[..bytes], elems));
+        }
+        if sums.is_resident {
+            return;
+        }
+        if let Some(buffer) = sums.buffer.take() {
+            if plan.config().durability.verify != VerifyChecksums::Off {
+                sums.checksum = checksum_of(tools.pool, &buffer[..bytes]);
+            }
+            tools.swapper.spill(ChunkIndex::from_index(index), buffer);
+            tools.timers.count(Counter::SpilledGradientBytes, bytes as u64);
+            (sums.is_spilled, self.has_writes) = (true, true);
+            self.open -= 1;
+        }
+    }
+
+    /// Closes all chunks and waits until what was spilled is on the drives. Not agreed.
+    ///
+    /// # Errors
+    /// Usage if a piece was refused, or if the last piece of a parameter has not come; everything
+    /// stays then. I/O: the gradients are lost.
+    pub fn flush(&mut self, tools: &mut StoreTools<'_>) -> Result<()> {
+        self.check_on()?;
+        if let Some(refused) = self.refused.take() {
+            return Err(refused);
+        }
+        if self.lost.is_none() {
+            self.coverage.check_finished(tools.plan.inventory(), tools.plan.partition())?;
+            for index in 0..self.sums.len() {
+                if self.sums[index].is_touched && self.sums[index].norm.is_none() {
+                    self.close(tools, index);
+                }
+            }
+        }
+        let settled = match self.has_writes {
+            true => tools.swapper.settle_spills(),
+            false => Ok(()),
+        };
+        self.has_writes = false;
+        settled.and(self.lost.take().map_or(Ok(()), Err))
+    }
+
+    /// Forgets everything, so that nothing old is ever used.
+    pub fn clear(&mut self, partition: &Partition, swapper: &mut Swapper) {
+        self.refused = None;
+        if self.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.has_writes) {
+            // What becomes of bytes that nobody reads does not matter.
+            let _ = swapper.settle_spills();
+        }
+        for (index, sums) in self.sums.iter_mut().enumerate() {
+            if !sums.is_resident
+                && let Some(buffer) = sums.buffer.take()
+            {
+                swapper.return_gradient_buffer(buffer);
+            }
+            (sums.is_touched, sums.is_spilled, sums.norm) = (false, false, None);
+            sums.elems_left = partition.chunks()[index].elems;
+        }
+        swapper.discard_spills();
+        self.coverage.clear();
+        (self.open, self.lost) = (0, None);
+    }
+
+    /// Whether no parameter is without a gradient, if that is demanded.
+    ///
+    /// # Errors
+    /// Usage, naming the first.
+    pub fn check_missing(&self, plan: &Plan) -> Result<()> {
+        if plan.config().gradients.missing != MissingGradient::Error {
+            return Ok(());
+        }
+        let mut pieces = plan.partition().pieces().iter().enumerate();
+        match pieces.find(|(piece, _)| !self.coverage.is_finished(*piece)) {
+            None => Ok(()),
+            Some((_, piece)) => Err(missing_gradient(plan.inventory(), piece)),
+        }
+    }
+
+    /// Norm and overflows of everything, which has been flushed.
+    pub fn norm(&self) -> BlockNorm {
+        let mut all = BlockNorm::default();
+        self.sums.iter().filter_map(|sums| sums.norm.clone()).for_each(|norm| all.merge(norm));
+        all
+    }
+
+    /// The parameters that are updated, each once, in order.
+    pub fn params(&self, plan: &Plan) -> Vec<ParamIndex> {
+        let has_all = plan.config().gradients.missing == MissingGradient::Zero;
+        let pieces = plan.partition().pieces().iter().enumerate();
+        let updated = pieces.filter(|(piece, _)| has_all || self.coverage.is_finished(*piece));
+        let mut params: Vec<_> = updated.map(|(_, piece)| piece.param).collect();
+        params.sort_unstable();
+        params.dedup();
+        params
+    }
+
+    /// The gradients of one chunk; `spilled` is what came with it from the drives.
+    ///
+    /// # Errors
+    /// Internal if that did not come although it was spilled.
+    pub fn of_chunk<'s, A: GradElem>(
+        &'s self,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        spilled: &'s [u8],
+    ) -> Result<Cow<'s, ShardGradients<'s, A>>> {
+        let sums = &self.sums[chunk.index()];
+        let values: &[A] = match (&sums.buffer, sums.is_spilled) {
+            (Some(buffer), _) if sums.is_touched => bytemuck::cast_slice(buffer),
+            (_, true) if spilled.is_empty() => {
+                return Err(Error::internal("a spilled gradient did not come with its chunk")
+                    .with("chunk", chunk));
+            }
+            (_, true) => bytemuck::cast_slice(spilled),
+            _ => &[],
+        };
+        let partition = plan.partition();
+        let at = partition.chunk(chunk);
+        let has_zeros = plan.config().gradients.missing == MissingGradient::Zero;
+        let mut fragments = Vec::new();
+        for run in partition.runs_of(chunk) {
+            if self.coverage.has_gradient(partition, run) {
+                let (param, shard_offset) = (run.param, run.shard_offset as usize);
+                let grad = &values[run.in_chunk(at)];
+                fragments.push(Fragment { param, shard_offset, grad });
+            } else if has_zeros {
+                fragments.extend(zeros_for(run));
+            }
+        }
+        Ok(Cow::Owned(ShardGradients::of_fragments(fragments)))
+    }
+
+    /// Whether what came back from the drives is what was spilled.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn verify(
+        &self,
+        plan: &Plan,
+        pool: &rayon::ThreadPool,
+        chunk: ChunkIndex,
+        spilled: &[u8],
+    ) -> Result<()> {
+        let bytes = plan.gradients().chunk_bytes(chunk.index());
+        let is_on = plan.config().durability.verify != VerifyChecksums::Off;
+        if !is_on || checksum_of(pool, &spilled[..bytes]) == self.sums[chunk.index()].checksum {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Io, "a spilled gradient is corrupt: it is not what was written")
+            .with("holding", plan.describe(chunk))
+            .hint("a drive gives other bytes than it was given; see which with optswap doctor"))
+    }
+}
+
+/// The elements of a range of the shard that lie in a chunk.
+fn overlap(chunk: &Chunk, range: &Range<usize>) -> Range<usize> {
+    let (start, end) = (chunk.shard_offset as usize, (chunk.shard_offset + chunk.elems) as usize);
+    range.start.max(start)..range.end.min(end)
+}
+
+/// The chunks that have elements of a range of the shard.
+fn chunks_within(chunks: &[Chunk], range: &Range<usize>) -> Range<usize> {
+    let end = |chunk: &Chunk| (chunk.shard_offset + chunk.elems) as usize;
+    let first = chunks.partition_point(|chunk| end(chunk) <= range.start);
+    let behind = chunks.partition_point(|chunk| (chunk.shard_offset as usize) < range.end);
+    first..behind.max(first)
+}

@@ -1,0 +1,292 @@
+//! The I/O thread's end of spilled gradients. They have their own buffers and places, and no part
+//! in the states of chunks: an update that wants a chunk whose gradient was spilled has the
+//! gradient read beside it, and whichever of the two comes first waits for the other.
+//!
+//! A buffer is held by the caller, by an operation, by a gradient that waits for its chunk, or by a
+//! chunk that the caller has. The chunk of each gradient that is asked for has its own buffer
+//! already, and so comes, or is there: no gradient waits for another one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::messages::{Loan, SpillAnswer, SpillCommand, SpillSender};
+use super::pipeline::SweepKind;
+use super::thread::{Kept, Worker};
+use crate::error::Error;
+use crate::io::{Buffer, Direction, Finished, Part, Transfer};
+use crate::storage::Placement;
+use crate::units::{ChunkIndex, ExtentIndex};
+
+/// In tokens of transfers: set for gradients. What is above is the turn; what is below, the chunk.
+const OF_GRADIENT: u64 = 1 << 32;
+
+/// Where the gradient of a chunk is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    /// Nowhere on the drives.
+    #[default]
+    Nowhere,
+    Writing,
+    OnDrive,
+    /// On the drives; the sweep under way has asked for it.
+    Wanted,
+}
+
+/// What the caller waits for.
+enum Asked {
+    Any,
+    Chunk(ChunkIndex),
+    Settled,
+}
+
+pub(super) struct Spills {
+    answers: SpillSender,
+    free: Vec<Buffer>,
+    placement: Option<Arc<Placement>>,
+    places: Vec<Place>,
+    writing: usize,
+    asked: Option<Asked>,
+    failure: Option<Error>,
+    /// Rises with every sweep and every discard: what was begun before is of no use.
+    turn: u32,
+    /// To be read when there is a buffer.
+    queue: VecDeque<ChunkIndex>,
+    /// Gradients that wait for their chunks, and chunks that wait for their gradients.
+    come: Vec<Option<Buffer>>,
+    held: Vec<Option<Kept>>,
+}
+
+impl Spills {
+    pub fn new(
+        chunks: usize,
+        free: Vec<Buffer>,
+        placement: Option<Arc<Placement>>,
+        answers: SpillSender,
+    ) -> Self {
+        Self {
+            answers,
+            free,
+            placement,
+            places: vec![Place::default(); chunks],
+            writing: 0,
+            asked: None,
+            failure: None,
+            turn: 0,
+            queue: VecDeque::new(),
+            come: (0..chunks).map(|_| None).collect(),
+            held: (0..chunks).map(|_| None).collect(),
+        }
+    }
+
+    /// Whether a transfer is one of a gradient.
+    pub fn is_theirs(token: u64) -> bool {
+        token & OF_GRADIENT != 0
+    }
+
+    fn token(&self, chunk: ChunkIndex) -> u64 {
+        u64::from(self.turn) << 33 | OF_GRADIENT | u64::from(chunk.0)
+    }
+
+    fn is_of_this_turn(&self, token: u64) -> bool {
+        token >> 33 == u64::from(self.turn)
+    }
+
+    fn answer(&self, answer: SpillAnswer) {
+        // A caller that is gone will say `Close`.
+        let _ = self.answers.send(answer);
+    }
+
+    /// A sweep begins, or its chunks are no longer wanted: nothing of an earlier one counts.
+    fn turn_over(&mut self) {
+        self.turn = self.turn.wrapping_add(1) & (u32::MAX >> 1);
+        self.queue.clear();
+        self.free.extend(self.come.iter_mut().filter_map(Option::take));
+        for place in &mut self.places {
+            if *place == Place::Wanted {
+                *place = Place::OnDrive;
+            }
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn obey_spill(&mut self, command: SpillCommand) {
+        let spills = &mut self.spills;
+        match command {
+            SpillCommand::Take => spills.asked = Some(Asked::Any),
+            SpillCommand::Read(chunk) => spills.asked = Some(Asked::Chunk(chunk)),
+            SpillCommand::Settle => spills.asked = Some(Asked::Settled),
+            SpillCommand::Return(buffer) => spills.free.push(buffer),
+            SpillCommand::Discard => {
+                spills.turn_over();
+                spills.places.fill(Place::Nowhere);
+            }
+            SpillCommand::Write { chunk, buffer } => {
+                spills.places[chunk.index()] = Place::Writing;
+                spills.writing += 1;
+                self.swap_out_busy.begin(Instant::now());
+                self.start_spill(Direction::SwapOut, chunk, buffer);
+            }
+        }
+    }
+
+    /// A sweep begins.
+    pub(super) fn begin_spills(&mut self) {
+        self.spills.turn_over();
+    }
+
+    /// The sweep wants this chunk: so it wants its gradient, if that was spilled.
+    pub(super) fn want_gradient(&mut self, chunk: ChunkIndex) {
+        let place = &mut self.spills.places[chunk.index()];
+        if self.pipeline.kind() == Some(SweepKind::Update) && *place == Place::OnDrive {
+            *place = Place::Wanted;
+            self.spills.queue.push_back(chunk);
+        }
+    }
+
+    /// Hands a chunk over, with its gradient; or holds it until that has come.
+    pub(super) fn lend_with_gradient(&mut self, chunk: ChunkIndex, kept: Kept) {
+        self.want_gradient(chunk);
+        let gradient = self.spills.come[chunk.index()].take();
+        if gradient.is_none() && self.spills.places[chunk.index()] == Place::Wanted {
+            self.spills.held[chunk.index()] = Some(kept);
+            return;
+        }
+        let Kept { buffer, is_fresh } = kept;
+        self.lend(Loan { chunk, buffer, gradient, is_fresh });
+    }
+
+    pub(super) fn free_gradient(&mut self, gradient: Option<Buffer>) {
+        self.spills.free.extend(gradient);
+    }
+
+    /// Chunks that wait for their gradients are not handed over any more.
+    pub(super) fn drop_held(&mut self) {
+        self.spills.turn_over();
+        for index in 0..self.spills.held.len() {
+            if let Some(kept) = self.spills.held[index].take() {
+                let chunk = ChunkIndex::from_index(index);
+                let fate = self.pipeline.give_back(chunk, false);
+                self.dispose(chunk, kept, fate);
+            }
+        }
+    }
+
+    /// Answers the caller if it can be answered, and starts reads that there are buffers for.
+    pub(super) fn move_spills_on(&mut self) {
+        let spills = &mut self.spills;
+        match spills.asked.take() {
+            None => {}
+            Some(Asked::Any) => match spills.free.pop() {
+                Some(buffer) => spills.answer(SpillAnswer::Buffer(Some(buffer))),
+                None => spills.asked = Some(Asked::Any),
+            },
+            Some(Asked::Settled) if spills.writing == 0 => {
+                let result = spills.failure.take().map_or(Ok(()), Err);
+                spills.answer(SpillAnswer::Settled(result));
+            }
+            Some(Asked::Chunk(chunk)) => match spills.places[chunk.index()] {
+                // Its write has failed.
+                Place::Nowhere => spills.answer(SpillAnswer::Buffer(None)),
+                Place::OnDrive if !spills.free.is_empty() => {
+                    spills.asked = Some(Asked::Chunk(chunk));
+                    spills.places[chunk.index()] = Place::Wanted;
+                    spills.queue.push_back(chunk);
+                }
+                _ => spills.asked = Some(Asked::Chunk(chunk)),
+            },
+            asked => spills.asked = asked,
+        }
+        while let Some(chunk) = self.spills.queue.front().copied()
+            && let Some(buffer) = self.spills.free.pop()
+        {
+            self.spills.queue.pop_front();
+            self.swap_in_busy.begin(Instant::now());
+            self.start_spill(Direction::SwapIn, chunk, buffer);
+        }
+    }
+
+    fn start_spill(&mut self, direction: Direction, chunk: ChunkIndex, buffer: Buffer) {
+        let extent = ExtentIndex(chunk.0);
+        let segments = self.spills.placement.iter().flat_map(|placement| match direction {
+            Direction::SwapIn => placement.segments(extent),
+            Direction::SwapOut => placement.begin_write(extent),
+        });
+        let parts = segments.map(|segment| Part {
+            file: segment.drive.0,
+            file_offset: segment.file_offset,
+            buffer_offset: segment.extent_offset,
+            len: segment.len,
+        });
+        let (token, parts) = (self.spills.token(chunk), parts.collect());
+        self.start_transfer(Transfer { token, direction, buffer, parts });
+    }
+
+    pub(super) fn settle_spill(&mut self, finished: Finished) {
+        let Finished { token, direction, buffer, result } = finished;
+        let (now, chunk) = (Instant::now(), ChunkIndex(token as u32));
+        let failure = result.err().map(|fault| {
+            let what = match direction {
+                Direction::SwapIn => "a spilled gradient cannot be read back",
+                Direction::SwapOut => "a gradient cannot be spilled",
+            };
+            self.describe_fault(what, fault).with("holding", (self.describe)(chunk))
+        });
+        match direction {
+            Direction::SwapIn => self.swap_in_busy.end(now),
+            Direction::SwapOut => self.swap_out_busy.end(now),
+        }
+        match direction {
+            Direction::SwapOut => self.end_spill_write(chunk, buffer, failure),
+            Direction::SwapIn if !self.spills.is_of_this_turn(token) => {
+                self.spills.free.push(buffer);
+            }
+            Direction::SwapIn => self.end_spill_read(chunk, buffer, failure),
+        }
+    }
+
+    fn end_spill_write(&mut self, chunk: ChunkIndex, buffer: Buffer, failure: Option<Error>) {
+        let spills = &mut self.spills;
+        spills.writing -= 1;
+        if let Some(placement) = &spills.placement {
+            placement.end_write(ExtentIndex(chunk.0), failure.is_none());
+        }
+        let has_failed = failure.is_some();
+        spills.places[chunk.index()] = if has_failed { Place::Nowhere } else { Place::OnDrive };
+        spills.failure = spills.failure.take().or(failure);
+        match spills.asked {
+            // It is wanted back already: served from memory.
+            Some(Asked::Chunk(asked)) if asked == chunk && !has_failed => {
+                (spills.asked, spills.places[chunk.index()]) = (None, Place::Nowhere);
+                spills.answer(SpillAnswer::Buffer(Some(buffer)));
+            }
+            _ => spills.free.push(buffer),
+        }
+    }
+
+    fn end_spill_read(&mut self, chunk: ChunkIndex, buffer: Buffer, failure: Option<Error>) {
+        let spills = &mut self.spills;
+        if let Some(Asked::Chunk(asked)) = spills.asked
+            && asked == chunk
+        {
+            (spills.asked, spills.places[chunk.index()]) = (None, Place::Nowhere);
+            if let Some(failure) = failure {
+                spills.failure.get_or_insert(failure);
+                spills.free.push(buffer);
+                return spills.answer(SpillAnswer::Buffer(None));
+            }
+            return spills.answer(SpillAnswer::Buffer(Some(buffer)));
+        }
+        if let Some(failure) = failure {
+            spills.free.push(buffer);
+            return self.fail_with(failure);
+        }
+        match spills.held[chunk.index()].take() {
+            Some(Kept { buffer: state, is_fresh }) => {
+                self.lend(Loan { chunk, buffer: state, gradient: Some(buffer), is_fresh });
+            }
+            None => spills.come[chunk.index()] = Some(buffer),
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Gradients as training programs have them: handed over in pieces while backward goes on,
+//! accumulated over micro-batches, in memory or on the drives. A step with them is bit for bit the
+//! step with their sum; nothing old is ever used; what is wrong is named, and changes nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
+#[path = "support/handed_over.rs"]
+mod handed_over;
+mod support;
+
+use std::rc::Rc;
+
+use half::{bf16, f16};
+use handed_over::{config_for, hand_over, micro_batch, step_borrowed, step_handed_over};
+use optswap::config::{AccumulateIn, Config, EngineName, GradientPlace, MissingGradient};
+use optswap::coord::Communicator;
+use optswap::error::Result;
+use optswap::optim::{GradElem, ParamElem};
+use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
+use optswap::units::ParamIndex;
+use proptest::prelude::*;
+use support::Drives;
+use support::world::{all, on_ranks, start};
+
+const PLACES: [GradientPlace; 3] =
+    [GradientPlace::Memory, GradientPlace::Drives, GradientPlace::Auto];
+const SIZES: [usize; 4] = [5000, 1, 12_000, 300];
+
+fn params_of(optimizer: &SwappedOptimizer) -> Vec<bf16> {
+    vec![bf16::ZERO; optimizer.partition().elems() as usize]
+}
+
+/// Digest and parameters after three steps; the outcomes too.
+fn train(
+    config: &Config,
+    sizes: &[usize],
+    batches: u64,
+    comm: Rc<dyn Communicator>,
+) -> Result<(String, Vec<bf16>, Vec<(f64, f32)>)> {
+    let mut optimizer = start(config, sizes, comm)?;
+    let mut params = params_of(&optimizer);
+    let mut outcomes = Vec::new();
+    for _ in 0..3 {
+        let outcome = match config.gradients.place {
+            GradientPlace::Caller => step_borrowed(&mut optimizer, batches, &mut params)?,
+            _ => step_handed_over(&mut optimizer, batches, &mut params)?,
+        };
+        outcomes.push((outcome.grad_norm, outcome.grad_scale));
+    }
+    let digest = optimizer.state_digest()?;
+    optimizer.close();
+    Ok((digest, params, outcomes))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_pieces_give_the_step_of_their_sum(
+        sizes in prop::collection::vec(1usize..30_000, 1..5),
+        ranks in 1usize..5,
+        place in 0usize..3,
+        buffers in 2u64..8,
+        batches in 1u64..4,
+        is_uring in any::<bool>(),
+        prefetch in any::<bool>(),
+        cached in 0u64..3,
+    ) {
+        let drives = Drives::new(2);
+        let borrowed = config_for(&drives, GradientPlace::Caller, 4);
+        let expected = all(on_ranks(ranks, |comm| train(&borrowed, &sizes, batches, comm)));
+        let mut config = config_for(&drives, PLACES[place], buffers);
+        config.io.engine = if is_uring { EngineName::Uring } else { EngineName::Threads };
+        config.swap.prefetch = prefetch;
+        config.swap.cache = optswap::config::CacheSize::Bytes(
+            optswap::units::Bytes(cached.min(buffers - 2) * handed_over::CHUNK_BYTES));
+        let seen = all(on_ranks(ranks, |comm| train(&config, &sizes, batches, comm)));
+        prop_assert_eq!(seen, expected, "{:?}", config.swap);
+    }
+}
+
+#[test]
+fn formats_are_converted_exactly_and_sums_are_rounded_as_told() {
+    fn sums<A: GradElem + ParamElem>(optimizer: &SwappedOptimizer, step: u64) -> Vec<A> {
+        let [first, second, third] = [0, 1, 2].map(|batch| micro_batch(optimizer, step, batch));
+        let add = |sum: A, grad: f32| A::emit(sum.load() + grad);
+        let all = first.iter().zip(second).zip(third);
+        all.map(|((first, second), third)| {
+            let sum = A::emit(*first);
+            add(add(sum, bf16::from_f32(second).to_f32()), f16::from_f32(third).to_f32())
+        })
+        .collect()
+    }
+    fn borrowed<A: GradElem + ParamElem>(config: &Config) -> Vec<String> {
+        all(on_ranks(2, |comm| {
+            let mut optimizer = start(config, &SIZES, comm)?;
+            let mut params = params_of(&optimizer);
+            let sums = sums::<A>(&optimizer, 1);
+            let gradients = Gradients::of_shard(optimizer.partition(), &sums)?;
+            optimizer.step(&gradients, &mut params, StepOptions::default())?;
+            optimizer.state_digest()
+        }))
+    }
+    for place in PLACES {
+        for format in [AccumulateIn::F32, AccumulateIn::Bf16] {
+            let drives = Drives::new(1);
+            let mut config = config_for(&drives, place, 3);
+            config.gradients.accumulate_in = format;
+            let seen = all(on_ranks(2, |comm| {
+                let mut optimizer = start(&config, &SIZES, comm)?;
+                let mut params = params_of(&optimizer);
+                let [first, second, third] =
+                    [0, 1, 2].map(|batch| micro_batch(&optimizer, 1, batch));
+                let second: Vec<bf16> = second.into_iter().map(bf16::from_f32).collect();
+                let third: Vec<f16> = third.into_iter().map(f16::from_f32).collect();
+                hand_over(&mut optimizer, &first, |_| true, 1, false)?;
+                hand_over(&mut optimizer, &second, |_| true, 2, false)?;
+                hand_over(&mut optimizer, &third, |_| true, 3, true)?;
+                optimizer.flush_gradients()?;
+                optimizer.step_gradients(&mut params, StepOptions::default())?;
+                optimizer.state_digest()
+            }));
+            let other = Drives::new(1);
+            let plain = config_for(&other, GradientPlace::Caller, 3);
+            let expected = match format {
+                AccumulateIn::F32 => borrowed::<f32>(&plain),
+                AccumulateIn::Bf16 => borrowed::<bf16>(&plain),
+            };
+            assert_eq!(seen, expected, "{place:?}, {format:?}");
+        }
+    }
+}
+
+/// DeepSpeed's swapped_gradients are never cleared: a parameter that is not active in a window gets
+/// its old gradient again.
+#[test]
+fn a_stale_gradient_is_never_replayed() {
+    for place in PLACES {
+        let drives = Drives::new(1);
+        let config = config_for(&drives, place, 3);
+        all(on_ranks(2, |comm| {
+            let mut optimizer = start(&config, &SIZES, comm)?;
+            let mut params = params_of(&optimizer);
+            step_handed_over(&mut optimizer, 1, &mut params)?;
+            // Only the third parameter is active.
+            let shard = micro_batch(&optimizer, 2, 0);
+            hand_over(&mut optimizer, &shard, |param| param.0 == 2, 9, true)?;
+            optimizer.step_gradients(&mut params, StepOptions::default())?;
+            let counts: Vec<u64> =
+                (0..4).map(|param| optimizer.update_count(ParamIndex(param))).collect();
+            let has = |param: u32| {
+                optimizer.partition().pieces().iter().any(|piece| piece.param == ParamIndex(param))
+            };
+            for param in (0..4).filter(|param| has(*param)) {
+                assert_eq!(counts[param as usize], if param == 2 { 2 } else { 1 }, "{place:?}");
+            }
+            // An overflow: what was handed over is gone all the same.
+            let mut shard = micro_batch(&optimizer, 3, 0);
+            if let Some(first) = shard.first_mut() {
+                *first = f32::INFINITY;
+            }
+            hand_over(&mut optimizer, &shard, |_| true, 9, true)?;
+            let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
+            assert!(outcome.skipped);
+            let before = optimizer.state_digest()?;
+            let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
+            assert!(!outcome.skipped && outcome.grad_norm == 0.0, "{outcome:?}");
+            assert_eq!(optimizer.state_digest()?, before, "no gradient, no update");
+            // And so after they were dropped.
+            hand_over(&mut optimizer, &shard, |_| true, 9, false)?;
+            optimizer.discard_gradients();
+            assert!(!optimizer.step_gradients(&mut params, StepOptions::default())?.skipped);
+            assert_eq!(optimizer.state_digest()?, before);
+            Ok(())
+        }));
+    }
+}
+
+/// DeepSpeed's gradient buffer is not zeroed: ranges that nothing covers hold what was there.
+#[test]
+fn an_uncovered_range_is_never_read() {
+    for place in PLACES {
+        let drives = Drives::new(1);
+        let (config, plain) =
+            (config_for(&drives, place, 3), config_for(&drives, GradientPlace::Caller, 3));
+        // Parameters of one element and less than a block lie beside the others in their chunks.
+        let active = |param: ParamIndex| param.0 != 1 && param.0 != 3;
+        let expected = all(on_ranks(2, |comm| {
+            let mut optimizer = start(&plain, &SIZES, comm)?;
+            let mut params = params_of(&optimizer);
+            for step in 1..=3 {
+                let shard = micro_batch(&optimizer, step, 0);
+                let mut gradients = Gradients::new();
+                let pieces = optimizer.partition().pieces().iter();
+                for piece in pieces.filter(|piece| active(piece.param)) {
+                    let (param, offset) = (piece.param, piece.param_offset);
+                    gradients.swap_out(param, offset, &shard[piece.in_shard()]);
+                }
+                optimizer.step(&gradients, &mut params, StepOptions::default())?;
+            }
+            Ok((optimizer.state_digest()?, params))
+        }));
+        let seen = all(on_ranks(2, |comm| {
+            let mut optimizer = start(&config, &SIZES, comm)?;
+            let mut params = params_of(&optimizer);
+            // Large values in every buffer first, of a window that is dropped.
+            let large = vec![1e30f32; params.len()];
+            hand_over(&mut optimizer, &large, |_| true, 7, true)?;
+            optimizer.discard_gradients();
+            for step in 1..=3 {
+                let shard = micro_batch(&optimizer, step, 0);
+                hand_over(&mut optimizer, &shard, active, step, true)?;
+                optimizer.step_gradients(&mut params, StepOptions::default())?;
+            }
+            Ok((optimizer.state_digest()?, params))
+        }));
+        assert_eq!(seen, expected, "{place:?}");
+    }
+}
+
+/// DeepSpeed keeps the remainder of a gradient as a view that pins all of it until the step.
+#[test]
+fn nothing_holds_on_to_the_callers_memory() {
+    for place in PLACES {
+        let drives = Drives::new(1);
+        let config = config_for(&drives, place, 3);
+        let plain = config_for(&drives, GradientPlace::Caller, 3);
+        let expected = all(on_ranks(1, |comm| train(&plain, &[9001], 1, comm)));
+        let seen = all(on_ranks(1, |comm| {
+            let mut optimizer = start(&config, &[9001], comm)?;
+            let mut params = params_of(&optimizer);
+            // One buffer, overwritten as soon as a call has returned; 9,001 is no multiple of it.
+            let mut buffer = [0.0f32; 512];
+            for step in 1..=3 {
+                let shard = micro_batch(&optimizer, step, 0);
+                for (index, piece) in shard.chunks(512).enumerate() {
+                    let buffer = &mut buffer[..piece.len()];
+                    buffer.copy_from_slice(piece);
+                    let offset = 512 * index as u64;
+                    optimizer.swap_out_gradients(ParamIndex(0), offset, buffer, true)?;
+                    buffer.fill(f32::NAN);
+                }
+                optimizer.step_gradients(&mut params, StepOptions::default())?;
+            }
+            Ok((optimizer.state_digest()?, params))
+        }));
+        assert_eq!((&seen[0].0, &seen[0].1), (&expected[0].0, &expected[0].1), "{place:?}");
+    }
+}
+
+#[test]
+fn a_missing_gradient_means_what_the_configuration_says() {
+    let active = |param: ParamIndex| param.0 != 0;
+    for missing in [MissingGradient::Skip, MissingGradient::Zero, MissingGradient::Error] {
+        let mut digests = Vec::new();
+        for place in [GradientPlace::Caller, PLACES[0], PLACES[1], PLACES[2]] {
+            let drives = Drives::new(1);
+            let mut config = config_for(&drives, place, 3);
+            config.gradients.missing = missing;
+            let results = all(on_ranks(2, |comm| {
+                let mut optimizer = start(&config, &SIZES, comm)?;
+                let mut params = params_of(&optimizer);
+                let untouched = optimizer.state_digest()?;
+                let shard = micro_batch(&optimizer, 1, 0);
+                let options = StepOptions::default();
+                let result = if place == GradientPlace::Caller {
+                    let mut gradients = Gradients::new();
+                    let pieces = optimizer.partition().pieces().iter();
+                    for piece in pieces.filter(|piece| active(piece.param)) {
+                        let (param, offset) = (piece.param, piece.param_offset);
+                        gradients.swap_out(param, offset, &shard[piece.in_shard()]);
+                    }
+                    optimizer.step(&gradients, &mut params, options)
+                } else {
+                    hand_over(&mut optimizer, &shard, active, 3, true)?;
+                    optimizer.step_gradients(&mut params, options)
+                };
+                if missing == MissingGradient::Error {
+                    let error = result.unwrap_err();
+                    assert!(error.is_agreed() && error.exit_code() == 64, "{error}");
+                    let text = error.to_string();
+                    assert!(text.contains("layer0.weight") && text.contains("no gradient"));
+                    assert_eq!(optimizer.state_digest()?, untouched);
+                    if place != GradientPlace::Caller {
+                        // What is there stays, so that the rest can still come.
+                        hand_over(&mut optimizer, &shard, |param| param.0 == 0, 4, true)?;
+                        optimizer.step_gradients(&mut params, options)?;
+                    }
+                    return Ok((String::new(), 0));
+                }
+                result?;
+                // The first parameter lies on the first rank alone.
+                let count = optimizer.update_count(ParamIndex(0));
+                let is_here = optimizer.partition().flat().start == 0;
+                Ok((optimizer.state_digest()?, if is_here { count } else { 0 }))
+            }));
+            assert_eq!(results[0].1, u64::from(missing == MissingGradient::Zero), "{place:?}");
+            digests.push(results[0].0.clone());
+        }
+        assert!(digests.iter().all(|digest| *digest == digests[0]), "{missing:?}: {digests:?}");
+    }
+}
+
+#[test]
+fn a_zero_gradient_is_what_a_missing_one_is_taken_for() {
+    let drives = Drives::new(1);
+    let mut config = config_for(&drives, GradientPlace::Caller, 3);
+    let sizes = [200_000, 1000];
+    let mut digest = |missing: MissingGradient, is_given: bool| {
+        config.gradients.missing = missing;
+        all(on_ranks(1, |comm| {
+            let mut optimizer = start(&config, &sizes, comm)?;
+            let mut params = params_of(&optimizer);
+            for step in 1..=2 {
+                let mut shard = micro_batch(&optimizer, step, 0);
+                shard[..200_000].fill(0.0);
+                let mut gradients = Gradients::new();
+                if is_given {
+                    gradients.swap_out(ParamIndex(0), 0, &shard[..200_000]);
+                }
+                gradients.swap_out(ParamIndex(1), 0, &shard[200_000..]);
+                optimizer.step(&gradients, &mut params, StepOptions::default())?;
+            }
+            optimizer.state_digest()
+        }))
+    };
+    let zero = digest(MissingGradient::Zero, false);
+    assert_eq!(zero, digest(MissingGradient::Skip, true));
+    assert_ne!(zero, digest(MissingGradient::Skip, false), "weight decay goes on");
+}
+
+/// Every wrong piece: this rank's error at once, everybody's at the next flush or step.
+#[test]
+fn what_is_wrong_is_named_and_changes_nothing() {
+    type Wrong = fn(&mut SwappedOptimizer, &[f32]) -> Result<()>;
+    // Rank 0 has parameters 0 and 1, and a part of 2.
+    let wrongs: [(&str, Wrong); 6] = [
+        ("unknown parameter", |it, shard| {
+            it.swap_out_gradients(ParamIndex(7), 0, &shard[..1], true)
+        }),
+        ("beyond its parameter's end", |it, shard| {
+            it.swap_out_gradients(ParamIndex(1), 1, &shard[..1], true)
+        }),
+        ("beyond its parameter's end", |it, shard| {
+            it.swap_out_gradients(ParamIndex(0), u64::MAX, &shard[..1], true)
+        }),
+        ("outside of this rank's shard", |it, shard| {
+            it.swap_out_gradients(ParamIndex(3), 0, &shard[..1], true)
+        }),
+        ("twice in one micro-batch", |it, shard| {
+            it.swap_out_gradients(ParamIndex(0), 99, &shard[..2], true)
+        }),
+        ("only some pieces of a micro-batch", |it, shard| {
+            it.swap_out_gradients(ParamIndex(0), 200, &shard[..2], false)
+        }),
+    ];
+    for place in PLACES {
+        let drives = Drives::new(1);
+        let config = config_for(&drives, place, 3);
+        let plain = config_for(&drives, GradientPlace::Caller, 3);
+        let expected = all(on_ranks(2, |comm| {
+            let mut optimizer = start(&plain, &SIZES, comm)?;
+            let mut params = params_of(&optimizer);
+            step_borrowed(&mut optimizer, 1, &mut params)?;
+            optimizer.state_digest()
+        }));
+        let seen = all(on_ranks(2, |comm| {
+            let is_first = comm.rank().0 == 0;
+            let mut optimizer = start(&config, &SIZES, comm)?;
+            let mut params = params_of(&optimizer);
+            let shard = micro_batch(&optimizer, 1, 0);
+            if is_first {
+                optimizer.swap_out_gradients(ParamIndex(0), 0, &shard[..100], true)?;
+            }
+            for (index, (words, wrong)) in wrongs.iter().enumerate() {
+                if is_first {
+                    let error = wrong(&mut optimizer, &shard).unwrap_err();
+                    assert!(error.to_string().contains(words), "{error}");
+                    assert!(!error.is_agreed());
+                }
+                let told = match index % 2 {
+                    0 => optimizer.flush_gradients().unwrap_err(),
+                    _ => optimizer.step_gradients(&mut params, StepOptions::default()).unwrap_err(),
+                };
+                let text = told.to_string();
+                assert!(told.is_agreed() && told.exit_code() == 64, "{text}");
+                assert!(text.contains(words) && text.contains("rank 0 of 2"), "{text}");
+            }
+            // Said once; now it is the rest that is missing.
+            let told = optimizer.flush_gradients().unwrap_err().to_string();
+            assert!(told.contains("only partly there") && told.contains("layer0.weight"), "{told}");
+            if is_first {
+                optimizer.swap_out_gradients(ParamIndex(0), 100, &shard[100..5000], true)?;
+                let late = optimizer.swap_out_gradients(ParamIndex(0), 0, &shard[..1], true);
+                assert!(late.unwrap_err().to_string().contains("after the last one"));
+                let pieces = optimizer.partition().pieces().to_vec();
+                for piece in pieces.iter().filter(|piece| piece.param.0 > 0) {
+                    let (offset, shard) = (piece.param_offset, &shard[piece.in_shard()]);
+                    optimizer.swap_out_gradients(piece.param, offset, shard, false)?;
+                }
+                assert!(optimizer.flush_gradients().is_err(), "the late piece");
+                let told = optimizer.flush_gradients().unwrap_err().to_string();
+                assert!(told.contains("last gradient has not come"), "{told}");
+                // A micro-batch of zeros more, and that was the last one.
+                for piece in pieces.iter().filter(|piece| piece.param.0 > 0) {
+                    let zeros = vec![0.0f32; piece.elems as usize];
+                    optimizer.swap_out_gradients(piece.param, piece.param_offset, &zeros, true)?;
+                }
+            } else {
+                assert!(optimizer.flush_gradients().is_err());
+                assert!(optimizer.flush_gradients().is_err());
+                hand_over(&mut optimizer, &shard, |_| true, 5, true)?;
+            }
+            optimizer.step_gradients(&mut params, StepOptions::default())?;
+            optimizer.state_digest()
+        }));
+        assert_eq!(seen, expected, "{place:?}");
+    }
+}
+
+#[test]
+fn gradients_have_one_way_into_a_step() {
+    let drives = Drives::new(1);
+    let config = config_for(&drives, GradientPlace::Memory, 3);
+    all(on_ranks(1, |comm| {
+        let mut optimizer = start(&config, &SIZES, comm)?;
+        let mut params = params_of(&optimizer);
+        let shard = micro_batch(&optimizer, 1, 0);
+        optimizer.swap_out_gradients(ParamIndex(1), 0, &shard[..1], true)?;
+        let error = step_borrowed(&mut optimizer, 1, &mut params).unwrap_err().to_string();
+        assert!(error.contains("would not use"), "{error}");
+        optimizer.discard_gradients();
+        step_borrowed(&mut optimizer, 1, &mut params)?;
+        Ok(())
+    }));
+    let config = config_for(&drives, GradientPlace::Caller, 3);
+    all(on_ranks(1, |comm| {
+        let mut optimizer = start(&config, &SIZES, comm)?;
+        let mut params = params_of(&optimizer);
+        let error = optimizer.swap_out_gradients(ParamIndex(1), 0, &[0.0f32], true).unwrap_err();
+        assert!(error.to_string().contains("gradients.place"), "{error}");
+        let error = optimizer.step_gradients(&mut params, StepOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("gradients.place"), "{error}");
+        step_borrowed(&mut optimizer, 1, &mut params)?;
+        Ok(())
+    }));
+}
