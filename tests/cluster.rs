@@ -55,6 +55,14 @@ fn ranks_on_several_hosts_train_as_on_one() {
     let over = cluster.run(8, 4, &optswap(), &["bench", "--params", "300001", "--steps", "2"]);
     assert_eq!(digest(&over), digest_here(1, "300001"));
     over.expect(0, &["8 ranks on 4 hosts"]);
+
+    // MPICH under srun, if there is a program that is built with it.
+    let Ok(program) = std::env::var("OPTSWAP_MPICH") else { return };
+    let srun = ["srun", "--mpi=pmi2", "-K1", "-N2", "--ntasks-per-node=2", "-O", &program];
+    let job = ["bench", "--params", "300001", "--steps", "2"];
+    let over = cluster.exec(&[&srun[..], &job].concat());
+    assert_eq!(digest(&over), digest_here(1, "300001"));
+    over.expect(0, &["4 ranks on 2 hosts"]);
 }
 
 #[test]
