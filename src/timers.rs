@@ -43,11 +43,13 @@ timers! {
     /// From the return of `step()` to its next call: the caller's own work, without waiting for
     /// other ranks in collectives.
     BetweenSteps = "between_steps",
-    /// `step()` looking through the caller's gradients for norm and overflow; and copying,
-    /// accumulating and spilling those that are handed over before it.
+    /// `step()` looking through the caller's gradients for norm and overflow.
     SwapOutGradient = "swap_out_gradient",
-    /// Waiting until spilled gradients are on the drives, in a flush or at the begin of a step.
+    /// `step()` waiting until spilled gradients are on the drives.
     AsyncSwapGradientWait = "async_swap_gradient_wait",
+    /// Before a step, and so a part of what is between steps: copying, adding up and spilling
+    /// gradients that are handed over, and waiting in a flush.
+    HandOverGradient = "hand_over_gradient",
     /// The one all-reduce for norm, overflow and status, waiting for slower ranks included.
     GradientNorm = "gradient_norm",
     /// `step()` waiting for a chunk to be swapped in: reads that nothing hid.

@@ -30,13 +30,16 @@ fn params_of(optimizer: &SwappedOptimizer) -> Vec<bf16> {
     vec![bf16::ZERO; optimizer.partition().elems() as usize]
 }
 
-/// Digest and parameters after three steps; the outcomes too.
+/// Digest, parameters, and norm and scale of every step.
+type Trained = (String, Vec<bf16>, Vec<(f64, f32)>);
+
+/// What comes of three steps.
 fn train(
     config: &Config,
     sizes: &[usize],
     batches: u64,
     comm: Rc<dyn Communicator>,
-) -> Result<(String, Vec<bf16>, Vec<(f64, f32)>)> {
+) -> Result<Trained> {
     let mut optimizer = start(config, sizes, comm)?;
     let mut params = params_of(&optimizer);
     let mut outcomes = Vec::new();

@@ -65,30 +65,36 @@ fn only_the_bytes_of_gradients_come_on_top() {
         assert!(read >= state + extra && read <= state + spilled, "{format:?}");
         assert_eq!([kernel_read, kernel_written], [read, written], "{format:?}");
     }
-    // Pieces in the order of backward, chunk after chunk from the last one: nothing comes twice.
-    let drives = Drives::new(2);
-    let mut config = config_for(&drives, GradientPlace::Drives, 3);
-    (config.swap.write_behind, config.swap.prefetch) = (false, false);
-    let seen = all(on_ranks(1, |comm| {
-        let mut optimizer = start(&config, &[CHUNKS as usize * 4096], comm)?;
-        let mut params = params_of(&optimizer);
-        optimizer.flush()?;
-        optimizer.reset_records();
-        for step in 1..=5 {
-            let shard = micro_batch(&optimizer, step, 0);
-            for (index, piece) in shard.chunks(1000).enumerate().rev() {
-                let (param, offset) = (ParamIndex(0), 1000 * index as u64);
-                optimizer.swap_out_gradients(param, offset, piece, true)?;
+    // Pieces in order, from the end as in backward or from the beginning: nothing comes twice.
+    for (len, is_backward) in [(1000, true), (1000, false), (10_000, true), (10_000, false)] {
+        let drives = Drives::new(2);
+        let mut config = config_for(&drives, GradientPlace::Drives, 3);
+        (config.swap.write_behind, config.swap.prefetch) = (false, false);
+        let seen = all(on_ranks(1, |comm| {
+            let mut optimizer = start(&config, &[CHUNKS as usize * 4096], comm)?;
+            let mut params = params_of(&optimizer);
+            optimizer.flush()?;
+            optimizer.reset_records();
+            for step in 1..=5 {
+                let shard = micro_batch(&optimizer, step, 0);
+                let mut pieces: Vec<(usize, &[f32])> = shard.chunks(len).enumerate().collect();
+                if is_backward {
+                    pieces.reverse();
+                }
+                for (index, piece) in pieces {
+                    let offset = (len * index) as u64;
+                    optimizer.swap_out_gradients(ParamIndex(0), offset, piece, true)?;
+                }
+                optimizer.step_gradients(&mut params, StepOptions::default())?;
             }
-            optimizer.step_gradients(&mut params, StepOptions::default())?;
-        }
-        optimizer.flush()?;
-        let record = optimizer.gather_records()?.swap_remove(0);
-        optimizer.close();
-        Ok((record.read_bytes(), record.written_bytes()))
-    }));
-    let expected = state + 5 * CHUNKS * GRADIENT_BYTES;
-    assert_eq!(seen, [(expected, expected)]);
+            optimizer.flush()?;
+            let record = optimizer.gather_records()?.swap_remove(0);
+            optimizer.close();
+            Ok((record.read_bytes(), record.written_bytes()))
+        }));
+        let expected = state + 5 * CHUNKS * GRADIENT_BYTES;
+        assert_eq!(seen, [(expected, expected)], "pieces of {len}, backward: {is_backward}");
+    }
 }
 
 /// Bytes of memory that this process has in use.

@@ -200,7 +200,8 @@ impl Training {
         if outcome.stop {
             return Err(self.stop(params)?);
         }
-        let is_due = self.checkpoint_every > 0 && outcome.attempt % self.checkpoint_every == 0;
+        let every = self.checkpoint_every;
+        let is_due = every > 0 && outcome.attempt.is_multiple_of(every);
         tolerate(self.save_on(is_due, params, options.user_blob))?;
         Ok(outcome)
     }

@@ -36,7 +36,7 @@ impl SwappedOptimizer {
         let start = Instant::now();
         let (store, mut tools) = self.store_and_tools();
         let added = store.add(&mut tools, (param, offset), piece, is_last);
-        self.recorder.timers.record(Timer::SwapOutGradient, start.elapsed());
+        self.recorder.timers.record(Timer::HandOverGradient, start.elapsed());
         added
     }
 
@@ -49,7 +49,8 @@ impl SwappedOptimizer {
     /// is whole: hand them over again.
     pub fn flush_gradients(&mut self) -> Result<()> {
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
-        let flushed = self.check_usable().and_then(|()| self.flush_store());
+        let flushed = self.check_usable();
+        let flushed = flushed.and_then(|()| self.flush_store(Timer::HandOverGradient));
         let agreed = agree(&*self.comm, flushed);
         if agreed.as_ref().is_err_and(|error| error.kind() != ErrorKind::Usage) {
             self.discard_gradients();
@@ -93,7 +94,7 @@ impl SwappedOptimizer {
     ) -> Result<StepOutcome> {
         let begun = self.begin_step()?;
         let accepted = self.check_arguments(params, options).and_then(|()| {
-            self.flush_store()?;
+            self.flush_store(Timer::AsyncSwapGradientWait)?;
             self.gradients.check_missing(&self.plan)
         });
         let store = std::mem::take(&mut self.gradients);
@@ -103,11 +104,11 @@ impl SwappedOptimizer {
         result
     }
 
-    fn flush_store(&mut self) -> Result<()> {
+    fn flush_store(&mut self, timer: Timer) -> Result<()> {
         let start = Instant::now();
         let (store, mut tools) = self.store_and_tools();
         let flushed = store.flush(&mut tools);
-        self.recorder.timers.record(Timer::AsyncSwapGradientWait, start.elapsed());
+        self.recorder.timers.record(timer, start.elapsed());
         flushed
     }
 

@@ -153,7 +153,7 @@ fn insert(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     let joined = ranges[at..].iter().take(2).filter(|range| joins(range)).count();
     let start = ranges.get(at).filter(|_| joined > 0).map_or(new.start, |r| r.start.min(new.start));
     let end = joined.checked_sub(1).map_or(new.end, |last| ranges[at + last].end.max(new.end));
-    ranges.splice(at..at + joined, [start..end]);
+    ranges.splice(at..at + joined, std::iter::once(start..end));
 }
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ pub(super) struct GradientStore {
     open_max: usize,
     open: usize,
     uses: u64,
+    last_touched: Option<usize>,
     has_writes: bool,
     /// What the first refused piece was told; said to all ranks once.
     refused: Option<Error>,
@@ -86,6 +87,7 @@ impl GradientStore {
             open_max: plan.gradients().buffers().saturating_sub(1).max(1),
             open: 0,
             uses: 0,
+            last_touched: None,
             has_writes: false,
             refused: None,
             lost: None,
@@ -163,13 +165,17 @@ impl GradientStore {
         let chunks = tools.plan.partition().chunks();
         let at = accepted.at.in_shard.clone();
         let touched = chunks_within(chunks, &at);
-        // From the side that is in a buffer already: then that one need not come back.
-        let is_open = |index: usize| self.sums[index].buffer.is_some();
-        let goes_back = touched.end > 0 && is_open(touched.end - 1);
+        // As the pieces go, so that a chunk that two of them share need not come back: backward
+        // gives the last parameters first.
+        let goes_back = match self.last_touched {
+            Some(last) => touched.start < last,
+            None => touched.end == chunks.len(),
+        };
         for step in 0..touched.len() {
             let index = if goes_back { touched.end - 1 - step } else { touched.start + step };
             let (start, here) = (chunks[index].shard_offset as usize, overlap(&chunks[index], &at));
             self.open(tools, index)?;
+            self.last_touched = Some(index);
             let Some(sums) = self.sums[index].buffer.as_deref_mut() else { continue };
             let piece = &piece[here.start - at.start..here.end - at.start];
             let is_first = accepted.is_first;
@@ -231,8 +237,8 @@ impl GradientStore {
     fn read_back(&mut self, tools: &mut StoreTools<'_>, index: usize) -> Result<Buffer> {
         let chunk = ChunkIndex::from_index(index);
         let Some(buffer) = tools.swapper.read_spilled(chunk)? else {
-            // Why comes with the flush.
-            return Err(Error::new(ErrorKind::Io, "a spilled gradient is lost"));
+            tools.swapper.settle_spills()?;
+            return Err(Error::internal("a spilled gradient is lost without a reason"));
         };
         if let Err(error) = self.verify(tools.plan, tools.pool, chunk, &buffer) {
             tools.swapper.return_gradient_buffer(buffer);
@@ -286,7 +292,7 @@ impl GradientStore {
             false => Ok(()),
         };
         self.has_writes = false;
-        settled.and(self.lost.take().map_or(Ok(()), Err))
+        self.lost.take().map_or(settled, Err)
     }
 
     /// Forgets everything, so that nothing old is ever used.
@@ -310,7 +316,7 @@ impl GradientStore {
         }
         swapper.discard_spills();
         self.coverage.clear();
-        (self.open, self.lost) = (0, None);
+        (self.open, self.last_touched, self.lost) = (0, None, None);
     }
 
     /// Whether no parameter is without a gradient, if that is demanded.
