@@ -184,9 +184,20 @@ impl Partition {
         self.by_param.iter().map(|at| &self.pieces[*at])
     }
 
-    /// Tells where these elements of a parameter lie in the shard, piece by piece in their order.
-    /// False if not all of them are in the shard.
-    pub fn locate(&self, param: ParamIndex, range: Range<u64>, mut tell: impl FnMut(Run)) -> bool {
+    /// The same, as places in [`Self::pieces`].
+    pub fn places_by_param(&self) -> impl Iterator<Item = usize> {
+        self.by_param.iter().copied()
+    }
+
+    /// Tells where these elements of a parameter lie in the shard, piece by piece in their order:
+    /// the piece's place in [`Self::pieces`], and the part of it. False if not all of them are in
+    /// the shard.
+    pub fn locate(
+        &self,
+        param: ParamIndex,
+        range: Range<u64>,
+        mut tell: impl FnMut(usize, Run),
+    ) -> bool {
         let ends_before = |at: &usize| {
             let piece = &self.pieces[*at];
             (piece.param, piece.param_offset + piece.elems) <= (param, range.start)
@@ -200,7 +211,7 @@ impl Partition {
             }
             let end = range.end.min(piece.param_offset + piece.elems);
             let shift = |offset: u64| piece.shard_offset + (offset - piece.param_offset);
-            tell(piece.part(shift(start)..shift(end)));
+            tell(*at, piece.part(shift(start)..shift(end)));
             start = end;
         }
         start >= range.end

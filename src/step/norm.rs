@@ -1,13 +1,12 @@
 //! The one all-reduce of a step: squared norm, overflow and status together.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::gradients::ShardGradients;
 use crate::coord::Communicator;
 use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, ExactSum, GradElem};
+use crate::partition::{BlockSpan, NormBlocks};
 use crate::units::BLOCK_ELEMS;
 
 /// Whether a rank has been asked to stop.
@@ -23,8 +22,6 @@ pub enum Stop {
 }
 
 const BLOCK: usize = BLOCK_ELEMS as usize;
-/// Blocks of one task: 256 Ki elements.
-const BLOCKS_PER_TASK: usize = 64;
 
 /// What every rank knows after the all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,35 +46,37 @@ pub(super) struct WorldNorm {
 pub(super) fn shard_norm<G: GradElem>(
     pool: &rayon::ThreadPool,
     gradients: &ShardGradients<'_, G>,
-    shard_elems: usize,
+    blocks: &NormBlocks,
 ) -> BlockNorm {
-    let tasks = shard_elems.div_ceil(BLOCK * BLOCKS_PER_TASK);
-    let norm_of_task = |task: usize| {
-        let start = task * BLOCK * BLOCKS_PER_TASK;
-        let end = shard_elems.min(start + BLOCK * BLOCKS_PER_TASK);
-        norm_of_blocks(gradients, start..end)
-    };
+    let norm_of_span = |span: &BlockSpan| norm_of_blocks(gradients, blocks, span);
     let merge = |mut sum: BlockNorm, other| {
         sum.merge(other);
         sum
     };
-    pool.install(|| (0..tasks).into_par_iter().map(norm_of_task).reduce(BlockNorm::default, merge))
+    let spans = blocks.spans().par_iter();
+    pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merge))
 }
 
 fn norm_of_blocks<G: GradElem>(
     gradients: &ShardGradients<'_, G>,
-    range: Range<usize>,
+    blocks: &NormBlocks,
+    span: &BlockSpan,
 ) -> BlockNorm {
     let mut norm = BlockNorm::default();
     let mut block = [0.0f32; BLOCK];
-    for start in range.clone().step_by(BLOCK) {
-        let end = range.end.min(start + BLOCK);
+    for (range, lead) in span.blocks() {
+        let start = range.start;
         let mut is_covered = false;
         block.fill(0.0);
-        for (at, part) in gradients.within(start..end) {
+        for (at, part) in gradients.within(range.clone()) {
             is_covered = true;
-            let values = &mut block[at.start - start..at.end - start];
+            let values = &mut block[lead + at.start - start..lead + at.end - start];
             values.iter_mut().zip(part.grad).for_each(|(value, grad)| *value = grad.load());
+        }
+        // A copy that counts elsewhere may overflow like any other, and adds nothing if it has not.
+        for at in blocks.uncounted_within(range) {
+            let values = &mut block[lead + at.start - start..lead + at.end - start];
+            values.iter_mut().filter(|value| value.is_finite()).for_each(|value| *value = 0.0);
         }
         if is_covered {
             norm.add_block(&block);
