@@ -82,8 +82,8 @@ impl SwappedOptimizer {
         Self::create_sharded(config, inventory, comm, &Sharding::default())
     }
 
-    /// Collective: as [`Self::create`], with parameters dealt to ranks as the caller says: pieces of
-    /// its own, inventories that differ between ranks.
+    /// Collective: as [`Self::create`], with parameters dealt to ranks as the caller says: its own
+    /// pieces, inventories that differ between ranks.
     ///
     /// # Errors
     /// As [`Self::create`]. Usage, naming the first difference: inventories that differ between
