@@ -13,7 +13,7 @@ use super::records::Recorder;
 use super::resume;
 use super::reweigh::Balance;
 use super::seats;
-use super::sharding::{Sharding, deal};
+use super::sharding::{Sharding, deal, warn_of_drift};
 use super::snapshot::Snapshot;
 use super::telling;
 use super::weights::starting_weights;
@@ -135,6 +135,7 @@ impl SwappedOptimizer {
         let config = &agree(&*comm, config.with_drives_found())?;
         let inventory = agree(&*comm, with_groups(config, inventory))?;
         let dealt = deal(&inventory, sharding, &comm)?;
+        warn_of_drift(config, &inventory, &dealt.group);
         let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
         let allotment = dealt.allot(&by_rank, comm.rank());
         let plan = agree(&*comm, Plan::resolve(config, inventory, &allotment))?;

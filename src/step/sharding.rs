@@ -7,10 +7,11 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::config::Config;
 use crate::coord::{Communicator, Group, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::partition::{Allotment, Cut, Piece, check_cover, check_pieces};
-use crate::state::{Inventory, Parameter};
+use crate::state::{Codec, Inventory, Parameter, Rounding};
 use crate::units::{ParamIndex, Rank};
 use crate::wire;
 
@@ -138,6 +139,21 @@ pub(super) fn deal(
 fn contiguous(group: &Group) -> Cut {
     let comm = group.communicator();
     Cut::Contiguous { part: comm.rank().0, parts: comm.size() as u32 }
+}
+
+/// Says in the log what lossy codecs do to copies in different inventories, since their neighbours
+/// differ.
+pub(super) fn warn_of_drift(config: &Config, inventory: &Inventory, group: &Group) {
+    let rounds_at_random = config.codecs.rounding == Rounding::Stochastic;
+    let differs = |codec| codec == Codec::Int8 || (codec == Codec::Bf16 && rounds_at_random);
+    let is_lossy = config.state_tensors().iter().any(|tensor| differs(tensor.codec));
+    let has_copies = inventory.parameters().iter().any(|parameter| parameter.replicated);
+    if group.count() > 1 && has_copies && is_lossy {
+        tracing::warn!(
+            "copies of replicated parameters in different inventories will differ in their last \
+             bits: int8 shares a scale with neighbours, and random rounding differs between shards"
+        );
+    }
 }
 
 /// Collective within the group: whether all have the same inventory, and the same kind of shards.

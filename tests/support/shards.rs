@@ -31,12 +31,19 @@ pub fn slices(inventory: &Inventory, rank: usize, ranks: usize, align: u64) -> V
     params.map(slice).collect()
 }
 
+/// Seed and place of synthetic values: those of copies are alike.
+fn source(inventory: &Inventory, seed: u64, run: &Run) -> (u64, u64) {
+    match inventory.parameter(run.param).replicated {
+        true => (1000, run.param_offset),
+        false => (seed, inventory.flat_of(run.param, run.param_offset)),
+    }
+}
+
 /// How a rank's model differs from others': nothing but the seeds of what is not replicated.
 pub fn fill_masters(seed: u64, inventory: &Inventory) -> impl Fn(&Run, &mut [f32]) -> Result<()> {
     move |run, masters| {
-        let seed = if inventory.parameter(run.param).replicated { 1000 } else { seed };
-        let flat = inventory.flat_of(run.param, run.param_offset);
-        fill_synthetic_masters(seed, flat, masters);
+        let (seed, at) = source(inventory, seed, run);
+        fill_synthetic_masters(seed, at, masters);
         Ok(())
     }
 }
@@ -63,9 +70,8 @@ pub fn gradients(optimizer: &SwappedOptimizer, step: u64, seed: u64) -> Vec<f32>
     let (partition, inventory) = (optimizer.partition(), optimizer.plan().inventory());
     let mut shard = vec![0.0; partition.elems() as usize];
     for piece in partition.pieces() {
-        let seed = if inventory.parameter(piece.param).replicated { 1000 } else { seed };
-        let flat = inventory.flat_of(piece.param, piece.param_offset);
-        fill_synthetic_gradients(seed, step, flat, &mut shard[piece.in_shard()], |it| it);
+        let (seed, at) = source(inventory, seed, piece);
+        fill_synthetic_gradients(seed, step, at, &mut shard[piece.in_shard()], |it| it);
     }
     shard
 }
