@@ -65,6 +65,19 @@ impl NormBlocks {
         &self.spans
     }
 
+    /// The blocks within a range of the shard, such as a chunk. One that the range cuts is in two
+    /// parts then, which are added exactly, but not in the order of the whole.
+    pub fn spans_within(&self, range: Range<usize>) -> impl Iterator<Item = BlockSpan> {
+        let first = self.spans.partition_point(|span| span.in_shard.end <= range.start);
+        let overlapping = self.spans[first..].iter();
+        let overlapping = overlapping.take_while(move |it| it.in_shard.start < range.end);
+        overlapping.map(move |span| {
+            let start = span.in_shard.start.max(range.start);
+            let lead = (span.lead + (start - span.in_shard.start)) % BLOCK;
+            BlockSpan { in_shard: start..span.in_shard.end.min(range.end), lead }
+        })
+    }
+
     /// Elements of the shard within a range of it whose copies elsewhere count.
     pub fn uncounted_within(&self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let first = self.uncounted.partition_point(|gap| gap.end <= range.start);
@@ -123,6 +136,14 @@ mod tests {
         assert_eq!(seen, expected);
         assert_eq!(blocks.uncounted_within(0..5010).collect::<Vec<_>>(), [100..101]);
         assert_eq!(blocks.uncounted_within(0..100).count(), 0);
+        let cut: Vec<_> = blocks
+            .spans_within(5..4300)
+            .flat_map(|span| span.blocks().collect::<Vec<_>>())
+            .collect();
+        assert_eq!(
+            cut,
+            [(5..10, 15_005 - 3 * 4096), (10..106, 4000), (106..4202, 0), (4202..4300, 0)]
+        );
     }
 
     #[test]

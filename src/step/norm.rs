@@ -1,5 +1,7 @@
 //! The one all-reduce of a step: squared norm, overflow and status together.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::gradients::ShardGradients;
@@ -48,7 +50,17 @@ pub(super) fn shard_norm<G: GradElem>(
     gradients: &ShardGradients<'_, G>,
     blocks: &NormBlocks,
 ) -> BlockNorm {
-    let norm_of_span = |span: &BlockSpan| norm_of_blocks(gradients, blocks, span);
+    let norm_of_span = |span: &BlockSpan| {
+        norm_of_blocks(blocks, span, |range, out| {
+            let mut is_covered = false;
+            for (at, part) in gradients.within(range.clone()) {
+                is_covered = true;
+                let values = &mut out[at.start - range.start..at.end - range.start];
+                values.iter_mut().zip(part.grad).for_each(|(value, grad)| *value = grad.load());
+            }
+            is_covered
+        })
+    };
     let merge = |mut sum: BlockNorm, other| {
         sum.merge(other);
         sum
@@ -57,26 +69,23 @@ pub(super) fn shard_norm<G: GradElem>(
     pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merge))
 }
 
-fn norm_of_blocks<G: GradElem>(
-    gradients: &ShardGradients<'_, G>,
+/// The norm of some blocks of the shard, whose gradients `load` puts where there is a zero for each;
+/// it tells whether there are any.
+pub(super) fn norm_of_blocks(
     blocks: &NormBlocks,
     span: &BlockSpan,
+    load: impl Fn(&Range<usize>, &mut [f32]) -> bool,
 ) -> BlockNorm {
     let mut norm = BlockNorm::default();
     let mut block = [0.0f32; BLOCK];
     for (range, lead) in span.blocks() {
-        let start = range.start;
-        let mut is_covered = false;
         block.fill(0.0);
-        for (at, part) in gradients.within(range.clone()) {
-            is_covered = true;
-            let values = &mut block[lead + at.start - start..lead + at.end - start];
-            values.iter_mut().zip(part.grad).for_each(|(value, grad)| *value = grad.load());
-        }
+        let values = &mut block[lead..lead + range.len()];
+        let is_covered = load(&range, values);
         // A copy that counts elsewhere may overflow like any other, and adds nothing if it has not.
-        for at in blocks.uncounted_within(range) {
-            let values = &mut block[lead + at.start - start..lead + at.end - start];
-            values.iter_mut().filter(|value| value.is_finite()).for_each(|value| *value = 0.0);
+        for gap in blocks.uncounted_within(range.clone()) {
+            let copies = &mut values[gap.start - range.start..gap.end - range.start];
+            copies.iter_mut().filter(|value| value.is_finite()).for_each(|value| *value = 0.0);
         }
         if is_covered {
             norm.add_block(&block);
