@@ -12,7 +12,7 @@ use half::bf16;
 use optswap::checkpoint::{
     Checkpoints, Manifest, contents_of, export_safetensors, verify_checkpoint,
 };
-use optswap::config::Config;
+use optswap::config::{Config, GradientPlace};
 use optswap::coord::Communicator;
 use optswap::error::Result;
 use optswap::state::{Inventory, Parameter};
@@ -93,9 +93,16 @@ fn scalar_norm(step: u64) -> f64 {
 fn a_copy_counts_once_and_all_copies_are_updated_alike() {
     let expected = [1, 2, 3].map(scalar_norm);
     let mut digests = Vec::new();
-    for odd_have_slices in [false, true] {
+    // With slices, also where gradients are spilled to the drives chunk by chunk.
+    for (odd_have_slices, place) in [
+        (false, GradientPlace::Caller),
+        (true, GradientPlace::Caller),
+        (false, GradientPlace::Drives),
+        (true, GradientPlace::Drives),
+    ] {
         let drives = Drives::new(2);
-        let config = config_for(&drives);
+        let mut config = config_for(&drives);
+        config.gradients.place = place;
         let results = all(on_ranks(4, |comm| {
             let mut optimizer = begin(&config, &comm, odd_have_slices)?;
             let (group, inventory) = (optimizer.group().clone(), half(number(&*comm)));
@@ -122,7 +129,10 @@ fn a_copy_counts_once_and_all_copies_are_updated_alike() {
         assert_eq!(joined(results.into_iter().map(|it| it.2)).len(), 5000);
     }
     let near = |a: &f64, b: &f64| (a - b).abs() <= 1e-14 * a;
-    assert!(digests[0].0.iter().zip(&digests[1].0).all(|(a, b)| near(a, b)));
+    for (norms, _) in &digests[1..] {
+        assert!(digests[0].0.iter().zip(norms).all(|(a, b)| near(a, b)));
+    }
+    assert_eq!(digests[2], digests[0], "handed over or borrowed, the same bits");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use half::bf16;
 use optswap::checkpoint::{
     Checkpoints, contents_of, export_safetensors, scrub, verify_checkpoint, verify_drives,
 };
-use optswap::config::Config;
+use optswap::config::{Config, GradientPlace};
 use optswap::coord::Communicator;
 use optswap::error::{Error, Result};
 use optswap::job::{Origin, Training};
@@ -116,7 +116,8 @@ fn copies_of_whole_shards_count_once() {
 #[test]
 fn gradients_follow_the_pieces() {
     let drives = Drives::new(1);
-    let config = config_for(&drives);
+    let mut config = config_for(&drives);
+    config.gradients.place = GradientPlace::Memory;
     let inventory = inventory(&[100, 50]);
     let piece = |param, offset, elems| Piece::new(ParamIndex(param), offset, elems);
     all(on_ranks(1, |comm| {
@@ -138,6 +139,16 @@ fn gradients_follow_the_pieces() {
         assert_eq!([0, 1].map(|param| optimizer.update_count(ParamIndex(param))), [1, 0]);
         assert!(params[..40].iter().chain(&params[90..]).all(|param| *param != 0.0));
         assert!(params[40..90].iter().all(|param| *param == 0.0), "no gradient, no update");
+        // The same in two micro-batches, handed over before the step, across pieces.
+        for is_last in [false, true] {
+            for (offset, len) in [(50, 50), (10, 40), (0, 10)] {
+                let ones = &ones[..len];
+                optimizer.swap_out_gradients(ParamIndex(0), offset, ones, is_last)?;
+            }
+        }
+        let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
+        assert_eq!(outcome.grad_norm, 20.0);
+        assert_eq!([0, 1].map(|param| optimizer.update_count(ParamIndex(param))), [2, 0]);
         Ok(())
     }));
 }

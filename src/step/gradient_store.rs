@@ -249,9 +249,12 @@ impl GradientStore {
     fn close(&mut self, tools: &mut StoreTools<'_>, index: usize) {
         let (plan, sums) = (tools.plan, &mut self.sums[index]);
         let bytes = plan.gradients().chunk_bytes(index);
-        let elems = plan.partition().chunks()[index].elems as usize;
+        let chunk = &plan.partition().chunks()[index];
+        let range = chunk.shard_offset as usize..(chunk.shard_offset + chunk.elems) as usize;
         if let Some(buffer) = &sums.buffer {
-            sums.norm = Some(norm_of(tools.pool, self.format, &buffer[..bytes], elems));
+            let blocks = plan.norm_blocks();
+            let norm = norm_of(tools.pool, self.format, &buffer[..bytes], blocks, range);
+            sums.norm = Some(norm);
         }
         if sums.is_resident {
             return;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use half::bf16;
-use optswap::config::Config;
+use optswap::config::{Config, GradientPlace};
 use optswap::coord::Communicator;
 use optswap::error::Result;
 use optswap::partition::{Piece, Run};
@@ -84,9 +84,17 @@ pub fn step(
 ) -> Result<StepOutcome> {
     let shard = gradients(optimizer, optimizer.attempts() + 1, seed);
     let mut params = vec![bf16::ZERO; shard.len()];
-    let pieces = Gradients::of_shard(optimizer.partition(), &shard)?;
     let options = StepOptions { user_blob: b"where I was", ..StepOptions::default() };
-    let outcome = optimizer.step(&pieces, &mut params, options)?;
+    let outcome = if optimizer.plan().config().gradients.place == GradientPlace::Caller {
+        let pieces = Gradients::of_shard(optimizer.partition(), &shard)?;
+        optimizer.step(&pieces, &mut params, options)?
+    } else {
+        for piece in optimizer.partition().pieces().to_vec() {
+            let grads = &shard[piece.in_shard()];
+            optimizer.swap_out_gradients(piece.param, piece.param_offset, grads, true)?;
+        }
+        optimizer.step_gradients(&mut params, options)?
+    };
     if let Some(verifier) = verifier {
         verifier.step(optimizer, &outcome, &shard);
         verifier.check_with(optimizer, &params)?;
