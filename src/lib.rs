@@ -43,3 +43,8 @@ pub mod forecast;
 pub mod report;
 
 pub mod cli;
+
+/// Programs in the documentation must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/shards.md")]
+struct Shards;

@@ -1,11 +1,19 @@
-//! From the inventory to chunks, in integers only: who owns which part of the flat space (shards),
-//! what is swapped at once (sub-groups), and what one I/O moves (chunks) with the runs of
-//! parameters inside it. Pure functions of the inventory, the rank and the sizes.
+//! From the inventory to chunks, in integers only: who owns which elements (shards), what is
+//! swapped at once (sub-groups), and what one I/O moves (chunks) with the runs of parameters inside
+//! it. Pure functions of the inventory, the cut and the sizes.
+
+mod blocks;
+mod cover;
+mod cut;
 
 use std::ops::Range;
 
 use crate::state::Inventory;
 use crate::units::{BLOCK_ELEMS, ChunkIndex, ParamIndex, round_up};
+
+pub use blocks::{BlockSpan, NormBlocks};
+pub use cover::{check_cover, check_pieces};
+pub use cut::{Allotment, Cut, Piece, contiguous_ranges};
 
 /// A run of one parameter's elements that lies in one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +32,16 @@ impl Run {
     /// The run's elements within the shard.
     pub fn in_shard(&self) -> Range<usize> {
         self.shard_offset as usize..(self.shard_offset + self.elems) as usize
+    }
+
+    /// The part of the run that is this range of the shard.
+    fn part(&self, in_shard: Range<u64>) -> Self {
+        Self {
+            param: self.param,
+            param_offset: self.param_offset + (in_shard.start - self.shard_offset),
+            shard_offset: in_shard.start,
+            elems: in_shard.end - in_shard.start,
+        }
     }
 
     /// The run's elements within a chunk that begins at `chunk.shard_offset`.
@@ -50,29 +68,17 @@ pub struct Chunk {
 #[derive(Clone, Debug)]
 pub struct Partition {
     flat: Range<u64>,
+    elems: u64,
     chunks: Vec<Chunk>,
     runs: Vec<Run>,
     pieces: Vec<Run>,
-}
-
-/// The default cut: one contiguous range of the flat space per rank, at multiples of
-/// [`BLOCK_ELEMS`], as even as that allows. With fewer blocks than ranks, some ranges are empty.
-///
-/// Twelve blocks over five ranks: 2, 2, 3, 2, 3.
-pub fn contiguous_ranges(total_elems: u64, ranks: usize) -> Vec<Range<u64>> {
-    let blocks = total_elems.div_ceil(BLOCK_ELEMS);
-    let ranks = ranks as u64;
-    // Quotient and remainder apart, so that blocks * ranks cannot overflow.
-    let cut = |rank: u64| {
-        let block = blocks / ranks * rank + blocks % ranks * rank / ranks;
-        (block * BLOCK_ELEMS).min(total_elems)
-    };
-    (0..ranks).map(|rank| cut(rank)..cut(rank + 1)).collect()
+    /// The pieces by parameter and offset in it: their places in `pieces`.
+    by_param: Vec<usize>,
 }
 
 impl Partition {
-    /// Cuts one rank's range of the flat space into sub-groups of at most `sub_group_elems` and
-    /// those into chunks of `chunk_elems`. Both sizes and the start of the range are multiples of
+    /// Cuts one range of the flat space into sub-groups of at most `sub_group_elems` and those into
+    /// chunks of `chunk_elems`. Both sizes and the start of the range are multiples of
     /// [`BLOCK_ELEMS`]; the configuration and [`contiguous_ranges`] see to it.
     pub fn new(
         inventory: &Inventory,
@@ -80,55 +86,71 @@ impl Partition {
         sub_group_elems: u64,
         chunk_elems: u64,
     ) -> Self {
-        let mut partition =
-            Self { flat: flat.clone(), chunks: Vec::new(), runs: Vec::new(), pieces: Vec::new() };
-        let mut sub_group = flat.start;
-        while sub_group < flat.end {
-            let sub_group_end = flat.end.min(sub_group + sub_group_elems);
+        let pieces = cut::pieces_of_range(inventory, flat);
+        Self::of_pieces(inventory, &pieces, sub_group_elems, chunk_elems)
+    }
+
+    /// As [`Self::new`], of pieces in the order of the shard, as [`check_pieces`] allows them.
+    /// Chunks are filled without regard to where pieces end.
+    pub fn of_pieces(
+        inventory: &Inventory,
+        pieces: &[Piece],
+        sub_group_elems: u64,
+        chunk_elems: u64,
+    ) -> Self {
+        let pieces = join_pieces(pieces);
+        let elems = pieces.last().map_or(0, |last| last.shard_offset + last.elems);
+        let mut by_param: Vec<usize> = (0..pieces.len()).collect();
+        by_param.sort_by_key(|at| (pieces[*at].param, pieces[*at].param_offset));
+        let flat = flat_range(inventory, &pieces);
+        let (chunks, runs) = (Vec::new(), Vec::new());
+        let mut partition = Self { flat, elems, chunks, runs, pieces, by_param };
+        let mut first_piece = 0;
+        let mut sub_group = 0;
+        while sub_group < elems {
+            let sub_group_end = elems.min(sub_group + sub_group_elems);
             let mut chunk = sub_group;
             while chunk < sub_group_end {
                 let chunk_end = sub_group_end.min(chunk + chunk_elems);
-                partition.push_chunk(inventory, chunk..chunk_end);
+                first_piece = partition.push_chunk(chunk..chunk_end, first_piece);
                 chunk = chunk_end;
             }
             sub_group = sub_group_end;
         }
-        partition.pieces = join_runs(&partition.runs);
         partition
     }
 
-    fn push_chunk(&mut self, inventory: &Inventory, flat: Range<u64>) {
+    /// Adds the chunk of this range of the shard, which begins in the piece `at`. Gives the piece
+    /// in which the next one begins.
+    fn push_chunk(&mut self, range: Range<u64>, mut at: usize) -> usize {
         let first_run = self.runs.len();
-        let mut at = flat.start;
-        while at < flat.end {
-            let param = inventory.param_at(at);
-            let param_start = inventory.flat_start(param);
-            let end = flat.end.min(param_start + inventory.elems(param));
-            self.runs.push(Run {
-                param,
-                param_offset: at - param_start,
-                shard_offset: at - self.flat.start,
-                elems: end - at,
-            });
-            at = end;
+        let mut start = range.start;
+        while start < range.end {
+            let piece = self.pieces[at];
+            let end = range.end.min(piece.shard_offset + piece.elems);
+            self.runs.push(piece.part(start..end));
+            start = end;
+            at += usize::from(end == piece.shard_offset + piece.elems);
         }
-        let elems = flat.end - flat.start;
+        let elems = range.end - range.start;
         self.chunks.push(Chunk {
-            shard_offset: flat.start - self.flat.start,
+            shard_offset: range.start,
             elems,
             padded_elems: round_up(elems, BLOCK_ELEMS),
             runs: first_run..self.runs.len(),
         });
+        at
     }
 
-    /// The shard's range of the flat space, in elements.
+    /// The shard's range of the flat space, in elements, as the default cut has one. Empty if the
+    /// shard is no single range: where a run lies in the flat space, [`Inventory::flat_of`] tells.
     pub fn flat(&self) -> Range<u64> {
         self.flat.clone()
     }
 
     /// Elements of the shard.
     pub fn elems(&self) -> u64 {
-        self.flat.end - self.flat.start
+        self.elems
     }
 
     /// The chunks in shard order.
@@ -151,22 +173,81 @@ impl Partition {
         &self.runs
     }
 
-    /// The shard as pieces: each parameter's part of it, not cut at chunks.
+    /// The shard as pieces, not cut at chunks: neighbours of one parameter are one.
     pub fn pieces(&self) -> &[Run] {
         &self.pieces
     }
+
+    /// The pieces in the order of parameters and of their elements. (A shard of the caller's may
+    /// have several pieces of one parameter, anywhere.)
+    pub fn pieces_by_param(&self) -> impl Iterator<Item = &Run> {
+        self.by_param.iter().map(|at| &self.pieces[*at])
+    }
+
+    /// The same, as places in [`Self::pieces`].
+    pub fn places_by_param(&self) -> impl Iterator<Item = usize> {
+        self.by_param.iter().copied()
+    }
+
+    /// Tells where these elements of a parameter lie in the shard, piece by piece in their order:
+    /// the piece's place in [`Self::pieces`], and the part of it. False if not all of them are in
+    /// the shard.
+    pub fn locate(
+        &self,
+        param: ParamIndex,
+        range: Range<u64>,
+        mut tell: impl FnMut(usize, Run),
+    ) -> bool {
+        let ends_before = |at: &usize| {
+            let piece = &self.pieces[*at];
+            (piece.param, piece.param_offset + piece.elems) <= (param, range.start)
+        };
+        let first = self.by_param.partition_point(ends_before);
+        let mut start = range.start;
+        for at in &self.by_param[first..] {
+            let piece = &self.pieces[*at];
+            if start >= range.end || piece.param != param || piece.param_offset > start {
+                break;
+            }
+            let end = range.end.min(piece.param_offset + piece.elems);
+            let shift = |offset: u64| piece.shard_offset + (offset - piece.param_offset);
+            tell(*at, piece.part(shift(start)..shift(end)));
+            start = end;
+        }
+        start >= range.end
+    }
 }
 
-/// Neighbouring runs of one parameter as one.
-fn join_runs(runs: &[Run]) -> Vec<Run> {
-    let mut pieces: Vec<Run> = Vec::new();
-    for run in runs {
-        match pieces.last_mut() {
-            Some(piece) if piece.param == run.param => piece.elems += run.elems,
-            _ => pieces.push(*run),
+/// Pieces end to end, neighbours of one parameter as one, empty ones left out.
+fn join_pieces(pieces: &[Piece]) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::with_capacity(pieces.len());
+    let mut shard_offset = 0;
+    for piece in pieces.iter().filter(|piece| piece.elems > 0) {
+        match joined.last_mut() {
+            Some(last)
+                if last.param == piece.param && last.param_offset + last.elems == piece.offset =>
+            {
+                last.elems += piece.elems;
+            }
+            _ => joined.push(Run {
+                param: piece.param,
+                param_offset: piece.offset,
+                shard_offset,
+                elems: piece.elems,
+            }),
         }
+        shard_offset += piece.elems;
     }
-    pieces
+    joined
+}
+
+/// The range of the flat space that these pieces are, if they are one.
+fn flat_range(inventory: &Inventory, pieces: &[Run]) -> Range<u64> {
+    let flat = |piece: &Run| inventory.flat_of(piece.param, piece.param_offset);
+    let start = pieces.first().map_or(0, flat);
+    let is_one = pieces.iter().all(|piece| flat(piece) == start + piece.shard_offset);
+    let elems = pieces.iter().map(|piece| piece.elems).sum::<u64>();
+    if is_one { start..start + elems } else { 0..0 }
 }
 
 #[cfg(test)]

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::directories::{create_directory, list, remove_old, remove_other_generations};
-use super::manifest::{Manifest, ShardEntry, hexadecimal};
+use super::manifest::{Manifest, hexadecimal};
 use super::reader::CheckpointReader;
 use super::save::{ShardWriter, WriterSink};
+use super::shares::{flat_pieces, gather_entries, with_others};
 use super::{Progress, copy};
 use crate::config::Config;
-use crate::coord::{Communicator, agree, gather_all};
+use crate::coord::{Communicator, Group, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::state::{Codec, Inventory, StateTensor};
 use crate::step::SwappedOptimizer;
-use crate::storage::ExtentLayout;
-use crate::units::{BLOCK_ELEMS, ChunkIndex};
+use crate::units::ChunkIndex;
 
 /// The checkpoints of one job in one directory. All ranks have one, and see the same directory.
 pub struct Checkpoints {
@@ -93,15 +93,17 @@ impl Checkpoints {
         let attempts = optimizer.attempts();
         let name = name.map_or_else(|| format!("step-{attempts:08}"), str::to_owned);
         let directory = self.directory.join(&name);
+        let bytes = self.full_bytes(optimizer)?;
         let created = match self.comm.rank().0 {
-            0 => create_directory(&directory, &name, full_bytes(optimizer)),
+            0 => create_directory(&directory, &name, bytes),
             _ => Ok(()),
         };
         agree(&*self.comm, created)?;
         let generation = gather_all(&*self.comm, &draw_generation())?.swap_remove(0);
         let file = directory.join(format!("shard-{:05}.{generation}", self.comm.rank().0));
         let plan = optimizer.plan();
-        let writer = ShardWriter::create(file, &generation, plan.partition(), |chunk| {
+        let pieces = flat_pieces(plan);
+        let writer = ShardWriter::create(file, &generation, plan.partition(), pieces, |chunk| {
             plan.saved_layout(chunk)
         });
         let writer = Rc::new(RefCell::new(agree(&*self.comm, writer)?));
@@ -182,10 +184,15 @@ impl Checkpoints {
             optimizer.finish_snapshot(params)?;
         }
         let entry = agree(&*self.comm, writer.borrow_mut().finish())?;
-        let mut shards: Vec<ShardEntry> = gather_all(&*self.comm, &entry)?;
-        shards.sort_by_key(|shard| (shard.flat_start, shard.elems));
-        let bytes = shards.iter().map(|shard| shard.bytes).sum();
+        let group = optimizer.group();
+        let mut shards = gather_entries(&**group.communicator(), entry)?;
+        if shards.iter().all(|shard| shard.pieces.is_empty()) {
+            shards.sort_by_key(|shard| (shard.flat_start, shard.elems));
+        }
         manifest.shards = shards;
+        let manifest = with_others(manifest, group, &*self.comm)?;
+        let others = manifest.others.iter().flat_map(|other| &other.shards);
+        let bytes = manifest.shards.iter().chain(others).map(|shard| shard.bytes).sum();
         // From the manifest on, the data belongs to it, whatever becomes of this rank.
         writer.borrow_mut().keep(true);
         let written = match self.comm.rank().0 {
@@ -261,9 +268,13 @@ impl Checkpoints {
     ///
     /// # Errors
     /// As every collective.
-    pub fn newest_whole(&self, inventory: &Inventory) -> Result<Option<(u64, PathBuf)>> {
+    pub fn newest_whole(
+        &self,
+        inventory: &Inventory,
+        group: &Group,
+    ) -> Result<Option<(u64, PathBuf)>> {
         for (attempts, directory) in self.all()?.into_iter().rev() {
-            match agree(&*self.comm, self.check_share(&directory, inventory)) {
+            match agree(&*self.comm, self.check_share(&directory, inventory, group)) {
                 Ok(()) => return Ok(Some((attempts, directory))),
                 Err(error) if error.is_agreed() => {
                     tracing::warn!("a checkpoint is passed over: {error}");
@@ -275,11 +286,11 @@ impl Checkpoints {
     }
 
     /// Compares this rank's share of a checkpoint's shards.
-    fn check_share(&self, directory: &Path, inventory: &Inventory) -> Result<()> {
-        let mut reader = CheckpointReader::open(directory)?;
+    fn check_share(&self, directory: &Path, inventory: &Inventory, group: &Group) -> Result<()> {
+        let mut reader = open_part(directory, group)?;
         reader.check_model(inventory)?;
-        let shards = reader.manifest().shards.len();
-        for shard in (self.comm.rank().index()..shards).step_by(self.comm.size()) {
+        let (ranks, rank) = (group.ranks().len(), group.communicator().rank().index());
+        for shard in (rank..reader.manifest().shards.len()).step_by(ranks) {
             for chunk in 0..reader.chunks_of(shard)? {
                 reader.check_chunk(shard, chunk)?;
             }
@@ -308,7 +319,7 @@ impl Checkpoints {
         directory: &Path,
         params: &mut [P],
     ) -> Result<Vec<u8>> {
-        let opened = CheckpointReader::open(directory).and_then(|reader| {
+        let opened = open_part(directory, optimizer.group()).and_then(|reader| {
             reader.check_model(optimizer.plan().inventory())?;
             reader.check_tensors(optimizer.plan().tensors())?;
             Ok(reader)
@@ -323,7 +334,7 @@ impl Checkpoints {
         optimizer.set_loss_scale(manifest.loss_scale);
         manifest.loss_scaler.iter().for_each(|state| optimizer.restore_loss_scaler(*state));
         optimizer.restore(manifest.attempts, counts, &blob, params, |run, out| {
-            reader.read_flat(inventory.flat_start(run.param) + run.param_offset, out)?;
+            reader.read_flat(inventory.flat_of(run.param, run.param_offset), out)?;
             bytes += elem_bytes * run.elems;
             self.progress.iter().for_each(|progress| progress(bytes, all_bytes));
             Ok(())
@@ -342,17 +353,23 @@ impl Checkpoints {
         let counts = pieces.map(|piece| (piece.param, optimizer.update_count(piece.param)));
         let counts: Vec<_> = counts.collect();
         let mut update_counts = vec![None; inventory.parameters().len()];
-        for (param, count) in gather_all(&*self.comm, &counts)?.into_iter().flatten() {
+        let mut disagreement = None;
+        let sharing = &**optimizer.group().communicator();
+        for (param, count) in gather_all(sharing, &counts)?.into_iter().flatten() {
             let known = *update_counts[param.index()].get_or_insert(count);
             if known != count {
                 let name = &inventory.parameter(param).name;
-                return Err(Error::internal("ranks disagree about the updates of a parameter")
+                let error = Error::internal("ranks disagree about the updates of a parameter")
                     .with("parameter", name)
                     .with("updates", format!("{known} and {count}"))
-                    .hint("hand its gradient over on all ranks that hold a part, or on none"));
+                    .hint("hand its gradient over on all ranks that hold a part, or on none");
+                disagreement.get_or_insert(error);
             }
         }
         let blobs = gather_all(&*self.comm, &hexadecimal(user_blob))?;
+        if let Some(error) = disagreement {
+            return Err(error);
+        }
         Ok(Manifest {
             job: self.job.clone(),
             generation,
@@ -365,24 +382,36 @@ impl Checkpoints {
             loss_scaler: Some(optimizer.loss_scaler().state()),
             user_blob: blobs.into_iter().next().unwrap_or_default(),
             shards: Vec::new(),
+            others: Vec::new(),
         })
     }
+
+    /// Collective: bytes of a checkpoint, all ranks together: what a file system must have free.
+    fn full_bytes(&self, optimizer: &SwappedOptimizer) -> Result<u64> {
+        let plan = optimizer.plan();
+        let chunks = (0..plan.partition().chunks().len()).map(ChunkIndex::from_index);
+        let mut bytes = [chunks.map(|chunk| plan.saved_layout(chunk).bytes()).sum()];
+        self.comm.all_reduce_sum(&mut bytes)?;
+        Ok(bytes[0])
+    }
+}
+
+/// This rank's inventory in a checkpoint of as many as the job has.
+fn open_part(directory: &Path, group: &Group) -> Result<CheckpointReader> {
+    let saved = Manifest::read(directory)?.inventories();
+    if saved != group.count() {
+        return Err(Error::usage("the checkpoint is of another number of inventories")
+            .with("checkpoint", directory.display())
+            .with("saved", saved)
+            .with("expected", group.count())
+            .hint("ranks and pieces may differ from those that saved it, inventories may not"));
+    }
+    CheckpointReader::open_inventory(directory, group.number())
 }
 
 /// A state tensor as a manifest names it.
 fn in_manifest(tensor: &StateTensor) -> (String, Codec) {
     (tensor.name.to_owned(), tensor.codec)
-}
-
-/// Bytes of a checkpoint, all ranks together: what a file system must have free.
-fn full_bytes(optimizer: &SwappedOptimizer) -> u64 {
-    let plan = optimizer.plan();
-    let shard: u64 = (0..plan.partition().chunks().len())
-        .map(|chunk| plan.saved_layout(ChunkIndex::from_index(chunk)).bytes())
-        .sum();
-    // Shards differ by a block at most.
-    let block = ExtentLayout::new(BLOCK_ELEMS, plan.tensors(), true).bytes();
-    (shard + block) * plan.ranges().len() as u64
 }
 
 fn draw_generation() -> String {

@@ -22,6 +22,10 @@ pub struct JobContents {
     pub shards: Vec<u32>,
     /// How many it has.
     pub shards_total: u32,
+    /// The number of the inventory that these are shards of.
+    pub inventory: u32,
+    /// How many inventories the job has.
+    pub inventories: u32,
     /// Where this lies, one directory per drive and shard.
     pub directories: Vec<PathBuf>,
     /// State tensors and their codecs, in the order in which they lie in an extent.
@@ -87,8 +91,8 @@ impl Sums {
     }
 }
 
-/// Reads the committed state of every job on these drives, or of one, and what could not be read.
-/// Every chunk is compared with its checksums.
+/// Reads the committed state of every job on these drives, or of one, and what could not be read; a
+/// job of several inventories is told once for each. Every chunk is compared with its checksums.
 ///
 /// # Errors
 /// As [`super::verify_drives`].
@@ -96,9 +100,14 @@ pub fn contents_of(
     drives: &[PathBuf],
     job: Option<&str>,
 ) -> Result<(Vec<JobContents>, Vec<Finding>)> {
-    let (shards, mut findings) = open_all(drives, job, false)?;
+    let (mut shards, mut findings) = open_all(drives, job, false)?;
+    let inventory = |shard: &StoredShard| {
+        let config = shard.plan().config();
+        (config.job.clone(), shard.record().job_id.clone(), shard.plan().allotment().group)
+    };
+    shards.sort_by_key(inventory);
     let mut jobs = Vec::new();
-    for shards in shards.chunk_by(|a, b| a.record().job_id == b.record().job_id) {
+    for shards in shards.chunk_by(|a, b| inventory(a) == inventory(b)) {
         match job_contents(shards) {
             Ok(contents) => jobs.push(contents),
             Err(finding) => findings.push(*finding),
@@ -150,7 +159,9 @@ fn job_contents(shards: &[StoredShard]) -> Result<JobContents, Box<Finding>> {
         commit: first.record().stamp.to_string(),
         attempts: first.record().attempts,
         shards: shards.iter().map(|shard| shard.plan().shard()).collect(),
-        shards_total: first.plan().ranges().len() as u32,
+        shards_total: first.plan().allotment().shards,
+        inventory: first.plan().allotment().group,
+        inventories: first.plan().allotment().groups,
         directories: shards.iter().flat_map(StoredShard::paths).collect(),
         tensors: tensors.iter().map(|it| (it.name.into(), it.codec.name().into())).collect(),
         parameters: parameters.collect(),

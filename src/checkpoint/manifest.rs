@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::places::Places;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Codec, Hyperparameters, Inventory, LossScalerState, Parameter};
 use crate::wire::{Frame, Unsealed, crc32c};
 
 const FORMAT: &str = "optswap checkpoint";
+/// Of one inventory with the default cut.
 const VERSION: u32 = 1;
+/// Of several inventories, or of shards in pieces.
+const VERSION_OF_PIECES: u32 = 2;
 const INDEX: Frame = Frame { magic: *b"OPTSWIDX", version: 1 };
 pub(super) const MANIFEST: &str = "manifest.json";
 
@@ -41,7 +45,22 @@ pub struct Manifest {
     pub loss_scaler: Option<LossScalerState>,
     /// What the caller handed over, in hexadecimal digits.
     pub user_blob: String,
-    /// One entry per shard, in the order of the flat space.
+    /// One entry per shard, in the order of the flat space, or of ranks if they are in pieces.
+    pub shards: Vec<ShardEntry>,
+    /// The job's other inventories, from number 1 on. All above is of number 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherInventory>,
+}
+
+/// One more inventory in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherInventory {
+    /// Its parameters, in its order.
+    pub parameters: Vec<Parameter>,
+    /// Updates that each of them took.
+    pub update_counts: Vec<u64>,
+    /// Its shards.
     pub shards: Vec<ShardEntry>,
 }
 
@@ -51,12 +70,16 @@ pub struct Manifest {
 pub struct ShardEntry {
     /// The data file; its index has `.index` behind.
     pub file: String,
-    /// First element of the flat space.
+    /// First element of the flat space; 0 if the shard is in pieces.
     pub flat_start: u64,
     /// Number of elements.
     pub elems: u64,
     /// Bytes of the data file.
     pub bytes: u64,
+    /// If the shard is in pieces, where each begins in the flat space and how many elements it has,
+    /// in the order of the shard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<[u64; 2]>,
 }
 
 /// The index of a data file: where each chunk is and what it must be.
@@ -70,7 +93,7 @@ pub(super) struct ShardIndex {
 /// One chunk in a data file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChunkEntry {
-    /// First element of the flat space.
+    /// First element of the flat space; of the shard, if that is in pieces.
     pub flat_start: u64,
     pub elems: u64,
     pub padded_elems: u64,
@@ -115,8 +138,9 @@ impl Manifest {
         if signed.format != FORMAT {
             return Err((ErrorKind::Unavailable, format!("its format is `{}`", signed.format)));
         }
-        if signed.version != VERSION {
-            let why = format!("its version is {}, known is {VERSION}", signed.version);
+        if ![VERSION, VERSION_OF_PIECES].contains(&signed.version) {
+            let known = VERSION_OF_PIECES;
+            let why = format!("its version is {}, known is {known}", signed.version);
             return Err((ErrorKind::Unavailable, why));
         }
         if format!("{:08x}", crc32c(signed.checkpoint.get().as_bytes())) != signed.crc32c {
@@ -133,32 +157,48 @@ impl Manifest {
         let text = serde_json::to_string(self).map_err(failed)?;
         let signed = Signed {
             format: FORMAT.to_owned(),
-            version: VERSION,
+            version: if self.has_pieces() { VERSION_OF_PIECES } else { VERSION },
             crc32c: format!("{:08x}", crc32c(text.as_bytes())),
             checkpoint: RawValue::from_string(text).map_err(failed)?,
         };
         serde_json::to_string_pretty(&signed).map(|text| text + "\n").map_err(failed)
     }
 
+    /// Whether it has what only version 2 knows.
+    pub(super) fn has_pieces(&self) -> bool {
+        !self.others.is_empty() || self.shards.iter().any(|shard| !shard.pieces.is_empty())
+    }
+
+    /// How many inventories it is of.
+    pub fn inventories(&self) -> u32 {
+        1 + self.others.len() as u32
+    }
+
+    /// The part of it that is of one inventory, as if there were no other.
+    pub fn of_inventory(mut self, number: u32) -> Option<Self> {
+        let others = std::mem::take(&mut self.others);
+        if number > 0 {
+            let other = others.into_iter().nth(number as usize - 1)?;
+            self.parameters = other.parameters;
+            self.update_counts = other.update_counts;
+            self.shards = other.shards;
+        }
+        Some(self)
+    }
+
     /// What must hold for the rest of the code to believe it.
     fn check(&self) -> Result<(), String> {
-        let inventory =
-            Inventory::new(self.parameters.clone()).map_err(|error| error.to_string())?;
-        if self.update_counts.len() != self.parameters.len() {
-            return Err("it has not one update count for each parameter".to_owned());
-        }
-        let mut flat = 0u64;
-        for shard in &self.shards {
-            let is_plain = !shard.file.contains('/') && !shard.file.is_empty();
-            if shard.flat_start != flat || !is_plain {
-                return Err(format!("its shard `{}` is out of place", shard.file));
+        let first = (&self.parameters, &self.update_counts, &self.shards);
+        let others = self.others.iter().map(|it| (&it.parameters, &it.update_counts, &it.shards));
+        for (parameters, update_counts, shards) in std::iter::once(first).chain(others) {
+            let inventory =
+                Inventory::new(parameters.clone()).map_err(|error| error.to_string())?;
+            if update_counts.len() != parameters.len() {
+                return Err("it has not one update count for each parameter".to_owned());
             }
-            flat = flat.checked_add(shard.elems).ok_or("its shards are too large")?;
+            Places::of(&inventory, shards)?;
         }
-        match flat == inventory.total_elems() {
-            true => Ok(()),
-            false => Err("its shards do not cover its parameters".to_owned()),
-        }
+        Ok(())
     }
 
     /// Replaces the manifest: from here on this is the checkpoint.
@@ -268,8 +308,32 @@ mod tests {
             loss_scale: 1.0,
             loss_scaler: None,
             user_blob: hexadecimal(b"\x00blob\xff"),
-            shards: vec![ShardEntry { file: "a".into(), flat_start: 0, elems: 15, bytes: 60 }],
+            shards: vec![shard()],
+            others: Vec::new(),
         }
+    }
+
+    fn shard() -> ShardEntry {
+        ShardEntry { file: "a".into(), flat_start: 0, elems: 15, bytes: 60, pieces: Vec::new() }
+    }
+
+    fn other() -> OtherInventory {
+        let parameters = vec![Parameter::new("v", [15])];
+        OtherInventory { parameters, update_counts: vec![3], shards: vec![shard()] }
+    }
+
+    #[test]
+    fn a_manifest_of_several_inventories_comes_back() {
+        let mut written = manifest();
+        written.others.push(other());
+        written.shards[0].pieces = vec![[5, 10], [0, 5]];
+        let text = written.text().unwrap();
+        assert!(text.contains("\"version\": 2"));
+        let read = Manifest::parse(text.as_bytes()).unwrap();
+        assert_eq!(read, written);
+        let second = read.clone().of_inventory(1).unwrap();
+        assert_eq!((second.parameters[0].name.as_str(), second.update_counts[0]), ("v", 3));
+        assert_eq!(read.of_inventory(2), None);
     }
 
     #[test]
@@ -293,11 +357,16 @@ mod tests {
         refuse(|m| m.shards[0].flat_start = 1, "out of place");
         refuse(|m| m.shards[0].file = "../a".into(), "out of place");
         refuse(|m| m.shards[0].elems = u64::MAX, "do not cover");
+        refuse(|m| m.shards[0].pieces = vec![[0, 14]], "do not add up");
+        refuse(
+            |m| m.others.push(OtherInventory { update_counts: vec![], ..other() }),
+            "one update",
+        );
         refuse(|m| m.update_counts.clear(), "update count");
         refuse(|m| m.parameters.clear(), "zero parameters");
-        let other = manifest().text().unwrap().replace("\"version\": 1", "\"version\": 2");
+        let other = manifest().text().unwrap().replace("\"version\": 1", "\"version\": 3");
         let (kind, why) = Manifest::parse(other.as_bytes()).unwrap_err();
-        assert_eq!((kind, why.contains("version is 2")), (ErrorKind::Unavailable, true));
+        assert_eq!((kind, why.contains("version is 3")), (ErrorKind::Unavailable, true));
     }
 
     proptest! {

@@ -15,14 +15,16 @@ mod contents;
 mod copy;
 mod directories;
 mod manifest;
+mod places;
 mod reader;
 mod safetensors;
 mod save;
 mod scrub;
+mod shares;
 
 pub use catalog::{Checkpoints, Saved};
 pub use contents::{JobContents, ParameterContents, TensorSummary, contents_of};
-pub use manifest::{Manifest, ShardEntry};
+pub use manifest::{Manifest, OtherInventory, ShardEntry};
 pub use reader::CheckpointReader;
 pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safetensors};
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};

@@ -1,4 +1,5 @@
-//! Reading a checkpoint by ranges of the flat space, with one chunk in memory at a time.
+//! Reading a checkpoint by ranges of the flat space, with one chunk in memory at a time; with more
+//! where shards are in pieces, since neighbours lie far from each other then.
 
 use std::fs::File;
 use std::ops::Range;
@@ -6,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{ChunkEntry, Manifest, ShardIndex};
+use super::places::Places;
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::Section;
 use crate::state::{Codec, Inventory, StateTensor};
@@ -17,12 +19,18 @@ pub struct CheckpointReader {
     directory: PathBuf,
     manifest: Manifest,
     tensors: Vec<StateTensor>,
-    /// The shard that was read last, and its number; one at a time, as there may be thousands.
-    open: Option<(usize, OpenShard)>,
-    /// The chunk that was read last: neighbours often need it again.
-    resident: Option<Resident>,
+    places: Places,
+    /// The shards that were read last, by number, the newest at the end; few, as there may be
+    /// thousands.
+    open: Vec<(usize, OpenShard)>,
+    /// The chunks that were read last, the newest at the end: neighbours often need them again.
+    resident: Vec<Resident>,
     read_bytes: u64,
 }
+
+/// What is kept of a checkpoint whose shards are in pieces.
+const OPEN_SHARDS_MAX: usize = 64;
+const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
 struct OpenShard {
     file: File,
@@ -32,19 +40,35 @@ struct OpenShard {
 struct Resident {
     shard: usize,
     chunk: usize,
-    flat: Range<u64>,
+    /// As the shard's index counts.
+    positions: Range<u64>,
     /// Every state tensor, decoded.
     values: Vec<Vec<f32>>,
     bytes: u64,
 }
 
 impl CheckpointReader {
-    /// Opens a checkpoint's directory.
+    /// Opens a checkpoint's directory: its inventory number 0, the only one of most jobs.
     ///
     /// # Errors
     /// As [`Manifest::read`]; usage if it has state tensors that no optimizer has.
     pub fn open(directory: &Path) -> Result<Self> {
+        Self::open_inventory(directory, 0)
+    }
+
+    /// As [`Self::open`], with this inventory.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; usage if there is no such inventory.
+    pub fn open_inventory(directory: &Path, number: u32) -> Result<Self> {
         let manifest = Manifest::read(directory)?;
+        let count = manifest.inventories();
+        let manifest = manifest.of_inventory(number).ok_or_else(|| {
+            Error::usage("the checkpoint has not so many inventories")
+                .with("checkpoint", directory.display())
+                .with("inventory", number)
+                .with("inventories", count)
+        })?;
         let tensor = |(name, codec): &(String, Codec)| {
             StateTensor::named(name, *codec).ok_or_else(|| {
                 Error::usage("the checkpoint has a state tensor that is not known")
@@ -53,8 +77,13 @@ impl CheckpointReader {
             })
         };
         let tensors = manifest.tensors.iter().map(tensor).collect::<Result<_>>()?;
-        let directory = directory.to_owned();
-        Ok(Self { directory, manifest, tensors, open: None, resident: None, read_bytes: 0 })
+        let places = Places::of(&manifest.inventory()?, &manifest.shards).map_err(|why| {
+            Error::new(ErrorKind::Io, "the shards of a checkpoint do not fit each other")
+                .with("checkpoint", directory.display())
+                .because(why)
+        })?;
+        let (directory, open, resident) = (directory.to_owned(), Vec::new(), Vec::new());
+        Ok(Self { directory, manifest, tensors, places, open, resident, read_bytes: 0 })
     }
 
     /// Its state tensors.
@@ -128,9 +157,14 @@ impl CheckpointReader {
         let end = flat_start + out.first().map_or(0, |out| out.len() as u64);
         let mut at = flat_start;
         while at < end {
-            let resident = self.chunk_at(at)?;
-            let until = end.min(resident.flat.end);
-            let from = (at - resident.flat.start) as usize;
+            let place = self.places.at(at).ok_or_else(|| {
+                Error::usage("the checkpoint ends before this range").with("element", at)
+            })?;
+            let position = place.position + (at - place.flat.start);
+            let (shard, place_end) = (place.shard, place.flat.end);
+            let resident = self.chunk_at(shard, position)?;
+            let until = end.min(place_end).min(at + (resident.positions.end - position));
+            let from = (position - resident.positions.start) as usize;
             let elems = (until - at) as usize;
             let to = (at - flat_start) as usize;
             for (out, values) in out.iter_mut().zip(&resident.values) {
@@ -151,27 +185,53 @@ impl CheckpointReader {
 
     /// Reads one chunk and compares it with its checksums.
     pub(super) fn check_chunk(&mut self, shard: usize, chunk: usize) -> Result<u64> {
-        self.resident = None;
+        self.resident.clear();
         let resident = self.read_chunk(shard, chunk)?;
         Ok(resident.bytes)
     }
 
-    fn chunk_at(&mut self, flat: u64) -> Result<&Resident> {
-        let is_there = self.resident.as_ref().is_some_and(|held| held.flat.contains(&flat));
-        if !is_there {
-            let shards = &self.manifest.shards;
-            let shard = shards.partition_point(|shard| shard.flat_start + shard.elems <= flat);
-            let chunks = &self.shard(shard)?.index.chunks;
-            let chunk = chunks.partition_point(|chunk| chunk.flat_start + chunk.elems <= flat);
-            self.resident = None;
-            self.resident = Some(self.read_chunk(shard, chunk)?);
-        }
-        self.resident.as_ref().ok_or_else(|| Error::internal("no chunk is resident"))
+    fn chunk_at(&mut self, shard: usize, position: u64) -> Result<&Resident> {
+        let holds = |held: &Resident| held.shard == shard && held.positions.contains(&position);
+        let resident = match self.resident.iter().position(holds) {
+            Some(at) => self.resident.remove(at),
+            None => {
+                let chunks = &self.shard(shard)?.index.chunks;
+                let chunk = chunks.partition_point(|it| it.flat_start + it.elems <= position);
+                self.make_room();
+                self.read_chunk(shard, chunk)?
+            }
+        };
+        self.resident.push(resident);
+        self.resident.last().ok_or_else(|| Error::internal("no chunk is resident"))
+    }
+
+    /// Forgets chunks until the next one fits.
+    fn make_room(&mut self) {
+        let most = if self.manifest.has_pieces() { RESIDENT_BYTES_MAX } else { 0 };
+        let bytes = |it: &Resident| it.values.iter().map(|values| 4 * values.len() as u64).sum();
+        let sizes: Vec<u64> = self.resident.iter().map(bytes).collect();
+        let mut left: u64 = sizes.iter().sum();
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        let surplus = sizes.iter().take_while(|size| {
+            let is_over = left + largest > most;
+            left -= **size;
+            is_over
+        });
+        let surplus = surplus.count();
+        self.resident.drain(..surplus);
     }
 
     fn shard(&mut self, shard: usize) -> Result<&OpenShard> {
         let entry = &self.manifest.shards[shard];
-        if self.open.as_ref().is_none_or(|(number, _)| *number != shard) {
+        let known = self.open.iter().position(|(number, _)| *number == shard);
+        if let Some(at) = known {
+            let open = self.open.remove(at);
+            self.open.push(open);
+        } else {
+            let most = if self.manifest.has_pieces() { OPEN_SHARDS_MAX } else { 1 };
+            if self.open.len() >= most {
+                self.open.remove(0);
+            }
             let path = self.directory.join(&entry.file);
             let damaged =
                 |message: &str| Error::new(ErrorKind::Io, message).with("path", path.display());
@@ -199,17 +259,21 @@ impl CheckpointReader {
             {
                 return Err(damaged("the index of a checkpoint's shard is of another shard"));
             }
-            self.open = Some((shard, OpenShard { file, index }));
+            self.open.push((shard, OpenShard { file, index }));
         }
-        let open = self.open.as_ref().map(|(_, open)| open);
+        let open = self.open.last().map(|(_, open)| open);
         open.ok_or_else(|| Error::internal("a shard is not open"))
     }
 
     fn read_chunk(&mut self, shard: usize, chunk: usize) -> Result<Resident> {
         let path = self.directory.join(&self.manifest.shards[shard].file);
+        let space = match self.manifest.shards[shard].pieces.is_empty() {
+            true => "flat space",
+            false => "shard",
+        };
         let parameters = |entry: &ChunkEntry| {
             let end = entry.flat_start + entry.elems;
-            format!("elements {}..{end} of the flat space", entry.flat_start)
+            format!("elements {}..{end} of the {space}", entry.flat_start)
         };
         let tensors = self.tensors.clone();
         let open = self.shard(shard)?;
@@ -245,9 +309,9 @@ impl CheckpointReader {
             values
         });
         let values = values.collect();
-        let flat = entry.flat_start..entry.flat_start + entry.elems;
+        let positions = entry.flat_start..entry.flat_start + entry.elems;
         self.read_bytes += layout.bytes();
-        Ok(Resident { shard, chunk, flat, values, bytes: layout.bytes() })
+        Ok(Resident { shard, chunk, positions, values, bytes: layout.bytes() })
     }
 }
 

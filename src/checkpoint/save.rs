@@ -39,19 +39,21 @@ struct WriterThread {
 }
 
 impl ShardWriter {
-    /// Creates the file for a shard.
+    /// Creates the file for a shard, which is in pieces unless there are none of them.
     pub fn create(
         path: PathBuf,
         generation: &str,
         partition: &Partition,
+        pieces: Vec<[u64; 2]>,
         layout: impl Fn(ChunkIndex) -> ExtentLayout,
     ) -> Result<Self> {
         let mut bytes = 0;
+        let flat_start = if pieces.is_empty() { partition.flat().start } else { 0 };
         let chunks = partition.chunks().iter().enumerate().map(|(chunk, it)| {
             let offset = bytes;
             bytes += layout(ChunkIndex::from_index(chunk)).bytes();
             ChunkEntry {
-                flat_start: partition.flat().start + it.shard_offset,
+                flat_start: flat_start + it.shard_offset,
                 elems: it.elems,
                 padded_elems: it.padded_elems,
                 offset,
@@ -62,9 +64,10 @@ impl ShardWriter {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let entry = ShardEntry {
             file: name.unwrap_or_default(),
-            flat_start: partition.flat().start,
+            flat_start,
             elems: partition.elems(),
             bytes,
+            pieces,
         };
         let refused = |error: std::io::Error| {
             Error::new(ErrorKind::CannotCreate, "a file of a checkpoint cannot be created")

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use super::manifest::Manifest;
 use super::reader::CheckpointReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::step::StoredShard;
@@ -79,18 +80,20 @@ pub fn verify_drives(drives: &[PathBuf], job: Option<&str>) -> Result<VerifyRepo
 /// # Errors
 /// As [`CheckpointReader::open`]. What is wrong with its data is in the report.
 pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
-    let mut reader = CheckpointReader::open(directory)?;
+    let manifest = Manifest::read(directory)?;
     let mut report = VerifyReport::default();
-    let job = reader.manifest().job.clone();
-    let mut chunks: Vec<(usize, usize)> = Vec::new();
-    for shard in 0..reader.manifest().shards.len() {
-        let file = &reader.manifest().shards[shard].file;
-        let attempts = reader.manifest().attempts;
-        report.shards.push(format!("{job} {file}: step {attempts}"));
-        match reader.chunks_of(shard) {
-            Ok(count) => chunks.extend((0..count).map(|chunk| (shard, chunk))),
-            Err(error) => {
-                report.findings.push(Finding { job: job.clone(), shard: shard as u32, error });
+    let (job, attempts) = (manifest.job.clone(), manifest.attempts);
+    let mut chunks: Vec<(u32, usize, usize)> = Vec::new();
+    for inventory in 0..manifest.inventories() {
+        let mut reader = CheckpointReader::open_inventory(directory, inventory)?;
+        for shard in 0..reader.manifest().shards.len() {
+            let file = &reader.manifest().shards[shard].file;
+            report.shards.push(format!("{job} {file}: step {attempts}"));
+            match reader.chunks_of(shard) {
+                Ok(count) => chunks.extend((0..count).map(|chunk| (inventory, shard, chunk))),
+                Err(error) => {
+                    report.findings.push(Finding { job: job.clone(), shard: shard as u32, error });
+                }
             }
         }
     }
@@ -99,16 +102,21 @@ pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
     let compared = AtomicU64::new(0);
     in_parallel(|| {
         // Every thread has a file and a buffer of its own.
-        let mut reader = match CheckpointReader::open(directory) {
-            Ok(reader) => reader,
-            Err(error) => {
-                let finding = Finding { job: job.clone(), shard: 0, error };
-                return found.lock().unwrap_or_else(|held| held.into_inner()).push(finding);
-            }
+        let mut open: Option<(u32, CheckpointReader)> = None;
+        let mut check = |inventory: u32, shard: usize, chunk: usize| {
+            let (_, reader) = match open.take().filter(|(number, _)| *number == inventory) {
+                Some(open_already) => open.insert(open_already),
+                None => {
+                    let reader = CheckpointReader::open_inventory(directory, inventory)?;
+                    open.insert((inventory, reader))
+                }
+            };
+            reader.check_chunk(shard, chunk)
         };
-        while let Some((shard, chunk)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+        let next = || chunks.get(next.fetch_add(1, Ordering::Relaxed));
+        while let Some((inventory, shard, chunk)) = next() {
             compared.fetch_add(1, Ordering::Relaxed);
-            match reader.check_chunk(*shard, *chunk) {
+            match check(*inventory, *shard, *chunk) {
                 Ok(read) => drop(bytes.fetch_add(read, Ordering::Relaxed)),
                 Err(error) => {
                     let finding = Finding { job: job.clone(), shard: *shard as u32, error };
@@ -155,14 +163,18 @@ pub fn scrub(drives: &[PathBuf], job: Option<&str>, checkpoint: &Path) -> Result
 }
 
 fn repair(shard: &StoredShard, chunk: ChunkIndex, checkpoint: &Path) -> Result<()> {
-    let mut reader = CheckpointReader::open(checkpoint)?;
+    let number = shard.plan().allotment().group;
+    let mut reader = CheckpointReader::open_inventory(checkpoint, number)?;
     reader.check_model(shard.plan().inventory())?;
     reader.check_tensors(shard.plan().tensors())?;
-    let flat = shard.flat_of(chunk);
-    let (live, padded) = ((flat.end - flat.start) as usize, shard.padded_elems(chunk));
+    let (plan, padded) = (shard.plan(), shard.padded_elems(chunk));
     let mut values = vec![vec![0.0f32; padded]; reader.tensors().len()];
-    let mut arrays: Vec<&mut [f32]> = values.iter_mut().map(|array| &mut array[..live]).collect();
-    reader.read_flat(flat.start, &mut arrays)?;
+    for run in plan.partition().runs_of(chunk) {
+        let at = run.in_chunk(plan.partition().chunk(chunk));
+        let mut arrays: Vec<&mut [f32]> =
+            values.iter_mut().map(|array| &mut array[at.clone()]).collect();
+        reader.read_flat(plan.inventory().flat_of(run.param, run.param_offset), &mut arrays)?;
+    }
     shard.repair(chunk, &values)
 }
 

@@ -47,6 +47,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
 fn tell(job: &JobContents) -> Result<()> {
     say(format_args!("job {}: {}, step {}", job.job, job.commit, job.attempts))?;
     let shards: Vec<String> = job.shards.iter().map(u32::to_string).collect();
+    if job.inventories > 1 {
+        say(format_args!("inventory {} of {}", job.inventory, job.inventories))?;
+    }
     say(format_args!("shards {} of {}, in:", shards.join(", "), job.shards_total))?;
     job.directories.iter().try_for_each(|path| say(format_args!("  {}", path.display())))?;
     let tensors: Vec<String> =

@@ -1,5 +1,7 @@
 //! Communicators without MPI: one rank alone, and ranks that are threads of one process.
 
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,6 +62,10 @@ impl Communicator for Solo {
         recv.copy_from_slice(send);
         Ok(())
     }
+
+    fn split(&self, _color: u32) -> Result<Rc<dyn Communicator>> {
+        Ok(Rc::new(Self { host: self.host.clone() }))
+    }
 }
 
 type Deposits = Vec<Arc<Vec<u8>>>;
@@ -74,11 +80,21 @@ struct Round {
     result: Arc<Deposits>,
     /// A rank is gone; no round will be complete again.
     broken: Option<Rank>,
+    /// The tables of those who have been divided from this one, by the round's number and color,
+    /// until all of them have come.
+    divided: HashMap<(u64, u32), (Arc<Table>, usize)>,
 }
 
 struct Table {
     round: Mutex<Round>,
     changed: Condvar,
+}
+
+impl Table {
+    fn of(size: usize) -> Arc<Self> {
+        let round = Round { deposits: vec![None; size], ..Round::default() };
+        Arc::new(Self { round: Mutex::new(round), changed: Condvar::new() })
+    }
 }
 
 /// A rank that is a thread. Dropping one before the others have finished makes their collectives
@@ -94,8 +110,7 @@ pub struct ThreadCommunicator {
 impl ThreadCommunicator {
     /// All ranks of a world of `size` threads; collectives give up after `timeout`.
     pub fn world(size: usize, timeout: Duration) -> Vec<Self> {
-        let round = Round { deposits: vec![None; size], ..Round::default() };
-        let table = Arc::new(Table { round: Mutex::new(round), changed: Condvar::new() });
+        let table = Table::of(size);
         let rank = |rank| Self {
             rank: Rank::from_index(rank),
             size,
@@ -205,5 +220,26 @@ impl Communicator for ThreadCommunicator {
             at += len;
         }
         Ok(())
+    }
+
+    fn split(&self, color: u32) -> Result<Rc<dyn Communicator>> {
+        let colors = self.exchange(color.to_ne_bytes().to_vec())?;
+        let is_mine = |theirs: &Arc<Vec<u8>>| **theirs == color.to_ne_bytes();
+        let size = colors.iter().filter(|theirs| is_mine(theirs)).count();
+        let rank = colors[..self.rank.index()].iter().filter(|theirs| is_mine(theirs)).count();
+        let mut round = self.table.round.lock().unwrap_or_else(PoisonError::into_inner);
+        // No rank begins another round before this one has its table.
+        let key = (round.number, color);
+        let made = || (Table::of(size), size);
+        let (table, left) = round.divided.entry(key).or_insert_with(made);
+        let table = Arc::clone(table);
+        *left -= 1;
+        if *left == 0 {
+            round.divided.remove(&key);
+        }
+        drop(round);
+        self.barrier()?;
+        let (rank, host) = (Rank::from_index(rank), self.host.clone());
+        Ok(Rc::new(Self { rank, size, host, timeout: self.timeout, table }))
     }
 }

@@ -7,6 +7,7 @@
 mod agree;
 mod bulk;
 mod gather;
+mod group;
 mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
@@ -16,14 +17,16 @@ mod presence;
 mod stall;
 mod topology;
 
+use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::units::Rank;
 
 pub use agree::agree;
 pub use bulk::{all_gather, reduce_scatter};
 pub use gather::gather_all;
+pub use group::Group;
 pub use local::{Solo, ThreadCommunicator};
 pub use presence::{Activity, Collective, Phase, Presence, Waits};
 pub use topology::Topology;
@@ -77,6 +80,17 @@ pub trait Communicator {
         recv: &mut [u8],
         recv_counts: &[usize],
     ) -> Result<()>;
+
+    /// Divides the ranks: one communicator for all that give the same `color`, in rank order. A
+    /// caller's own communicator need not offer it: who has others may hand those in.
+    ///
+    /// # Errors
+    /// As [`Self::barrier`]; usage where it is not offered.
+    fn split(&self, color: u32) -> Result<Rc<dyn Communicator>> {
+        Err(Error::usage("this communicator cannot be divided")
+            .with("color", color)
+            .hint("hand in a communicator of your own for those who share an inventory"))
+    }
 
     /// Where this rank says what it is doing, for those who wait for it. None where a communicator
     /// has no use for it.

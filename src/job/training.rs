@@ -9,12 +9,12 @@ use super::signals::{StopRequest, stop_request};
 use super::table::{answer_table_request, table_request};
 use crate::checkpoint::{Checkpoints, Progress};
 use crate::config::Config;
-use crate::coord::{Communicator, gather_all};
+use crate::coord::{Communicator, Group, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::{GradElem, ParamElem};
 use crate::partition::Run;
 use crate::state::Inventory;
-use crate::step::{Gradients, Resumed, StepOptions, StepOutcome, Stop, SwappedOptimizer};
+use crate::step::{Gradients, Resumed, Sharding, StepOptions, StepOutcome, Stop, SwappedOptimizer};
 
 /// Where a job's state came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,11 +99,28 @@ impl Training {
         params: &mut Vec<P>,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<(Self, Origin)> {
+        let sharding = Sharding::default();
+        Self::start_sharded(config, inventory, comm, &sharding, progress, params, fill)
+    }
+
+    /// As [`Self::start`], with parameters dealt to ranks as the caller says.
+    ///
+    /// # Errors
+    /// As [`Self::start`] and [`SwappedOptimizer::create_sharded`].
+    pub fn start_sharded<P: ParamElem>(
+        config: &Config,
+        inventory: Inventory,
+        comm: Rc<dyn Communicator>,
+        sharding: &Sharding,
+        progress: Option<Progress>,
+        params: &mut Vec<P>,
+        fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
+    ) -> Result<(Self, Origin)> {
         let mut checkpoints = Checkpoints::open(config, Rc::clone(&comm));
         if let (Some(checkpoints), Some(progress)) = (&mut checkpoints, progress) {
             checkpoints.set_progress(progress);
         }
-        let (optimizer, newest) = open(config, inventory, &comm, checkpoints.as_ref())?;
+        let (optimizer, newest) = open(config, inventory, sharding, &comm, checkpoints.as_ref())?;
         let mut training = Self {
             optimizer,
             checkpoints,
@@ -340,11 +357,13 @@ impl Training {
 fn open(
     config: &Config,
     inventory: Inventory,
+    sharding: &Sharding,
     comm: &Rc<dyn Communicator>,
     checkpoints: Option<&Checkpoints>,
 ) -> Result<(SwappedOptimizer, Option<PathBuf>)> {
     let newest = checkpoints.map_or(Ok(None), Checkpoints::newest)?;
-    let created = SwappedOptimizer::create(config, inventory.clone(), Rc::clone(comm));
+    let create = SwappedOptimizer::create_sharded;
+    let created = create(config, inventory.clone(), Rc::clone(comm), sharding);
     let (Some(checkpoints), Some((saved_step, newest))) = (checkpoints, newest) else {
         return Ok((created?, None));
     };
@@ -360,14 +379,16 @@ fn open(
     // Nothing on the drives goes before it is known that the checkpoint can be loaded.
     let on_drives = created.as_ref().ok().and_then(SwappedOptimizer::resumed);
     let reached = on_drives.map(|resumed| resumed.attempt);
-    let whole = checkpoints.newest_whole(&inventory)?;
+    let group = Group::discover(comm, sharding.shared.clone())?;
+    let whole = checkpoints.newest_whole(&inventory, &group)?;
     match whole.filter(|(saved_step, _)| reached.is_none_or(|reached| *saved_step > reached)) {
         None => Ok((created?, None)),
         Some((saved_step, directory)) => {
             drop(created);
             let path = directory.display();
             tracing::warn!("{why}\n  checkpoint {path} of step {saved_step} takes their place");
-            let optimizer = SwappedOptimizer::create_anew(config, inventory, Rc::clone(comm))?;
+            let create = SwappedOptimizer::create_anew_sharded;
+            let optimizer = create(config, inventory, Rc::clone(comm), sharding)?;
             Ok((optimizer, Some(directory)))
         }
     }

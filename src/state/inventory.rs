@@ -18,12 +18,24 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// Which parameter group's hyper-parameters it follows (0 is the default group).
     pub group: usize,
+    /// Whether there are copies of it, in other inventories under the same name or in pieces of
+    /// other ranks. One copy counts in the norm.
+    #[serde(default)]
+    pub replicated: bool,
 }
 
 impl Parameter {
     /// A parameter of the default group.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
-        Self { name: name.into(), shape: shape.into(), group: 0 }
+        Self { name: name.into(), shape: shape.into(), group: 0, replicated: false }
+    }
+
+    /// The same, declared to be one of several copies, all of which get the same gradients: a layer
+    /// norm or a bias under tensor parallelism. The name tells which copies belong together, so it
+    /// is the same in all inventories that have one, and means nothing else in any other.
+    #[must_use]
+    pub fn replicated(self) -> Self {
+        Self { replicated: true, ..self }
     }
 
     /// Number of elements, if it fits 64 bits.
@@ -113,6 +125,11 @@ impl Inventory {
     /// Elements of the whole flat space.
     pub fn total_elems(&self) -> u64 {
         self.starts[self.parameters.len()]
+    }
+
+    /// Where an element of a parameter lies in the flat space.
+    pub fn flat_of(&self, param: ParamIndex, offset: u64) -> u64 {
+        self.flat_start(param) + offset
     }
 
     /// The parameter that holds an element of the flat space.

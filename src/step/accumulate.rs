@@ -1,15 +1,16 @@
 //! Sums of gradients in the format in which they are kept.
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
+use super::norm::norm_of_blocks;
 use crate::config::AccumulateIn;
 use crate::optim::{BlockNorm, GradElem, ParamElem, SPLIT_ELEMS};
-use crate::units::BLOCK_ELEMS;
+use crate::partition::{BlockSpan, NormBlocks};
 use crate::wire::{crc32c, crc32c_joined};
 
-/// Blocks of one task: 256 Ki elements.
-const TASK_ELEMS: usize = 64 * BLOCK_ELEMS as usize;
 const PIECE_BYTES: usize = 4 * SPLIT_ELEMS;
 
 /// Stores a piece of gradient, or adds it to what is there, from element `start` on. Each element
@@ -51,37 +52,40 @@ fn add<A: GradElem + ParamElem, G: GradElem>(
     pool.install(|| parts.for_each(add));
 }
 
-/// Norm and overflows of the gradients of a chunk, block by block as [`super::norm`] has them.
+/// Norm and overflows of the gradients of a range of the shard, such as a chunk, block by block.
 pub(super) fn norm_of(
     pool: &rayon::ThreadPool,
     format: AccumulateIn,
     sums: &[u8],
-    elems: usize,
+    blocks: &NormBlocks,
+    range: Range<usize>,
 ) -> BlockNorm {
     match format {
-        AccumulateIn::F32 => norm::<f32>(pool, sums, elems),
-        AccumulateIn::Bf16 => norm::<bf16>(pool, sums, elems),
+        AccumulateIn::F32 => norm::<f32>(pool, bytemuck::cast_slice(sums), blocks, range),
+        AccumulateIn::Bf16 => norm::<bf16>(pool, bytemuck::cast_slice(sums), blocks, range),
     }
 }
 
-fn norm<A: GradElem>(pool: &rayon::ThreadPool, sums: &[u8], elems: usize) -> BlockNorm {
-    let sums: &[A] = bytemuck::cast_slice(sums);
-    let of_task = |task: &[A]| {
-        let mut norm = BlockNorm::default();
-        let mut block = [0.0f32; BLOCK_ELEMS as usize];
-        for values in task.chunks(block.len()) {
-            let block = &mut block[..values.len()];
-            block.iter_mut().zip(values).for_each(|(value, sum)| *value = sum.load());
-            norm.add_block(block);
-        }
-        norm
+fn norm<A: GradElem>(
+    pool: &rayon::ThreadPool,
+    sums: &[A],
+    blocks: &NormBlocks,
+    range: Range<usize>,
+) -> BlockNorm {
+    let start = range.start;
+    let of_span = |span: BlockSpan| {
+        norm_of_blocks(blocks, &span, |at, out| {
+            let sums = &sums[at.start - start..at.end - start];
+            out.iter_mut().zip(sums).for_each(|(value, sum)| *value = sum.load());
+            true
+        })
     };
     let merge = |mut sum: BlockNorm, other| {
         sum.merge(other);
         sum
     };
-    let tasks = sums[..elems].par_chunks(TASK_ELEMS);
-    pool.install(|| tasks.map(of_task).reduce(BlockNorm::default, merge))
+    let spans: Vec<BlockSpan> = blocks.spans_within(range).collect();
+    pool.install(|| spans.into_par_iter().map(of_span).reduce(BlockNorm::default, merge))
 }
 
 /// The CRC32C of bytes, in parallel.

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::locate::{Located, PieceIndex};
+use super::locate::{Located, Shares};
 use crate::error::{Error, Result};
-use crate::partition::{Partition, Run};
+use crate::partition::Partition;
 use crate::state::Inventory;
 use crate::units::ParamIndex;
 
@@ -24,7 +24,7 @@ struct Share {
 /// Which gradients have come since the last step.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Coverage {
-    index: PieceIndex,
+    of_params: Shares,
     shares: Vec<Share>,
 }
 
@@ -41,12 +41,12 @@ pub(super) struct Accepted {
 
 impl Coverage {
     pub fn new(partition: &Partition) -> Self {
-        let shares = vec![Share::default(); partition.pieces().len()];
-        Self { index: PieceIndex::new(partition), shares }
+        let of_params = Shares::new(partition);
+        Self { shares: vec![Share::default(); of_params.params().len()], of_params }
     }
 
-    /// Whether a piece of gradient may be taken, and where it belongs; none if it is empty. Nothing
-    /// has changed yet.
+    /// Whether a piece of gradient may be taken, and where its parts belong; none if it is empty.
+    /// Nothing has changed yet.
     ///
     /// # Errors
     /// Usage, naming the parameter.
@@ -56,12 +56,11 @@ impl Coverage {
         partition: &Partition,
         (param, offset, len): (ParamIndex, u64, u64),
         is_last: bool,
-    ) -> Result<Option<Accepted>> {
-        let at = self.index.locate(inventory, partition, param, offset, len)?;
-        if len == 0 {
-            return Ok(None);
-        }
-        let share = &self.shares[at.piece];
+    ) -> Result<Vec<Accepted>> {
+        let parts = self.of_params.locate(inventory, partition, (param, offset, len))?;
+        let Some(share) = parts.first().map(|part| &self.shares[part.share]) else {
+            return Ok(Vec::new());
+        };
         let wrong = |message: &str| {
             let name = &inventory.parameter(param).name;
             Error::usage(message)
@@ -77,35 +76,38 @@ impl Coverage {
         if !share.covered.is_empty() && share.is_last != is_last {
             return Err(wrong("only some pieces of a micro-batch are said to be the last ones"));
         }
-        let overlaps = |it: &Range<u64>| it.start < at.in_piece.end && at.in_piece.start < it.end;
-        if share.covered.iter().any(overlaps) {
+        // The parts follow each other in the share.
+        let (start, end) = (parts[0].in_share.start, parts[parts.len() - 1].in_share.end);
+        if share.covered.iter().any(|it| it.start < end && start < it.end) {
             return Err(wrong("a gradient was handed over twice in one micro-batch")
                 .hint("a micro-batch ends when all of this rank's share has come"));
         }
-        Ok(Some(Accepted { at, is_first: share.micro_batches == 0, is_last }))
+        let is_first = share.micro_batches == 0;
+        Ok(parts.into_iter().map(|at| Accepted { at, is_first, is_last }).collect())
     }
 
     /// Notes that a piece has been taken.
-    pub fn take(&mut self, partition: &Partition, accepted: &Accepted) {
-        let share = &mut self.shares[accepted.at.piece];
+    pub fn take(&mut self, accepted: &Accepted) {
+        let share = &mut self.shares[accepted.at.share];
         share.is_last = accepted.is_last;
-        insert(&mut share.covered, accepted.at.in_piece.clone());
-        if share.covered[0] == (0..partition.pieces()[accepted.at.piece].elems) {
+        insert(&mut share.covered, accepted.at.in_share.clone());
+        if share.covered[0] == (0..self.of_params.elems(accepted.at.share)) {
             share.covered.clear();
             share.micro_batches += 1;
             share.is_finished = accepted.is_last;
         }
     }
 
-    /// Whether all of a share has come, so that it has a gradient.
-    pub fn is_finished(&self, piece: usize) -> bool {
-        self.shares[piece].is_finished
+    /// Whether all of this rank's share of a parameter has come, so that it has a gradient.
+    pub fn has_gradient(&self, param: ParamIndex) -> bool {
+        let share = self.of_params.of_param(param);
+        share.is_some_and(|share| self.shares[share].is_finished)
     }
 
-    /// Whether the parameter's share that a run belongs to has a gradient.
-    pub fn has_gradient(&self, partition: &Partition, run: &Run) -> bool {
-        let piece = self.index.find(partition, run.param, run.param_offset);
-        piece.is_some_and(|piece| self.is_finished(piece))
+    /// The parameters of which the shard has a share, and elements of that.
+    pub fn params(&self) -> impl Iterator<Item = (ParamIndex, u64)> {
+        let shares = self.of_params.params().iter().enumerate();
+        shares.map(|(share, param)| (*param, self.of_params.elems(share)))
     }
 
     /// Whether nothing has come.
@@ -118,8 +120,8 @@ impl Coverage {
     ///
     /// # Errors
     /// Usage, naming the first parameter that is not.
-    pub fn check_finished(&self, inventory: &Inventory, partition: &Partition) -> Result<()> {
-        for (share, piece) in self.shares.iter().zip(partition.pieces()) {
+    pub fn check_finished(&self, inventory: &Inventory) -> Result<()> {
+        for (share, (param, elems)) in self.shares.iter().zip(self.params()) {
             if share.is_finished || (share.covered.is_empty() && share.micro_batches == 0) {
                 continue;
             }
@@ -129,10 +131,10 @@ impl Coverage {
                 _ => "a parameter's gradient is only partly there",
             };
             return Err(Error::usage(message)
-                .with("parameter", &inventory.parameter(piece.param).name)
+                .with("parameter", &inventory.parameter(param).name)
                 .with("micro-batches", share.micro_batches)
                 .with("given of the next one", given)
-                .with("this rank's share", piece.elems)
+                .with("this rank's share", elems)
                 .hint("hand over what is left, or drop all with discard_gradients"));
         }
         Ok(())
@@ -161,6 +163,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::partition::Piece;
     use crate::state::Parameter;
 
     proptest! {
@@ -195,9 +198,8 @@ mod tests {
         let mut hand_over = |offset: u64, len: u64, is_last: bool| {
             let param = (ParamIndex(1), offset, len);
             let accepted = coverage.accept(&inventory, &partition, param, is_last)?;
-            let accepted = accepted.unwrap();
-            coverage.take(&partition, &accepted);
-            Ok::<_, Error>((accepted.is_first, coverage.is_finished(accepted.at.piece)))
+            accepted.iter().for_each(|part| coverage.take(part));
+            Ok::<_, Error>((accepted[0].is_first, coverage.has_gradient(ParamIndex(1))))
         };
         assert_eq!(hand_over(5000, 3190, false).unwrap(), (true, false));
         let twice = hand_over(8189, 1, false).unwrap_err().to_string();
@@ -208,5 +210,27 @@ mod tests {
         assert_eq!(hand_over(4086, 4104, true).unwrap(), (false, true));
         let late = hand_over(4086, 1, true).unwrap_err().to_string();
         assert!(late.contains("after the last one"), "{late}");
+    }
+
+    #[test]
+    fn a_share_in_pieces_is_one_share() {
+        let inventory = Inventory::new(vec![Parameter::new("a", [100])]).unwrap();
+        let piece = |offset, elems| Piece::new(ParamIndex(0), offset, elems);
+        let pieces = [piece(60, 40), piece(0, 20), piece(30, 10)];
+        let partition = Partition::of_pieces(&inventory, &pieces, 4096, 4096);
+        let mut coverage = Coverage::new(&partition);
+        let mut hand_over = |offset: u64, len: u64| {
+            let given = (ParamIndex(0), offset, len);
+            let parts = coverage.accept(&inventory, &partition, given, true)?;
+            parts.iter().for_each(|part| coverage.take(part));
+            let places: Vec<_> = parts.into_iter().map(|part| part.at.in_shard).collect();
+            Ok::<_, Error>((places, coverage.has_gradient(ParamIndex(0))))
+        };
+        assert!(hand_over(10, 15).unwrap_err().to_string().contains("outside"));
+        assert_eq!(hand_over(60, 40).unwrap(), (vec![0..40], false));
+        assert_eq!(hand_over(5, 15).unwrap(), (vec![45..60], false));
+        assert!(hand_over(0, 6).unwrap_err().to_string().contains("twice"));
+        assert_eq!(hand_over(30, 10).unwrap(), (vec![60..70], false));
+        assert_eq!(hand_over(0, 5).unwrap(), (vec![40..45], true));
     }
 }

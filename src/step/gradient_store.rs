@@ -140,19 +140,23 @@ impl GradientStore {
         let given = (param, offset, piece.len() as u64);
         self.check_on()?;
         let accepted = match self.coverage.accept(inventory, partition, given, is_last) {
-            Ok(Some(accepted)) => accepted,
-            Ok(None) => return Ok(()),
+            Ok(accepted) => accepted,
             Err(error) => {
                 self.refused.get_or_insert_with(|| Error::usage(error.sentence()));
                 return Err(error);
             }
         };
-        if self.lost.is_none()
-            && let Err(error) = self.add_values(tools, &accepted, piece)
-        {
-            self.lost = Some(error);
+        let mut rest = piece;
+        for part in &accepted {
+            let (values, after) = rest.split_at(part.at.in_shard.len());
+            rest = after;
+            if self.lost.is_none()
+                && let Err(error) = self.add_values(tools, part, values)
+            {
+                self.lost = Some(error);
+            }
+            self.note(tools, part);
         }
-        self.note(tools, &accepted);
         Ok(())
     }
 
@@ -186,7 +190,7 @@ impl GradientStore {
 
     /// Notes that a piece has been taken, and closes the chunks that it was the last one for.
     fn note(&mut self, tools: &mut StoreTools<'_>, accepted: &Accepted) {
-        self.coverage.take(tools.plan.partition(), accepted);
+        self.coverage.take(accepted);
         if !accepted.is_last {
             return;
         }
@@ -251,9 +255,12 @@ impl GradientStore {
     fn close(&mut self, tools: &mut StoreTools<'_>, index: usize) {
         let (plan, sums) = (tools.plan, &mut self.sums[index]);
         let bytes = plan.gradients().chunk_bytes(index);
-        let elems = plan.partition().chunks()[index].elems as usize;
+        let chunk = &plan.partition().chunks()[index];
+        let range = chunk.shard_offset as usize..(chunk.shard_offset + chunk.elems) as usize;
         if let Some(buffer) = &sums.buffer {
-            sums.norm = Some(norm_of(tools.pool, self.format, &buffer[..bytes], elems));
+            let blocks = plan.norm_blocks();
+            let norm = norm_of(tools.pool, self.format, &buffer[..bytes], blocks, range);
+            sums.norm = Some(norm);
         }
         if sums.is_resident {
             return;
@@ -280,7 +287,7 @@ impl GradientStore {
             return Err(refused);
         }
         if self.lost.is_none() {
-            self.coverage.check_finished(tools.plan.inventory(), tools.plan.partition())?;
+            self.coverage.check_finished(tools.plan.inventory())?;
             for index in 0..self.sums.len() {
                 if self.sums[index].is_touched && self.sums[index].norm.is_none() {
                     self.close(tools, index);
@@ -327,10 +334,9 @@ impl GradientStore {
         if plan.config().gradients.missing != MissingGradient::Error {
             return Ok(());
         }
-        let mut pieces = plan.partition().pieces().iter().enumerate();
-        match pieces.find(|(piece, _)| !self.coverage.is_finished(*piece)) {
+        match self.coverage.params().find(|(param, _)| !self.coverage.has_gradient(*param)) {
             None => Ok(()),
-            Some((_, piece)) => Err(missing_gradient(plan.inventory(), piece)),
+            Some((param, share)) => Err(missing_gradient(plan.inventory(), param, share)),
         }
     }
 
@@ -344,12 +350,8 @@ impl GradientStore {
     /// The parameters that are updated, each once, in order.
     pub fn params(&self, plan: &Plan) -> Vec<ParamIndex> {
         let has_all = plan.config().gradients.missing == MissingGradient::Zero;
-        let pieces = plan.partition().pieces().iter().enumerate();
-        let updated = pieces.filter(|(piece, _)| has_all || self.coverage.is_finished(*piece));
-        let mut params: Vec<_> = updated.map(|(_, piece)| piece.param).collect();
-        params.sort_unstable();
-        params.dedup();
-        params
+        let params = self.coverage.params().map(|(param, _)| param);
+        params.filter(|param| has_all || self.coverage.has_gradient(*param)).collect()
     }
 
     /// The gradients of one chunk; `spilled` is what came with it from the drives.
@@ -377,7 +379,7 @@ impl GradientStore {
         let has_zeros = plan.config().gradients.missing == MissingGradient::Zero;
         let mut fragments = Vec::new();
         for run in partition.runs_of(chunk) {
-            if self.coverage.has_gradient(partition, run) {
+            if self.coverage.has_gradient(run.param) {
                 let (param, shard_offset) = (run.param, run.shard_offset as usize);
                 let grad = &values[run.in_chunk(at)];
                 fragments.push(Fragment { param, shard_offset, grad });

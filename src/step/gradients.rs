@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::locate::PieceIndex;
+use super::locate::locate;
 use crate::config::MissingGradient;
 use crate::error::{Error, Result};
 use crate::optim::GradElem;
@@ -63,15 +63,14 @@ impl<'a, G: GradElem> Gradients<'a, G> {
         inventory: &Inventory,
         partition: &Partition,
     ) -> Result<ShardGradients<'a, G>> {
-        let index = PieceIndex::new(partition);
         let mut fragments = Vec::with_capacity(self.pieces.len());
         for (param, offset, grad) in &self.pieces {
-            let len = grad.len() as u64;
-            let at = index.locate(inventory, partition, *param, *offset, len)?;
-            if len > 0 {
-                let shard_offset = at.in_shard.start;
+            locate(inventory, partition, (*param, *offset, grad.len() as u64), |_, run| {
+                let from = (run.param_offset - offset) as usize;
+                let grad = &grad[from..from + run.elems as usize];
+                let shard_offset = run.shard_offset as usize;
                 fragments.push(Fragment { param: *param, shard_offset, grad });
-            }
+            })?;
         }
         fragments.sort_by_key(|fragment| fragment.shard_offset);
         let laid_out = ShardGradients { fragments };
@@ -124,7 +123,9 @@ impl<'a, G: GradElem> ShardGradients<'a, G> {
         let without: Vec<Run> = partition.pieces().iter().filter(has_none).copied().collect();
         for piece in &without {
             if missing == MissingGradient::Error {
-                return Err(missing_gradient(inventory, piece));
+                let share = partition.pieces().iter().filter(|it| it.param == piece.param);
+                let share = share.map(|it| it.elems).sum();
+                return Err(missing_gradient(inventory, piece.param, share));
             }
             self.fragments.extend(zeros_for(piece));
         }
@@ -142,12 +143,15 @@ impl<'a, G: GradElem> ShardGradients<'a, G> {
                     .with("shard element", pair[1].shard_offset));
             }
         }
-        for piece in partition.pieces() {
-            let given: usize = self.within(piece.in_shard()).map(|(_, grad)| grad.grad.len()).sum();
-            if given != 0 && given as u64 != piece.elems {
-                return Err(wrong("a parameter's gradient is only partly there", piece.param)
+        let pieces: Vec<&Run> = partition.pieces_by_param().collect();
+        for pieces in pieces.chunk_by(|a, b| a.param == b.param) {
+            let given = pieces.iter().flat_map(|piece| self.within(piece.in_shard()));
+            let given: usize = given.map(|(_, fragment)| fragment.grad.len()).sum();
+            let share = pieces.iter().map(|piece| piece.elems).sum::<u64>();
+            if given != 0 && given as u64 != share {
+                return Err(wrong("a parameter's gradient is only partly there", pieces[0].param)
                     .with("given", given)
-                    .with("this rank's share", piece.elems));
+                    .with("this rank's share", share));
             }
         }
         Ok(())
@@ -172,6 +176,7 @@ impl<'a, G: GradElem> ShardGradients<'a, G> {
     /// The parameters that have a gradient, each once, in order.
     pub fn params(&self) -> Vec<ParamIndex> {
         let mut params: Vec<_> = self.fragments.iter().map(|fragment| fragment.param).collect();
+        params.sort_unstable();
         params.dedup();
         params
     }
@@ -187,10 +192,10 @@ pub(super) fn zeros_for<'a, G: GradElem>(run: &Run) -> impl Iterator<Item = Frag
     })
 }
 
-pub(super) fn missing_gradient(inventory: &Inventory, piece: &Run) -> Error {
+pub(super) fn missing_gradient(inventory: &Inventory, param: ParamIndex, share: u64) -> Error {
     Error::usage("a parameter has no gradient")
-        .with("parameter", &inventory.parameter(piece.param).name)
-        .with("this rank's share", piece.elems)
+        .with("parameter", &inventory.parameter(param).name)
+        .with("this rank's share", share)
         .hint("hand it over, or set gradients.missing to \"skip\" or \"zero\"")
 }
 

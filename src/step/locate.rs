@@ -3,87 +3,114 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::partition::Partition;
+use crate::partition::{Partition, Run};
 use crate::state::Inventory;
 use crate::units::ParamIndex;
 
-/// The pieces of a shard, to be found by parameter.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PieceIndex {
-    /// Numbers of pieces, by parameter and offset.
-    order: Vec<usize>,
+/// Tells where elements `offset..offset + len` of a parameter lie in the shard: which of its pieces
+/// has them, and which run of that they are. Once with the default cut; a caller's own pieces may
+/// have them in several.
+///
+/// # Errors
+/// Usage, naming the parameter: unknown, beyond its end, or outside of this rank's share.
+pub(super) fn locate(
+    inventory: &Inventory,
+    partition: &Partition,
+    (param, offset, len): (ParamIndex, u64, u64),
+    tell: impl FnMut(usize, Run),
+) -> Result<()> {
+    if param.index() >= inventory.parameters().len() {
+        return Err(Error::usage("a gradient for an unknown parameter").with("index", param));
+    }
+    let wrong = |message: &str| {
+        Error::usage(message)
+            .with("parameter", &inventory.parameter(param).name)
+            .with("offset", offset)
+            .with("length", len)
+    };
+    let end = offset.checked_add(len).filter(|end| *end <= inventory.elems(param));
+    let end = end.ok_or_else(|| {
+        wrong("a gradient beyond its parameter's end")
+            .with("elements of the parameter", inventory.elems(param))
+    })?;
+    match partition.locate(param, offset..end, tell) {
+        true => Ok(()),
+        false => Err(wrong("a gradient outside of this rank's shard")),
+    }
 }
 
-/// Where a piece of gradient belongs.
+/// What a shard has of each parameter: its share of it, in one piece or in several.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shares {
+    /// The parameter of each share, ascending.
+    params: Vec<ParamIndex>,
+    elems: Vec<u64>,
+    /// Where each piece of the shard begins in its share.
+    starts: Vec<u64>,
+}
+
+/// Some elements of a share that lie together in the shard.
 #[derive(Clone, Debug)]
 pub(super) struct Located {
-    /// Which of the shard's pieces.
-    pub piece: usize,
-    /// Its elements within that piece.
-    pub in_piece: Range<u64>,
-    /// Its elements within the shard.
+    /// Which share.
+    pub share: usize,
+    /// Its elements, counted over its pieces in the order of the parameter.
+    pub in_share: Range<u64>,
+    /// The same within the shard.
     pub in_shard: Range<usize>,
 }
 
-impl PieceIndex {
+impl Shares {
     pub fn new(partition: &Partition) -> Self {
-        let pieces = partition.pieces();
-        let mut order: Vec<usize> = (0..pieces.len()).collect();
-        order.sort_by_key(|piece| (pieces[*piece].param, pieces[*piece].param_offset));
-        Self { order }
+        let mut shares = Self { starts: vec![0; partition.pieces().len()], ..Self::default() };
+        for at in partition.places_by_param() {
+            let piece = &partition.pieces()[at];
+            if shares.params.last() != Some(&piece.param) {
+                shares.params.push(piece.param);
+                shares.elems.push(0);
+            }
+            let elems = shares.elems.last_mut();
+            elems.into_iter().for_each(|elems| {
+                shares.starts[at] = *elems;
+                *elems += piece.elems;
+            });
+        }
+        shares
     }
 
-    /// The piece that has an element of a parameter.
-    pub fn find(&self, partition: &Partition, param: ParamIndex, offset: u64) -> Option<usize> {
-        let pieces = partition.pieces();
-        let key = |piece: &usize| (pieces[*piece].param, pieces[*piece].param_offset);
-        let after = self.order.partition_point(|piece| key(piece) <= (param, offset));
-        let piece = self.order[..after].last().copied()?;
-        let run = &pieces[piece];
-        (run.param == param && offset < run.param_offset + run.elems).then_some(piece)
+    /// The parameter of each share.
+    pub fn params(&self) -> &[ParamIndex] {
+        &self.params
     }
 
-    /// Where elements `offset..offset + len` of a parameter lie.
+    /// Elements of a share.
+    pub fn elems(&self, share: usize) -> u64 {
+        self.elems[share]
+    }
+
+    /// The share of a parameter.
+    pub fn of_param(&self, param: ParamIndex) -> Option<usize> {
+        self.params.binary_search(&param).ok()
+    }
+
+    /// As [`locate`], with places in the share.
     ///
     /// # Errors
-    /// Usage, naming the parameter: unknown, beyond its end, or outside of this rank's share.
+    /// As [`locate`].
     pub fn locate(
         &self,
         inventory: &Inventory,
         partition: &Partition,
-        param: ParamIndex,
-        offset: u64,
-        len: u64,
-    ) -> Result<Located> {
-        if param.index() >= inventory.parameters().len() {
-            return Err(Error::usage("a gradient for an unknown parameter").with("index", param));
-        }
-        let wrong = |message: &str| {
-            Error::usage(message)
-                .with("parameter", &inventory.parameter(param).name)
-                .with("offset", offset)
-                .with("length", len)
-        };
-        let end = offset.checked_add(len).filter(|end| *end <= inventory.elems(param));
-        let end = end.ok_or_else(|| {
-            wrong("a gradient beyond its parameter's end")
-                .with("elements of the parameter", inventory.elems(param))
+        given: (ParamIndex, u64, u64),
+    ) -> Result<Vec<Located>> {
+        let mut located = Vec::with_capacity(1);
+        locate(inventory, partition, given, |piece, run| {
+            let share = self.of_param(run.param).unwrap_or_default();
+            let skipped = run.param_offset - partition.pieces()[piece].param_offset;
+            let start = self.starts[piece] + skipped;
+            let in_share = start..start + run.elems;
+            located.push(Located { share, in_share, in_shard: run.in_shard() });
         })?;
-        if len == 0 {
-            return Ok(Located { piece: 0, in_piece: 0..0, in_shard: 0..0 });
-        }
-        let outside = || wrong("a gradient outside of this rank's shard");
-        let piece = self.find(partition, param, offset).ok_or_else(outside)?;
-        let run = &partition.pieces()[piece];
-        if end > run.param_offset + run.elems {
-            return Err(outside());
-        }
-        let start = offset - run.param_offset;
-        let in_shard = (run.shard_offset + start) as usize;
-        Ok(Located {
-            piece,
-            in_piece: start..start + len,
-            in_shard: in_shard..in_shard + len as usize,
-        })
+        Ok(located)
     }
 }

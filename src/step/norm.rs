@@ -8,6 +8,7 @@ use super::gradients::ShardGradients;
 use crate::coord::Communicator;
 use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, ExactSum, GradElem};
+use crate::partition::{BlockSpan, NormBlocks};
 use crate::units::BLOCK_ELEMS;
 
 /// Whether a rank has been asked to stop.
@@ -23,8 +24,6 @@ pub enum Stop {
 }
 
 const BLOCK: usize = BLOCK_ELEMS as usize;
-/// Blocks of one task: 256 Ki elements.
-const BLOCKS_PER_TASK: usize = 64;
 
 /// What every rank knows after the all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,35 +48,44 @@ pub(super) struct WorldNorm {
 pub(super) fn shard_norm<G: GradElem>(
     pool: &rayon::ThreadPool,
     gradients: &ShardGradients<'_, G>,
-    shard_elems: usize,
+    blocks: &NormBlocks,
 ) -> BlockNorm {
-    let tasks = shard_elems.div_ceil(BLOCK * BLOCKS_PER_TASK);
-    let norm_of_task = |task: usize| {
-        let start = task * BLOCK * BLOCKS_PER_TASK;
-        let end = shard_elems.min(start + BLOCK * BLOCKS_PER_TASK);
-        norm_of_blocks(gradients, start..end)
+    let norm_of_span = |span: &BlockSpan| {
+        norm_of_blocks(blocks, span, |range, out| {
+            let mut is_covered = false;
+            for (at, part) in gradients.within(range.clone()) {
+                is_covered = true;
+                let values = &mut out[at.start - range.start..at.end - range.start];
+                values.iter_mut().zip(part.grad).for_each(|(value, grad)| *value = grad.load());
+            }
+            is_covered
+        })
     };
     let merge = |mut sum: BlockNorm, other| {
         sum.merge(other);
         sum
     };
-    pool.install(|| (0..tasks).into_par_iter().map(norm_of_task).reduce(BlockNorm::default, merge))
+    let spans = blocks.spans().par_iter();
+    pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merge))
 }
 
-fn norm_of_blocks<G: GradElem>(
-    gradients: &ShardGradients<'_, G>,
-    range: Range<usize>,
+/// The norm of some blocks of the shard. `load` puts gradients where there is a zero for each, and
+/// tells whether there are any.
+pub(super) fn norm_of_blocks(
+    blocks: &NormBlocks,
+    span: &BlockSpan,
+    load: impl Fn(&Range<usize>, &mut [f32]) -> bool,
 ) -> BlockNorm {
     let mut norm = BlockNorm::default();
     let mut block = [0.0f32; BLOCK];
-    for start in range.clone().step_by(BLOCK) {
-        let end = range.end.min(start + BLOCK);
-        let mut is_covered = false;
+    for (range, lead) in span.blocks() {
         block.fill(0.0);
-        for (at, part) in gradients.within(start..end) {
-            is_covered = true;
-            let values = &mut block[at.start - start..at.end - start];
-            values.iter_mut().zip(part.grad).for_each(|(value, grad)| *value = grad.load());
+        let values = &mut block[lead..lead + range.len()];
+        let is_covered = load(&range, values);
+        // A copy that counts elsewhere may overflow like any other, and adds nothing if it has not.
+        for gap in blocks.uncounted_within(range.clone()) {
+            let copies = &mut values[gap.start - range.start..gap.end - range.start];
+            copies.iter_mut().filter(|value| value.is_finite()).for_each(|value| *value = 0.0);
         }
         if is_covered {
             norm.add_block(&block);

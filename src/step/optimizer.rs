@@ -13,11 +13,12 @@ use super::records::Recorder;
 use super::resume;
 use super::reweigh::Balance;
 use super::seats;
+use super::sharding::{Sharding, deal, warn_of_drift};
 use super::snapshot::Snapshot;
 use super::telling;
 use super::weights::starting_weights;
 use crate::config::{Config, FaultConfig};
-use crate::coord::{Communicator, Topology, agree, gather_all};
+use crate::coord::{Communicator, Group, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, DriveMeters, EngineSpec, allocate_sized};
 use crate::partition::Partition;
@@ -26,7 +27,7 @@ use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, insp
 use crate::swap::{Swapper, SwapperSpec};
 use crate::telemetry::Outlet;
 use crate::timers::Tracer;
-use crate::units::{ParamIndex, Rank};
+use crate::units::ParamIndex;
 
 /// AdamW with master and moments on the drives: one per rank, all ranks act together. Every method
 /// marked collective is called by all ranks in the same order.
@@ -35,6 +36,7 @@ pub struct SwappedOptimizer {
     pub(super) swapper: Swapper,
     pub(super) files: ShardFiles,
     pub(super) comm: Rc<dyn Communicator>,
+    pub(super) group: Group,
     pub(super) plan: Plan,
     pub(super) pool: rayon::ThreadPool,
     pub(super) groups: Vec<Hyperparameters>,
@@ -77,7 +79,23 @@ impl SwappedOptimizer {
         inventory: Inventory,
         comm: Rc<dyn Communicator>,
     ) -> Result<Self> {
-        Self::open(config, inventory, comm, true)
+        Self::create_sharded(config, inventory, comm, &Sharding::default())
+    }
+
+    /// Collective: as [`Self::create`], with parameters dealt to ranks as the caller says: its own
+    /// pieces, inventories that differ between ranks.
+    ///
+    /// # Errors
+    /// As [`Self::create`]. Usage, naming the first difference: inventories that differ between
+    /// ranks that share one; pieces that are wrong, overlap or leave gaps; copies of a replicated
+    /// parameter that do not agree.
+    pub fn create_sharded(
+        config: &Config,
+        inventory: Inventory,
+        comm: Rc<dyn Communicator>,
+        sharding: &Sharding,
+    ) -> Result<Self> {
+        Self::open(config, inventory, comm, sharding, true)
     }
 
     /// Collective: as [`Self::create`], but what a dead job of this name has left on the drives is
@@ -90,29 +108,45 @@ impl SwappedOptimizer {
         inventory: Inventory,
         comm: Rc<dyn Communicator>,
     ) -> Result<Self> {
-        Self::open(config, inventory, comm, false)
+        Self::create_anew_sharded(config, inventory, comm, &Sharding::default())
+    }
+
+    /// Collective: as [`Self::create_anew`] and [`Self::create_sharded`].
+    ///
+    /// # Errors
+    /// As [`Self::create_sharded`].
+    pub fn create_anew_sharded(
+        config: &Config,
+        inventory: Inventory,
+        comm: Rc<dyn Communicator>,
+        sharding: &Sharding,
+    ) -> Result<Self> {
+        Self::open(config, inventory, comm, sharding, false)
     }
 
     fn open(
         config: &Config,
         inventory: Inventory,
         comm: Rc<dyn Communicator>,
+        sharding: &Sharding,
         looks_back: bool,
     ) -> Result<Self> {
         let topology = Topology::discover(&*comm)?;
         let config = &agree(&*comm, config.with_drives_found())?;
-        let inventory = with_groups(config, inventory);
+        let inventory = agree(&*comm, with_groups(config, inventory))?;
+        let dealt = deal(&inventory, sharding, &comm)?;
+        warn_of_drift(config, &inventory, &dealt.group);
         let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
-        let plan = inventory.and_then(|it| Plan::resolve(config, it, &by_rank, comm.rank()));
-        let plan = agree(&*comm, plan)?;
+        let allotment = dealt.allot(&by_rank, comm.rank());
+        let plan = agree(&*comm, Plan::resolve(config, inventory, &allotment))?;
         let drives = &config.drives;
         let inspected = inspect_drives(&drives.paths, &drives.allow_filesystems);
         let inspected = agree(&*comm, inspected)?;
         seats::announce(config, &*comm)?;
         let weights = starting_weights(config, &inspected, &*comm, &topology)?;
-        let plan = agree(&*comm, weighed(plan, &weights, comm.rank()))?;
+        let plan = agree(&*comm, weighed(plan, &weights))?;
         let found = match looks_back {
-            true => resume::reopen(config, plan.inventory(), &*comm)?,
+            true => resume::reopen(config, plan.inventory(), &dealt, &*comm)?,
             false => None,
         };
         let comes_back = found.is_some();
@@ -161,6 +195,7 @@ impl SwappedOptimizer {
             unusable: Some("its parameters are not initialised"),
             files,
             comm,
+            group: dealt.group,
             plan,
             pool,
         };
@@ -180,7 +215,12 @@ impl SwappedOptimizer {
         &*self.comm
     }
 
-    /// This rank's part of the flat space.
+    /// The ranks that share this rank's inventory: all of them, unless the caller says otherwise.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// This rank's part of the parameters.
     pub fn partition(&self) -> &Partition {
         self.plan.partition()
     }
@@ -287,6 +327,9 @@ fn create_files(
         sub_group_elems: config.swap.sub_group_elements.0,
         tensors: plan.tensors().iter().map(|it| (it.name.to_owned(), it.codec)).collect(),
         parameters: plan.inventory().parameters().to_vec(),
+        group: plan.allotment().group,
+        groups: plan.allotment().groups,
+        cut: plan.allotment().cut.clone(),
     });
     let bytes = plan.drive_bytes();
     let mut files = ShardFiles::create(directories, &bytes, &owner, layout.as_ref())?;
@@ -308,14 +351,13 @@ fn reclaim(config: &Config, ranks: u32, directories: &[ShardDirectory]) -> Resul
 }
 
 /// The plan with these weights of the drives.
-fn weighed(plan: Plan, weights: &[f64], rank: Rank) -> Result<Plan> {
+fn weighed(plan: Plan, weights: &[f64]) -> Result<Plan> {
     let mut config = plan.config().clone();
     if config.drive_weights() == weights {
         return Ok(plan);
     }
     weights.clone_into(&mut config.drives.weights);
-    let shards: Vec<u32> = (0..plan.ranges().len() as u32).collect();
-    Plan::resolve(&config, plan.inventory().clone(), &shards, rank)
+    Plan::resolve(&config, plan.inventory().clone(), plan.allotment())
 }
 
 /// Opens records and update threads.

@@ -9,10 +9,10 @@ use super::gradient_plan::GradientPlan;
 use crate::config::{CacheSize, Config};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::Dice;
-use crate::partition::{Chunk, Partition, Run, contiguous_ranges};
+use crate::partition::{Allotment, Chunk, Cut, NormBlocks, Partition, Run, contiguous_ranges};
 use crate::state::{Codec, Inventory, StateTensor};
 use crate::storage::{ExtentLayout, Placement, Shares};
-use crate::units::{Bytes, ChunkIndex, Rank};
+use crate::units::{Bytes, ChunkIndex};
 
 /// The least number of buffers that keeps reads and writes going at the same time.
 const BUFFERS_MIN: u64 = 2;
@@ -27,9 +27,10 @@ pub struct Plan {
     config: Config,
     tensors: Vec<StateTensor>,
     inventory: Arc<Inventory>,
-    shard: u32,
+    allotment: Allotment,
     ranges: Vec<Range<u64>>,
     partition: Arc<Partition>,
+    norm_blocks: Arc<NormBlocks>,
     placement: Arc<Placement>,
     buffer_count: usize,
     buffer_bytes: usize,
@@ -38,29 +39,29 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Resolves the plan of rank `rank` of a job in which rank r owns shard `shards[r]`; the
-    /// default is that r owns shard r. A pure function of its arguments.
+    /// Resolves the plan of a rank that is allotted this shard. A pure function of its arguments.
     ///
     /// # Errors
     /// Usage if the configuration is out of range, no drive is named, or the memory budget is below
     /// the minimum, which is in the message.
-    pub fn resolve(
-        config: &Config,
-        inventory: Inventory,
-        shards: &[u32],
-        rank: Rank,
-    ) -> Result<Self> {
+    pub fn resolve(config: &Config, inventory: Inventory, allotment: &Allotment) -> Result<Self> {
         config.validate()?;
         if config.drives.paths.is_empty() {
             return Err(Error::usage("no drive is named").hint(
                 "name a directory on each drive with --drives DIR,DIR or in [drives] paths",
             ));
         }
-        let by_shard = contiguous_ranges(inventory.total_elems(), shards.len());
-        let ranges: Vec<_> = shards.iter().map(|shard| by_shard[*shard as usize].clone()).collect();
-        let (rank, shard) = (rank.index(), shards[rank.index()]);
         let (sub_group, chunk) = (config.swap.sub_group_elements, config.swap.chunk_elements);
-        let partition = Partition::new(&inventory, ranges[rank].clone(), sub_group.0, chunk.0);
+        let pieces = allotment.cut.pieces(&inventory);
+        let partition = Partition::of_pieces(&inventory, &pieces, sub_group.0, chunk.0);
+        let blocks = match allotment.cut {
+            Cut::Contiguous { .. } => NormBlocks::of_flat_space,
+            Cut::Own(_) => NormBlocks::of_parameters,
+        };
+        let norm_blocks = blocks(&partition, &allotment.uncounted);
+        let by_part = contiguous_ranges(inventory.total_elems(), allotment.parts.len().max(1));
+        let ranges = allotment.parts.iter().map(|part| by_part[*part as usize].clone());
+        let ranges = ranges.collect();
         let tensors = config.state_tensors();
         let is_durable = config.is_durable();
         let layout = |chunk: &Chunk| ExtentLayout::new(chunk.padded_elems, &tensors, is_durable);
@@ -73,12 +74,13 @@ impl Plan {
             &extents.repeat(slots),
             config.drives.stripe_unit.0,
             &weights,
-            shard as usize,
+            allotment.shard as usize,
             config.drives.stripe_headroom,
         );
         let buffer_bytes = extents.iter().copied().max().unwrap_or(0);
         let chunks = extents.len() as u64;
-        let gradients = GradientPlan::resolve(config, &partition, &placement, buffer_bytes, shard);
+        let gradients =
+            GradientPlan::resolve(config, &partition, &placement, buffer_bytes, allotment.shard);
         let taken = gradients.memory_bytes();
         let buffer_count = buffer_count(config, taken, buffer_bytes, chunks)?;
         let cached_chunks =
@@ -87,9 +89,10 @@ impl Plan {
             config: config.clone(),
             tensors,
             inventory: Arc::new(inventory),
-            shard,
+            allotment: allotment.clone(),
             ranges,
             partition: Arc::new(partition),
+            norm_blocks: Arc::new(norm_blocks),
             placement: Arc::new(placement),
             buffer_count,
             buffer_bytes: buffer_bytes as usize,
@@ -110,10 +113,32 @@ impl Plan {
 
     /// The number of this rank's shard.
     pub fn shard(&self) -> u32 {
-        self.shard
+        self.allotment.shard
     }
 
-    /// Every rank's range of the flat space, in elements, by rank.
+    /// This rank's shard among all shards of the job.
+    pub fn allotment(&self) -> &Allotment {
+        &self.allotment
+    }
+
+    /// The blocks in which the gradients of this shard count in the norm.
+    pub(super) fn norm_blocks(&self) -> &NormBlocks {
+        &self.norm_blocks
+    }
+
+    /// A number for the first element of the shard, and by counting on for all others: random
+    /// rounding depends on it. Copies of a shard round alike, different shards do not.
+    pub(super) fn rounding_origin(&self) -> u64 {
+        match &self.allotment.cut {
+            Cut::Contiguous { .. } => {
+                self.partition.flat().start | u64::from(self.allotment.group) << 50
+            }
+            own @ Cut::Own(_) => 1 << 59 | (own.fingerprint() & 0x7ff_ffff) << 32,
+        }
+    }
+
+    /// The range of the flat space, in elements, of every rank that shares this rank's inventory,
+    /// by rank among them. Nothing where they have brought pieces of their own.
     pub fn ranges(&self) -> &[Range<u64>] {
         &self.ranges
     }

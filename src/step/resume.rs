@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::durable::choose_record;
 use super::plan::Plan;
+use super::sharding::{Dealt, Expected};
 use crate::config::{Config, Durability};
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +19,10 @@ struct Sight {
     job_id: String,
     shard: u32,
     shards: u32,
-    inventory: String,
+    /// What it is a shard of.
+    of: Expected,
+    /// If it is this rank's by its number, and not what the rank brings now: the first difference.
+    difference: Option<(String, String)>,
     /// The newest commit of this shard and the steps attempted up to it.
     newest: Option<(Stamp, u64)>,
     /// Why this rank cannot go on with it, if it cannot.
@@ -45,10 +49,11 @@ struct Found {
 pub(super) fn reopen(
     config: &Config,
     inventory: &Inventory,
+    dealt: &Dealt,
     comm: &dyn Communicator,
 ) -> Result<Option<(Plan, ShardFiles, String)>> {
-    let Some(found) = find(config, inventory, comm)? else { return Ok(None) };
-    let opened = agree(comm, open(config, inventory, comm, &found))?;
+    let Some(found) = find(config, inventory, dealt, comm)? else { return Ok(None) };
+    let opened = agree(comm, open(config, inventory, dealt, comm, &found))?;
     let (plan, files) = opened;
     let records = files.records(false).and_then(|records| records.read());
     match choose_record(comm, &found.job_id, records)? {
@@ -60,9 +65,19 @@ pub(super) fn reopen(
     }
 }
 
-fn find(config: &Config, inventory: &Inventory, comm: &dyn Communicator) -> Result<Option<Found>> {
+fn find(
+    config: &Config,
+    inventory: &Inventory,
+    dealt: &Dealt,
+    comm: &dyn Communicator,
+) -> Result<Option<Found>> {
     let seen = agree(comm, FoundShard::all_on(&config.drives.paths, Some(&config.job)))?;
-    let sights = agree(comm, seen.iter().map(sight_of).collect::<Result<Vec<_>>>())?;
+    let look = |shard: &FoundShard| {
+        let is_mine = shard.layout.shard == comm.rank().0;
+        let difference = is_mine.then(|| difference(&shard.layout, inventory, dealt)).flatten();
+        Ok(Sight { difference, ..sight_of(shard)? })
+    };
+    let sights = agree(comm, seen.iter().map(look).collect::<Result<Vec<_>>>())?;
     let all: Vec<Vec<Sight>> = gather_all(comm, &sights)?;
     let newest = all
         .iter()
@@ -72,7 +87,7 @@ fn find(config: &Config, inventory: &Inventory, comm: &dyn Communicator) -> Resu
     let Some((job_id, stamp, attempts)) = newest.max() else {
         return agree(comm, refuse_headless(&all)).map(|()| None);
     };
-    let decided = decide(&all, job_id, config, inventory, comm.size()).map_err(|error| {
+    let decided = decide(&all, job_id, config, &dealt.expected).map_err(|error| {
         let on_drives = format!("epoch {}, step {attempts}", stamp.epoch);
         error.with("job", &config.job).with("committed on the drives", on_drives)
     });
@@ -92,11 +107,34 @@ fn sight_of(shard: &FoundShard) -> Result<Sight> {
         job_id: layout.job_id.clone(),
         shard: layout.shard,
         shards: layout.shards,
-        inventory: Inventory::new(layout.parameters.clone())?.digest(),
+        of: Expected {
+            group: layout.group,
+            inventory: Inventory::new(layout.parameters.clone())?.digest(),
+            cut: layout.cut.fingerprint(),
+        },
+        difference: None,
         newest,
         incomplete: shard.complete().err().map(|error| error.to_string()),
         is_headless: matches!(shard.directories.first(), Some(None)),
     })
+}
+
+/// What is first different between a shard on the drives and what its rank brings now.
+fn difference(
+    layout: &ShardLayout,
+    inventory: &Inventory,
+    dealt: &Dealt,
+) -> Option<(String, String)> {
+    if let (Ok(theirs), true) = (
+        Inventory::new(layout.parameters.clone()),
+        layout.group == dealt.group.number() && layout.groups == dealt.group.count(),
+    ) {
+        let is_same = theirs.digest() == inventory.digest();
+        return is_same.then(|| layout.cut.difference(&dealt.cut, inventory)).flatten();
+    }
+    let tell = |number: u32, count: u32| format!("inventory {number} of {count}");
+    let now = tell(dealt.group.number(), dealt.group.count());
+    Some((tell(layout.group, layout.groups), now))
 }
 
 /// Parts of a job without the drive that holds its records are no new job.
@@ -119,9 +157,9 @@ fn decide(
     all: &[Vec<Sight>],
     job_id: &str,
     config: &Config,
-    inventory: &Inventory,
-    ranks: usize,
+    expected: &[Expected],
 ) -> Result<Option<Vec<u32>>> {
+    let ranks = expected.len();
     let of_job = || all.iter().flatten().filter(|sight| sight.job_id == job_id);
     // Of any creation: what is started anew overwrites all of them.
     let mut sights = all.iter().flatten();
@@ -137,7 +175,8 @@ fn decide(
             )),
         };
     }
-    let wrong = if any.inventory != inventory.digest() {
+    let is_known = |sight: &&Sight| expected.iter().any(|it| it.inventory == sight.of.inventory);
+    let wrong = if !of_job().all(|sight| is_known(&sight)) {
         Some(
             refuse("the steps on the drives are of another model")
                 .hint("give this job another name with --job"),
@@ -153,14 +192,18 @@ fn decide(
             .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)),
         )
     } else {
-        None
+        of_job().find(|it| expected.get(it.shard as usize) != Some(&it.of)).map(|sight| {
+            let mut told = of_job().filter(|it| it.shard == sight.shard);
+            other_shards(sight.shard, told.find_map(|it| it.difference.clone()))
+        })
     };
     if let Some(wrong) = wrong {
         return if has_trained { Err(wrong) } else { Ok(None) };
     }
     let sees = |rank: usize, shard: usize| {
         let mut sights = all[rank].iter().filter(|sight| sight.job_id == job_id);
-        sights.any(|sight| sight.shard as usize == shard && sight.incomplete.is_none())
+        let is_here = sights.any(|it| it.shard as usize == shard && it.incomplete.is_none());
+        is_here && expected[rank] == expected[shard]
     };
     match assign(ranks, sees) {
         Ok(shards) => Ok(Some(shards)),
@@ -175,6 +218,19 @@ fn decide(
                 .hint("bring its node and drives back, or go on from a checkpoint"))
         }
     }
+}
+
+fn other_shards(shard: u32, difference: Option<(String, String)>) -> Error {
+    let error = Error::new(
+        ErrorKind::StateUnavailable,
+        "the steps on the drives are of other shards than the ranks bring now",
+    )
+    .with("shard", shard);
+    let error = match difference {
+        Some((then, now)) => error.with("on the drives", then).with("now", now),
+        None => error,
+    };
+    error.hint("bring the same pieces and inventories, or go on from a checkpoint")
 }
 
 /// One shard for every rank such that each rank sees its own; rank r gets shard r where it can. On
@@ -213,6 +269,7 @@ fn assign(ranks: usize, sees: impl Fn(usize, usize) -> bool) -> Result<Vec<u32>,
 fn open(
     config: &Config,
     inventory: &Inventory,
+    dealt: &Dealt,
     comm: &dyn Communicator,
     found: &Found,
 ) -> Result<(Plan, ShardFiles)> {
@@ -227,7 +284,8 @@ fn open(
             .with("optimizer", config.optimizer.kind.name())
             .hint("set optimizer.kind to the one that was used, or give this job another name"));
     }
-    let plan = Plan::resolve(&config, inventory.clone(), &found.shards, comm.rank())?;
+    let allotment = dealt.allot(&found.shards, comm.rank());
+    let plan = Plan::resolve(&config, inventory.clone(), &allotment)?;
     let files = reopen_files(&plan, comm, directories)?;
     Ok((plan, files))
 }

@@ -117,7 +117,7 @@ impl SwappedOptimizer {
 
         let timers = &mut self.recorder.timers;
         let norm = timers.time(Timer::SwapOutGradient, || match &ready {
-            Ok((gradients, _)) => gradients.norm(&self.pool, params.len()),
+            Ok((gradients, _)) => gradients.norm(&self.pool, self.plan.norm_blocks()),
             Err(_) => BlockNorm::default(),
         });
         let has_failed = ready.is_err();

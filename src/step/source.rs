@@ -8,6 +8,7 @@ use super::norm::shard_norm;
 use super::plan::Plan;
 use crate::error::Result;
 use crate::optim::{BlockNorm, GradElem};
+use crate::partition::NormBlocks;
 use crate::units::{ChunkIndex, ParamIndex};
 
 /// The gradients of one step.
@@ -20,9 +21,9 @@ pub(super) enum StepGradients<'a, G> {
 
 impl<G: GradElem> StepGradients<'_, G> {
     /// Norm and overflows of all of them. What was stored knows its own.
-    pub fn norm(&self, pool: &rayon::ThreadPool, shard_elems: usize) -> BlockNorm {
+    pub fn norm(&self, pool: &rayon::ThreadPool, blocks: &NormBlocks) -> BlockNorm {
         match self {
-            Self::Borrowed(gradients) => shard_norm(pool, gradients, shard_elems),
+            Self::Borrowed(gradients) => shard_norm(pool, gradients, blocks),
             Self::Stored(store) => store.norm(),
         }
     }

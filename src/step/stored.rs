@@ -2,7 +2,6 @@
 //! putting it right between two runs of its job.
 
 use std::fs::File;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -18,7 +17,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::Inventory;
 use crate::storage::{FoundShard, Record, ShardDirectory, Slots};
-use crate::units::{Bytes, ChunkIndex, ExtentIndex, Rank};
+use crate::units::{Bytes, ChunkIndex, ExtentIndex};
 use crate::wire::crc32c;
 
 /// A shard at one of its commits.
@@ -41,9 +40,9 @@ impl StoredShard {
         let mut config = as_it_lies(&Config::default(), layout, &directories);
         // No buffers are allocated here.
         config.swap.memory_budget = Bytes(1 << 62);
-        let shards: Vec<u32> = (0..layout.shards).collect();
         let inventory = Inventory::new(layout.parameters.clone())?;
-        let plan = Plan::resolve(&config, inventory, &shards, Rank(layout.shard))?;
+        layout.cut.check(&inventory)?;
+        let plan = Plan::resolve(&config, inventory, &layout.allotment())?;
         let chunks = plan.partition().chunks().len();
         if record.slots.len() != chunks || record.checksums.len() != chunks * plan.sums_per_chunk()
         {
@@ -77,13 +76,6 @@ impl StoredShard {
     /// Number of chunks.
     pub fn chunks(&self) -> usize {
         self.plan.partition().chunks().len()
-    }
-
-    /// The live elements of a chunk in the flat space.
-    pub fn flat_of(&self, chunk: ChunkIndex) -> Range<u64> {
-        let partition = self.plan.partition();
-        let start = partition.flat().start + partition.chunk(chunk).shard_offset;
-        start..start + partition.chunk(chunk).elems
     }
 
     /// Elements that a chunk's state tensors take.

@@ -60,9 +60,10 @@ impl Verifier {
         if outcome.skipped {
             return;
         }
-        for piece in optimizer.partition().pieces() {
+        let mut last = None;
+        for piece in optimizer.partition().pieces_by_param() {
             let count = &mut self.update_counts[piece.param.index()];
-            *count += 1;
+            *count += u64::from(last.replace(piece.param) != Some(piece.param));
             let group = optimizer.plan().inventory().parameter(piece.param).group;
             let hyper = &optimizer.groups()[group];
             let at = piece.in_shard();
@@ -70,7 +71,7 @@ impl Verifier {
         }
         let plan = optimizer.plan();
         let dice = plan.dice(outcome.attempt);
-        self.reference.round(plan.tensors(), dice, plan.partition().flat().start);
+        self.reference.round(plan.tensors(), dice, plan.rounding_origin());
     }
 
     /// Collective: compares master, moments and step counts with what lies on the drives.

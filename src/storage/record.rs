@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::commit::{Places, Stamp};
 use super::placement::MovedUnits;
 use crate::error::{Error, ErrorKind, Result};
+use crate::partition::{Allotment, Cut};
 use crate::state::{Codec, LossScalerState, Parameter};
 use crate::wire::{Frame, Unsealed};
 
-const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 2 };
+const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 3 };
 const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 3 };
 
 /// How a durable shard lies on its drives. It wins over the configuration of a later start.
@@ -46,9 +47,32 @@ pub struct ShardLayout {
     pub tensors: Vec<(String, Codec)>,
     /// The model's parameters, in inventory order.
     pub parameters: Vec<Parameter>,
+    /// The number of this inventory among those of the job.
+    pub group: u32,
+    /// How many inventories the job has.
+    pub groups: u32,
+    /// Which elements of the parameters the shard has.
+    pub cut: Cut,
 }
 
 impl ShardLayout {
+    /// The shard among those of its job, for a look at it. (What counts in the norm is not known.)
+    pub fn allotment(&self) -> Allotment {
+        let parts = match &self.cut {
+            Cut::Contiguous { parts, .. } => (0..*parts).collect(),
+            Cut::Own(_) => Vec::new(),
+        };
+        Allotment {
+            shard: self.shard,
+            shards: self.shards,
+            group: self.group,
+            groups: self.groups,
+            cut: self.cut.clone(),
+            parts,
+            uncounted: Vec::new(),
+        }
+    }
+
     /// Writes the layout, once.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 pub mod cluster;
+pub mod shards;
 pub mod world;
 
 use std::path::{Path, PathBuf};

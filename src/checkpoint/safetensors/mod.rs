@@ -45,7 +45,8 @@ pub struct ExportSummary {
     pub attempts: u64,
 }
 
-/// Writes a checkpoint as safetensors files into a directory. `told` gets elements done and in all.
+/// Writes a checkpoint as safetensors files into a directory; of several inventories, each into one
+/// of its own below it. `told` gets elements done and in all.
 ///
 /// # Errors
 /// Errors of reading the checkpoint; cannot create if a file exists or cannot be written.
@@ -54,7 +55,27 @@ pub fn export_safetensors(
     directory: &Path,
     told: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
-    let mut reader = CheckpointReader::open(checkpoint)?;
+    let count = Manifest::read(checkpoint)?.inventories();
+    let mut all = ExportSummary { paths: Vec::new(), parameters: 0, elems: 0, attempts: 0 };
+    for number in 0..count {
+        // Names may be the same in several inventories, so each gets a directory.
+        let own = directory.join(format!("inventory-{number:05}"));
+        let directory = if count == 1 { directory } else { own.as_path() };
+        let reader = CheckpointReader::open_inventory(checkpoint, number)?;
+        let mut written = export_inventory(reader, directory, told)?;
+        all.paths.append(&mut written.paths);
+        all.parameters += written.parameters;
+        all.elems += written.elems;
+        all.attempts = written.attempts;
+    }
+    Ok(all)
+}
+
+fn export_inventory(
+    mut reader: CheckpointReader,
+    directory: &Path,
+    told: &mut dyn FnMut(u64, u64),
+) -> Result<ExportSummary> {
     let manifest = reader.manifest().clone();
     let inventory = manifest.inventory()?;
     std::fs::create_dir_all(directory).map_err(|error| cannot_create(directory).because(error))?;
@@ -236,7 +257,8 @@ fn manifest_of(
         loss_scale: 1.0,
         loss_scaler: None,
         user_blob: text("optswap.user_blob").to_owned(),
-        shards: vec![ShardEntry { file, flat_start: 0, elems, bytes }],
+        shards: vec![ShardEntry { file, flat_start: 0, elems, bytes, pieces: Vec::new() }],
+        others: Vec::new(),
     }
 }
 

@@ -9,13 +9,14 @@ mod inspector;
 mod mail;
 
 use std::cell::OnceCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::ffi;
-use mpi::topology::SimpleCommunicator;
+use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{AsRaw, Communicator as _};
 
 use self::inspector::{Inspector, timed_out};
@@ -206,6 +207,18 @@ impl Communicator for MpiCommunicator {
 
     fn presence(&self) -> Option<&Arc<Presence>> {
         self.inspector.get().map(Inspector::presence)
+    }
+
+    /// MPI_Comm_split, MPI 3.1 section 6.4.2, which has no deadline; so all ranks come first, under
+    /// one. Nobody is named who is late in a collective of a part.
+    fn split(&self, color: u32) -> Result<Rc<dyn Communicator>> {
+        self.barrier()?;
+        let color = i32::try_from(color)
+            .map_err(|_| Error::usage("a color is beyond 2^31").with("color", color))?;
+        let comm = self.comm.split_by_color(Color::with_value(color));
+        let comm = comm.ok_or_else(|| Error::internal("MPI has divided a rank from all others"))?;
+        let (host, timeout) = (self.host.clone(), self.timeout);
+        Ok(Rc::new(Self { comm, host, timeout, inspector: OnceCell::new() }))
     }
 
     /// MPI_Ibarrier, MPI 3.1 section 5.12.1.

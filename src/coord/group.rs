@@ -1,0 +1,97 @@
+//! Which ranks share an inventory: the world is divided among groups, each with a communicator.
+
+use std::rc::Rc;
+
+use super::{Communicator, agree, gather_all};
+use crate::error::{Error, Result};
+use crate::units::Rank;
+
+/// The ranks that share this rank's inventory, among all groups of the world. Groups are numbered
+/// by their lowest ranks.
+#[derive(Clone)]
+pub struct Group {
+    comm: Rc<dyn Communicator>,
+    number: u32,
+    members: Vec<Vec<Rank>>,
+}
+
+impl Group {
+    /// Collective over the world: `shared` are those who share this rank's inventory; all ranks
+    /// hand one in, or none, if all share one.
+    ///
+    /// # Errors
+    /// Usage, agreed, if the communicators do not divide the world; as every collective.
+    pub fn discover(
+        world: &Rc<dyn Communicator>,
+        shared: Option<Rc<dyn Communicator>>,
+    ) -> Result<Self> {
+        let mut given = [u64::from(shared.is_some())];
+        world.all_reduce_sum(&mut given)?;
+        let ranks = (0..world.size()).map(Rank::from_index);
+        let Some(comm) = shared.filter(|_| given[0] == world.size() as u64) else {
+            let members = vec![ranks.collect()];
+            let whole = Self { comm: Rc::clone(world), number: 0, members };
+            return if given[0] == 0 { Ok(whole) } else { Err(some_have_none(given[0], world)) };
+        };
+        let mine: Vec<Rank> = gather_all(&*comm, &world.rank())?;
+        let told = if comm.rank().0 == 0 { mine.clone() } else { Vec::new() };
+        let mut members: Vec<Vec<Rank>> = gather_all(&**world, &told)?;
+        members.retain(|ranks| !ranks.is_empty());
+        members.sort_by_key(|ranks| ranks.iter().min().copied());
+        let number = agree(&**world, check(&members, &mine, world))?;
+        Ok(Self { comm, number, members })
+    }
+
+    /// Those who share the inventory.
+    pub fn communicator(&self) -> &Rc<dyn Communicator> {
+        &self.comm
+    }
+
+    /// The number of this rank's group.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// How many groups there are.
+    pub fn count(&self) -> u32 {
+        self.members.len() as u32
+    }
+
+    /// The world's ranks in this rank's group, in its order.
+    pub fn ranks(&self) -> &[Rank] {
+        &self.members[self.number as usize]
+    }
+
+    /// The number of every rank's group, by rank of the world.
+    pub fn of_ranks(&self) -> Vec<u32> {
+        let mut numbers = vec![0; self.members.iter().map(Vec::len).sum()];
+        for (number, ranks) in self.members.iter().enumerate() {
+            ranks.iter().for_each(|rank| numbers[rank.index()] = number as u32);
+        }
+        numbers
+    }
+}
+
+/// The same on all ranks, since it comes from what all have given.
+fn some_have_none(given: u64, world: &Rc<dyn Communicator>) -> Error {
+    Error::usage("some ranks name those who share their inventory, others do not")
+        .with("ranks that do", given)
+        .with("ranks", world.size())
+        .hint("hand in a communicator on all ranks, or on none")
+        .agreed()
+}
+
+/// The number of this rank's group, if every rank is in one group and this one in that which it
+/// believes.
+fn check(members: &[Vec<Rank>], mine: &[Rank], world: &Rc<dyn Communicator>) -> Result<u32> {
+    let mut all: Vec<Rank> = members.iter().flatten().copied().collect();
+    all.sort_unstable();
+    let number = members.iter().position(|ranks| ranks == mine);
+    match number.filter(|_| all.into_iter().eq((0..world.size()).map(Rank::from_index))) {
+        Some(number) => Ok(number as u32),
+        None => Err(Error::usage("the communicators of inventories do not divide the world")
+            .with("members of this rank's", mine.len())
+            .with("ranks", world.size())
+            .hint("every rank is in exactly one, and all its members hand in that same one")),
+    }
+}

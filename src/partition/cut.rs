@@ -1,0 +1,184 @@
+//! Cuts: which elements of the parameters each shard has, and in which order.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::{Error, Result};
+use crate::state::Inventory;
+use crate::units::{BLOCK_ELEMS, ParamIndex};
+
+/// A part of one parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Piece {
+    /// Which.
+    pub param: ParamIndex,
+    /// Its first element within the parameter.
+    pub offset: u64,
+    /// Number of elements.
+    pub elems: u64,
+}
+
+impl Piece {
+    /// Elements `offset..offset + elems` of a parameter.
+    pub fn new(param: ParamIndex, offset: u64, elems: u64) -> Self {
+        Self { param, offset, elems }
+    }
+
+    /// It in words.
+    pub fn describe(&self, inventory: &Inventory) -> String {
+        let name = inventory.parameters().get(self.param.index()).map_or("?", |it| &it.name);
+        format!("{name}[{}..{}]", self.offset, self.offset.saturating_add(self.elems))
+    }
+
+    /// Its elements within the parameter.
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.elems
+    }
+}
+
+/// Which elements a shard has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cut {
+    /// One of so many contiguous ranges of the flat space, see [`contiguous_ranges`].
+    Contiguous {
+        /// Which, from 0.
+        part: u32,
+        /// Of how many.
+        parts: u32,
+    },
+    /// The caller's own pieces, in the order of the shard.
+    Own(Vec<Piece>),
+}
+
+impl Cut {
+    /// Whether it is a cut of this inventory.
+    ///
+    /// # Errors
+    /// As [`super::check_pieces`]; usage for a part that there is not.
+    pub fn check(&self, inventory: &Inventory) -> Result<()> {
+        match self {
+            Self::Contiguous { part, parts } if part >= parts => {
+                Err(Error::usage("there is no such part of the default cut")
+                    .with("part", part)
+                    .with("parts", parts))
+            }
+            Self::Contiguous { .. } => Ok(()),
+            Self::Own(pieces) => super::check_pieces(inventory, pieces).map(drop),
+        }
+    }
+
+    /// In words, the first difference to another cut; none if a rank may go on with the other's
+    /// shard, as far as the cut goes.
+    pub fn difference(&self, other: &Self, inventory: &Inventory) -> Option<(String, String)> {
+        let name = |piece: Option<&Piece>| match piece {
+            Some(piece) => piece.describe(inventory),
+            None => "no more".to_owned(),
+        };
+        let whole = |cut: &Self| match cut {
+            Self::Contiguous { parts, .. } => format!("a contiguous part of {parts}"),
+            Self::Own(pieces) => format!("{} pieces of the caller's own", pieces.len()),
+        };
+        match (self, other) {
+            (Self::Own(ours), Self::Own(theirs)) => {
+                let mut places = 0..ours.len().max(theirs.len());
+                let first = places.find(|at| ours.get(*at) != theirs.get(*at))?;
+                let tell = |pieces: &[Piece]| format!("piece {first}: {}", name(pieces.get(first)));
+                Some((tell(ours), tell(theirs)))
+            }
+            (Self::Contiguous { parts: ours, .. }, Self::Contiguous { parts: theirs, .. })
+                if ours == theirs =>
+            {
+                None
+            }
+            _ => Some((whole(self), whole(other))),
+        }
+    }
+
+    /// A number that is the same for cuts without a [`Self::difference`].
+    pub fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Contiguous { parts, .. } => u64::from(*parts),
+            Self::Own(pieces) => {
+                let numbers = pieces.iter().flat_map(|it| [it.param.0.into(), it.offset, it.elems]);
+                xxh3_64(&numbers.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()) | 1 << 63
+            }
+        }
+    }
+
+    /// The pieces, in the order of the shard.
+    pub fn pieces(&self, inventory: &Inventory) -> Vec<Piece> {
+        match self {
+            Self::Own(pieces) => pieces.clone(),
+            Self::Contiguous { part, parts } => {
+                let ranges = contiguous_ranges(inventory.total_elems(), *parts as usize);
+                pieces_of_range(inventory, ranges[*part as usize].clone())
+            }
+        }
+    }
+}
+
+/// One rank's shard among those of the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allotment {
+    /// The shard's number.
+    pub shard: u32,
+    /// How many there are, those of other inventories included.
+    pub shards: u32,
+    /// The number of its inventory.
+    pub group: u32,
+    /// How many inventories there are.
+    pub groups: u32,
+    /// Its elements.
+    pub cut: Cut,
+    /// Which part of the default cut each rank has that shares the inventory, by rank among them.
+    /// Nothing for pieces of the caller's own.
+    pub parts: Vec<u32>,
+    /// Elements of this shard, maybe more, whose copies elsewhere count in the norm.
+    pub uncounted: Vec<Piece>,
+}
+
+impl Allotment {
+    /// Rank `shard` of `shards` with the default cut of one inventory.
+    pub fn contiguous(shard: u32, shards: u32) -> Self {
+        Self {
+            shard,
+            shards,
+            group: 0,
+            groups: 1,
+            cut: Cut::Contiguous { part: shard, parts: shards },
+            parts: (0..shards).collect(),
+            uncounted: Vec::new(),
+        }
+    }
+}
+
+/// A range of the flat space as pieces.
+pub(super) fn pieces_of_range(inventory: &Inventory, flat: Range<u64>) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut at = flat.start;
+    while at < flat.end {
+        let param = inventory.param_at(at);
+        let start = inventory.flat_start(param);
+        let end = flat.end.min(start + inventory.elems(param));
+        pieces.push(Piece::new(param, at - start, end - at));
+        at = end;
+    }
+    pieces
+}
+
+/// The default cut: one contiguous range of the flat space per rank, at multiples of
+/// [`BLOCK_ELEMS`], as even as that allows. With fewer blocks than ranks, some ranges are empty.
+///
+/// Twelve blocks over five ranks: 2, 2, 3, 2, 3.
+pub fn contiguous_ranges(total_elems: u64, ranks: usize) -> Vec<Range<u64>> {
+    let blocks = total_elems.div_ceil(BLOCK_ELEMS);
+    let ranks = ranks as u64;
+    // Quotient and remainder apart, so that blocks * ranks cannot overflow.
+    let cut = |rank: u64| {
+        let block = blocks / ranks * rank + blocks % ranks * rank / ranks;
+        (block * BLOCK_ELEMS).min(total_elems)
+    };
+    (0..ranks).map(|rank| cut(rank)..cut(rank + 1)).collect()
+}
