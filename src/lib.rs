@@ -43,3 +43,8 @@ pub mod forecast;
 pub mod report;
 
 pub mod cli;
+
+/// Examples in the documentation compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/own-optimizer.md")]
+mod own_optimizer_page {}

@@ -371,7 +371,7 @@ impl Checkpoints {
 
 /// A state tensor as a manifest names it.
 fn in_manifest(tensor: &StateTensor) -> (String, Codec) {
-    (tensor.name.to_owned(), tensor.codec)
+    (tensor.name.clone().into_owned(), tensor.codec)
 }
 
 /// Bytes of a checkpoint, all ranks together: what a file system must have free.

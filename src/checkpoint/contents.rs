@@ -152,7 +152,10 @@ fn job_contents(shards: &[StoredShard]) -> Result<JobContents, Box<Finding>> {
         shards: shards.iter().map(|shard| shard.plan().shard()).collect(),
         shards_total: first.plan().ranges().len() as u32,
         directories: shards.iter().flat_map(StoredShard::paths).collect(),
-        tensors: tensors.iter().map(|it| (it.name.into(), it.codec.name().into())).collect(),
+        tensors: tensors
+            .iter()
+            .map(|it| (it.name.clone().into_owned(), it.codec.name().into()))
+            .collect(),
         parameters: parameters.collect(),
     })
 }
