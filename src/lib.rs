@@ -46,5 +46,9 @@ pub mod cli;
 
 /// Programs in the documentation must compile.
 #[cfg(doctest)]
-#[doc = include_str!("../docs/shards.md")]
-struct Shards;
+mod pages {
+    #[doc = include_str!("../docs/shards.md")]
+    struct Shards;
+    #[doc = include_str!("../docs/own-optimizer.md")]
+    struct OwnOptimizer;
+}

@@ -53,8 +53,10 @@ fn both_formats_are_explained() {
     let default = format!("{file}DeepSpeed's default");
     assert_eq!(row(&run, "optimizer.weight_decay"), ["0.0", &default]);
     assert_eq!(row(&run, "checkpoint.dir"), ["none", "default"]);
-    let pipeline = "zero_optimization.offload_optimizer.pipeline_read: not needed";
-    for words in [pipeline, "aio.thread_count: read as", "train_batch_size", "not for optswap"] {
+    let pipeline = format!("{file}zero_optimization.offload_optimizer.pipeline_read");
+    assert_eq!(row(&run, "swap.pipeline_read"), ["true", &pipeline]);
+    let submit = "aio.single_submit: not needed";
+    for words in [submit, "aio.thread_count: read as", "train_batch_size", "not for optswap"] {
         assert!(run.stdout.contains(words), "{words}:\n{}", run.stdout);
     }
 

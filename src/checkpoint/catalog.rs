@@ -411,7 +411,7 @@ fn open_part(directory: &Path, group: &Group) -> Result<CheckpointReader> {
 
 /// A state tensor as a manifest names it.
 fn in_manifest(tensor: &StateTensor) -> (String, Codec) {
-    (tensor.name.to_owned(), tensor.codec)
+    (tensor.name.clone().into_owned(), tensor.codec)
 }
 
 fn draw_generation() -> String {

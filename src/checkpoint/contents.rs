@@ -163,7 +163,10 @@ fn job_contents(shards: &[StoredShard]) -> Result<JobContents, Box<Finding>> {
         inventory: first.plan().allotment().group,
         inventories: first.plan().allotment().groups,
         directories: shards.iter().flat_map(StoredShard::paths).collect(),
-        tensors: tensors.iter().map(|it| (it.name.into(), it.codec.name().into())).collect(),
+        tensors: tensors
+            .iter()
+            .map(|it| (it.name.clone().into_owned(), it.codec.name().into()))
+            .collect(),
         parameters: parameters.collect(),
     })
 }

@@ -71,7 +71,7 @@ impl CheckpointReader {
         })?;
         let tensor = |(name, codec): &(String, Codec)| {
             StateTensor::named(name, *codec).ok_or_else(|| {
-                Error::usage("the checkpoint has a state tensor that is not known")
+                Error::usage("the checkpoint has a state tensor that no optimizer can have")
                     .with("checkpoint", directory.display())
                     .with("state tensor", name)
             })
@@ -96,9 +96,9 @@ impl CheckpointReader {
     /// # Errors
     /// Usage, with both.
     pub fn check_tensors(&self, tensors: &[StateTensor]) -> Result<()> {
-        let names = |tensors: &[StateTensor]| -> Vec<&str> {
-            tensors.iter().map(|tensor| tensor.name).collect()
-        };
+        fn names(tensors: &[StateTensor]) -> Vec<&str> {
+            tensors.iter().map(|tensor| &*tensor.name).collect()
+        }
         let (saved, expected) = (names(&self.tensors), names(tensors));
         if saved == expected {
             return Ok(());
@@ -107,7 +107,7 @@ impl CheckpointReader {
             .with("checkpoint", self.directory.display())
             .with("state tensors", saved.join(", "))
             .with("expected", expected.join(", "))
-            .hint("set optimizer.kind to the one that was used"))
+            .hint("set optimizer.kind, or optimizer.own, to the one that was used"))
     }
 
     /// What it is.
@@ -297,7 +297,7 @@ impl CheckpointReader {
         let parts = layout.sections().iter().map(|section| &bytes[section.clone()]).chain(uppers);
         let mut wrong = parts.zip(&entry.checksums).map(|(part, sum)| crc32c(part) != *sum);
         if let Some(number) = wrong.position(|is_wrong| is_wrong) {
-            let name = tensors.get(number).map_or("upper halves of master", |tensor| tensor.name);
+            let name = tensors.get(number).map_or("upper halves of master", |tensor| &tensor.name);
             return Err(failed("a chunk of the checkpoint is corrupt")
                 .with("state tensor", name)
                 .hint("use an older checkpoint"));

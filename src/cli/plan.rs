@@ -167,7 +167,7 @@ impl PlanArgs {
         let (steps, seed) = (self.steps.max(1), self.seed);
         let simulation = simulate(model.params, &cluster, &state_bytes, &swapping, steps, seed)?;
         let codec = |tensor: &crate::state::StateTensor| {
-            (tensor.name.to_owned(), tensor.codec.name().to_owned())
+            (tensor.name.clone().into_owned(), tensor.codec.name().to_owned())
         };
         let codecs = tensors.iter().map(codec).collect();
         Ok(PlanResult {

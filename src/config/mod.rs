@@ -20,7 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::state::StateTensor;
+use crate::state::{Codec, OptimizerKind, OptimizerSpec, StateTensor, StateTensorSpec};
 use crate::units::{BLOCK_ELEMS, Elems};
 
 pub use codecs::CodecsConfig;
@@ -138,6 +138,9 @@ impl Config {
         for fault in &self.faults {
             let told = fault.op.is_some() != fault.one_in.is_some_and(|one_in| one_in >= 1);
             demand(told, "faults", format!("{fault:?}"), "with either `op` or `one_in` (from 1)")?;
+        }
+        if let Some(problem) = self.optimizer.own.as_ref().and_then(OptimizerSpec::problem) {
+            return Err(Error::usage(format!("optimizer.own: {problem}")));
         }
         let clip_norm = self.optimizer.clip_norm;
         let allowed = clip_norm.is_finite() && clip_norm >= 0.0;
@@ -264,7 +267,41 @@ impl Config {
 
     /// The state tensors of the configured optimizer, in the order in which they lie in an extent.
     pub fn state_tensors(&self) -> Vec<StateTensor> {
-        self.codecs.state_tensors(self.optimizer.kind)
+        match &self.optimizer.own {
+            Some(own) => own.state_tensors(self.codecs.master),
+            None => self.codecs.state_tensors(self.optimizer.kind),
+        }
+    }
+
+    /// Sets the codec of a state tensor by name; false if the optimizer has none of that name.
+    pub fn set_codec(&mut self, tensor: &str, codec: Codec) -> bool {
+        let own = self.optimizer.own.iter_mut().flat_map(|own| &mut own.state);
+        match own.into_iter().find(|spec| spec.name == tensor) {
+            Some(spec) => spec.codec = codec,
+            None => return self.codecs.set(tensor, codec),
+        }
+        true
+    }
+
+    /// The same for the optimizer that has these state tensors: the configured one, if it has, or a
+    /// built-in kind, or one that somebody else has declared.
+    #[must_use]
+    pub fn for_tensors(&self, tensors: &[(String, Codec)]) -> Self {
+        let mut config = self.clone();
+        let names = tensors.iter().map(|(name, _)| name.as_str());
+        let mut kinds = OptimizerKind::ALL.into_iter();
+        let has = |found: Vec<StateTensor>| found.iter().map(|it| &*it.name).eq(names.clone());
+        if !has(config.state_tensors()) {
+            let kind = kinds.find(|kind| has(kind.state_tensors(|_| Codec::Fp32)));
+            config.optimizer.kind = kind.unwrap_or_default();
+            let state =
+                names.clone().skip(1).map(|name| StateTensorSpec::new(name.to_owned(), 0.0));
+            config.optimizer.own = kind.is_none().then(|| OptimizerSpec::own("own", state));
+        }
+        for (name, codec) in tensors {
+            config.set_codec(name, *codec);
+        }
+        config
     }
 
     /// Whether committed steps survive the process.

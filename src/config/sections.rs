@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use crate::state::{Hyperparameters, OptimizerKind};
+use crate::state::{Hyperparameters, OptimizerKind, OptimizerSpec};
 use crate::units::{Bytes, Elems, StepRange};
 
 /// `[drives]`
@@ -76,6 +76,10 @@ pub struct SwapConfig {
     pub write_behind: bool,
     /// Read the first chunks of the next step ahead. Default true.
     pub prefetch: bool,
+    /// Read later sub-groups while one is updated. Default true.
+    pub pipeline_read: bool,
+    /// Update later sub-groups while one is written. Default true.
+    pub pipeline_write: bool,
 }
 
 /// How much memory keeps chunks between steps: bytes, or `auto` for what is left.
@@ -146,6 +150,9 @@ pub struct OptimizerConfig {
     pub clip_norm: f64,
     /// Parameter groups that differ from the values above; the first that matches a name counts.
     pub groups: Vec<GroupConfig>,
+    /// What a program's own optimizer keeps, which then counts instead of `kind`: the program
+    /// updates chunk by chunk (`SwappedOptimizer::begin_update`).
+    pub own: Option<OptimizerSpec>,
 }
 
 /// `[[optimizer.groups]]`: what is not set is taken from `[optimizer]`.
@@ -299,6 +306,8 @@ impl Default for SwapConfig {
             cache: CacheSize::Bytes(Bytes(0)),
             write_behind: true,
             prefetch: true,
+            pipeline_read: true,
+            pipeline_write: true,
         }
     }
 }
@@ -307,7 +316,8 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         let Hyperparameters { lr, betas, eps, weight_decay } = Hyperparameters::default();
         let kind = OptimizerKind::default();
-        Self { kind, lr, betas, eps, weight_decay, clip_norm: 0.0, groups: Vec::new() }
+        let groups = Vec::new();
+        Self { kind, lr, betas, eps, weight_decay, clip_norm: 0.0, groups, own: None }
     }
 }
 
@@ -346,6 +356,11 @@ impl OptimizerConfig {
             weight_decay: group.weight_decay.unwrap_or(base.weight_decay),
         });
         std::iter::once(base).chain(groups).collect()
+    }
+
+    /// The optimizer's name.
+    pub fn name(&self) -> &str {
+        self.own.as_ref().map_or(self.kind.name(), |own| &own.name)
     }
 
     /// The group of a parameter: 0 is the default group.

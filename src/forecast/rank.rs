@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::Bandwidth;
-use crate::swap::{Action, Ending, Fate, Pipeline, SweepKind};
+use crate::swap::{Action, Ending, Fate, Overlap, Pipeline, SweepKind};
 use crate::units::ChunkIndex;
 
 /// Steps before those that count: by then every step is like the one before.
@@ -135,9 +135,10 @@ impl<'a> Steps<'a> {
     fn new(rank: &'a Rank) -> Self {
         let [chunks, buffers, kept] =
             [rank.chunks, rank.buffers, rank.kept].map(|count| count as usize);
+        let overlap = Overlap { ahead: rank.prefetch, read: true, write: true };
         Self {
             rank,
-            pipeline: Pipeline::new(chunks, buffers, kept, [rank.prefetch, false]),
+            pipeline: Pipeline::new(vec![0; chunks].into(), buffers, kept, overlap, false),
             now: 0.0,
             reads: VecDeque::new(),
             writes: VecDeque::new(),
@@ -190,6 +191,8 @@ impl<'a> Steps<'a> {
                 Action::SwapIn { chunk, .. } => self.push_read(chunk),
                 Action::SwapOut(chunk) => self.push_write(chunk),
                 Action::Lend(chunk) | Action::LendZeroed(chunk) => self.lent.push_back(chunk),
+                // Of sweeps in order alone.
+                Action::Drop(_) => {}
                 Action::Finish => self.has_ended = true,
                 Action::Wait => return,
             }

@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::dice::{TileDice, round_nearest};
+use super::dice::{Dice, TileDice, round_nearest};
 use crate::state::{Codec, INT8_BLOCK_ELEMS, Rounding, StateTensor};
 
 /// Some elements of a state tensor, as they lie in an extent.
@@ -210,6 +210,19 @@ impl<'a> SectionMut<'a> {
         }
     }
 
+    /// Encodes all elements as a step rounds them: of the state tensor of this number, from this
+    /// element of its random numbers on.
+    pub fn encode_at(
+        &mut self,
+        values: &[f32],
+        uppers: &mut [bf16],
+        dice: Dice,
+        tensor: u64,
+        at: u64,
+    ) {
+        self.encode(values, uppers, dice.tile(tensor, at));
+    }
+
     /// Encodes all elements, rounding to the nearest: for values that come from elsewhere.
     pub fn encode_nearest(&mut self, values: &[f32], uppers: &mut [bf16]) {
         self.encode(values, uppers, TileDice::nearest());
@@ -355,7 +368,7 @@ mod tests {
     }
 
     fn tensor(codec: Codec, is_signed: bool) -> StateTensor {
-        StateTensor { name: "exp_avg", codec, is_signed }
+        StateTensor { name: "exp_avg".into(), codec, is_signed, initial: 0.0 }
     }
 
     fn round_trip(codec: Codec, is_signed: bool, values: &[f32], dice: TileDice) -> Vec<f32> {

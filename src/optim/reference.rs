@@ -11,7 +11,8 @@ use crate::state::{Codec, Hyperparameters, INT8_BLOCK_ELEMS, OptimizerKind, Stat
 /// An optimizer's state in memory.
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
-    kind: OptimizerKind,
+    /// `None` for what a program updates itself.
+    kind: Option<OptimizerKind>,
     /// Master, then moments.
     arrays: Vec<Vec<f32>>,
 }
@@ -19,9 +20,15 @@ pub struct Reference {
 impl Reference {
     /// Starts from these masters with moments of zero.
     pub fn new(kind: OptimizerKind, master: Vec<f32>) -> Self {
-        let moments = kind.moments().iter().map(|_| vec![0.0; master.len()]);
-        let moments: Vec<_> = moments.collect();
-        Self { kind, arrays: std::iter::once(master).chain(moments).collect() }
+        Self { kind: Some(kind), ..Self::declared(&kind.state_tensors(|_| Codec::Fp32), master) }
+    }
+
+    /// Starts from these masters with state tensors as they are declared, the master first. Whoever
+    /// declared them updates them.
+    pub fn declared(tensors: &[StateTensor], master: Vec<f32>) -> Self {
+        let state = tensors.iter().skip(1).map(|tensor| vec![tensor.initial; master.len()]);
+        let state: Vec<_> = state.collect();
+        Self { kind: None, arrays: std::iter::once(master).chain(state).collect() }
     }
 
     /// Master, then moments.
@@ -46,17 +53,18 @@ impl Reference {
         for (i, grad) in at.zip(grads) {
             let grad = grad * grad_scale;
             match self.kind {
-                OptimizerKind::AdamW => {
+                Some(OptimizerKind::AdamW) => {
                     self.arrays[0][i] *= (1.0 - hyper.lr * hyper.weight_decay) as f32;
                     self.adam(hyper, step, i, grad);
                 }
-                OptimizerKind::Adam => {
+                Some(OptimizerKind::Adam) => {
                     let grad = grad + hyper.weight_decay as f32 * self.arrays[0][i];
                     self.adam(hyper, step, i, grad);
                 }
-                OptimizerKind::Sgd => self.sgd(hyper, i, grad),
-                OptimizerKind::Lion => self.lion(hyper, i, grad),
-                OptimizerKind::Adagrad => self.adagrad(hyper, i, grad),
+                Some(OptimizerKind::Sgd) => self.sgd(hyper, i, grad),
+                Some(OptimizerKind::Lion) => self.lion(hyper, i, grad),
+                Some(OptimizerKind::Adagrad) => self.adagrad(hyper, i, grad),
+                None => {}
             }
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use codec::{Codec, INT8_BLOCK_ELEMS, Rounding};
 pub use inventory::{Inventory, Parameter};
 pub use loss_scale::{LossScaleRule, LossScaler, LossScalerState, ScaleChange};
-pub use optimizer::{MASTER, OptimizerKind, StateTensor};
+pub use optimizer::{MASTER, OptimizerKind, OptimizerSpec, StateTensor, StateTensorSpec};
 
 /// Hyper-parameters of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
 /// arXiv 1711.05101), with torch's names and defaults. Read anew at every step.

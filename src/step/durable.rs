@@ -214,6 +214,7 @@ impl SwappedOptimizer {
                 .hint("set durability.mode = \"step\"")),
         };
         agree(&*self.comm, possible)?;
+        self.forget_pass();
         self.swapper.recover();
         self.go_back_to_commit()?;
         self.emit_parameters(params)?;

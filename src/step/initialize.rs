@@ -15,7 +15,8 @@ use crate::units::ChunkIndex;
 
 impl SwappedOptimizer {
     /// Collective: writes the whole state for the first time. `fill` gives the initial master of a
-    /// run of a parameter; moments and padding are zero. A second call starts training anew.
+    /// run of a parameter; moments begin as the optimizer declares them, built-in kinds with zero.
+    /// A second call starts training anew.
     ///
     /// # Errors
     /// Agreed errors of `fill` or of the drives; usage if the codec of the master needs parameters
@@ -79,6 +80,7 @@ impl SwappedOptimizer {
         params: &mut [P],
         fill: &mut impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
     ) -> Result<()> {
+        self.forget_pass();
         // A snapshot of what is overwritten here would be of no state.
         self.snapshot = None;
         self.discard_gradients();
@@ -209,8 +211,9 @@ fn fill_chunk(
     fill: &mut impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
 ) -> Result<()> {
     let chunk = plan.partition().chunk(index);
-    for values in values.iter_mut() {
+    for (values, tensor) in values.iter_mut().zip(plan.tensors()) {
         values.clear();
+        values.resize(chunk.elems as usize, tensor.initial);
         values.resize(chunk.padded_elems as usize, 0.0);
     }
     for run in plan.partition().runs_of(index) {

@@ -4,6 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::checksums::Checksums;
+use super::door_chunk::LentChunk;
+use super::door_core::Pass;
 use super::durable::{Durable, Resumed};
 use super::gradient_store::GradientStore;
 use super::plan::Plan;
@@ -24,7 +26,7 @@ use crate::io::{Buffer, DriveMeters, EngineSpec, allocate_sized};
 use crate::partition::Partition;
 use crate::state::{Hyperparameters, Inventory, LossScaler, Parameter};
 use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout, Slots, inspect_drives};
-use crate::swap::{Swapper, SwapperSpec};
+use crate::swap::{LentChunks, Overlap, Swapper, SwapperSpec};
 use crate::telemetry::Outlet;
 use crate::timers::Tracer;
 use crate::units::ParamIndex;
@@ -55,6 +57,10 @@ pub struct SwappedOptimizer {
     pub(super) durable: Option<Durable>,
     pub(super) resumed: Option<Resumed>,
     pub(super) snapshot: Option<Snapshot>,
+    /// An update that the caller makes, chunk by chunk.
+    pub(super) pass: Option<Pass>,
+    /// The chunks that the caller has meanwhile.
+    pub(super) lent: LentChunks<LentChunk>,
     pub(super) balance: Balance,
     pub(super) recorder: Recorder,
     pub(super) process_io: ProcessIo,
@@ -188,6 +194,8 @@ impl SwappedOptimizer {
             durable,
             resumed: None,
             snapshot: None,
+            pass: None,
+            lent: LentChunks::new(plan.partition().chunks().len()),
             balance,
             recorder,
             process_io: ProcessIo::open(),
@@ -255,6 +263,7 @@ impl SwappedOptimizer {
     /// or not, unless the configuration keeps them. (Dropping the optimizer instead leaves what is
     /// committed, for a later start.)
     pub fn close(mut self) {
+        self.forget_pass();
         // What is lost here nobody would have used: a scratch job's state goes, and a durable job's
         // commits are on the drives.
         if self.unusable.is_none()
@@ -269,7 +278,10 @@ impl SwappedOptimizer {
 
     /// An error if the state on the drives is of no step.
     pub(super) fn check_usable(&self) -> Result<()> {
+        self.swapper.check_process()?;
         match self.unusable {
+            None if self.pass.is_some() => Err(Error::usage("an update is under way")
+                .hint("end it with finish_update before anything else")),
             None => Ok(()),
             Some(reason) => Err(Error::usage(format!("the optimizer cannot be used: {reason}"))),
         }
@@ -325,7 +337,7 @@ fn create_files(
         stripe_unit_bytes: config.drives.stripe_unit.0,
         chunk_elems: config.swap.chunk_elements.0,
         sub_group_elems: config.swap.sub_group_elements.0,
-        tensors: plan.tensors().iter().map(|it| (it.name.to_owned(), it.codec)).collect(),
+        tensors: plan.tensors().iter().map(|it| (it.name.clone().into_owned(), it.codec)).collect(),
         parameters: plan.inventory().parameters().to_vec(),
         group: plan.allotment().group,
         groups: plan.allotment().groups,
@@ -403,10 +415,14 @@ fn open_swapper(
         paths: files.paths(),
         placement: Arc::clone(plan.placement()),
         meters: Arc::clone(meters),
-        chunks: plan.partition().chunks().len(),
+        sub_groups: plan.sub_groups(),
         swap_in_bytes: plan.swap_in_bytes(),
         pinned: plan.cached_chunks(),
-        may_read_ahead: config.swap.prefetch,
+        overlap: Overlap {
+            ahead: config.swap.prefetch,
+            read: config.swap.pipeline_read,
+            write: config.swap.pipeline_write,
+        },
         reads_whole: !(plan.is_halved() && config.is_durable()),
         buffers,
         gradient_buffers: gradients.buffers(),

@@ -211,6 +211,25 @@ impl Plan {
         ExtentLayout::new(self.partition.chunk(chunk).padded_elems, &self.tensors, true)
     }
 
+    /// The sub-group of a chunk: sub-groups are cut in shard order, all but the last of one size.
+    pub fn sub_group_of(&self, chunk: ChunkIndex) -> u32 {
+        let elems = self.config.swap.sub_group_elements.0;
+        (self.partition.chunk(chunk).shard_offset / elems) as u32
+    }
+
+    /// The sub-group of every chunk, ascending.
+    pub(super) fn sub_groups(&self) -> Vec<u32> {
+        let chunks = (0..self.partition.chunks().len()).map(ChunkIndex::from_index);
+        chunks.map(|chunk| self.sub_group_of(chunk)).collect()
+    }
+
+    /// The chunks of a sub-group.
+    pub fn chunks_of(&self, sub_group: u32) -> Range<usize> {
+        let sub_groups = self.sub_groups();
+        let before = |last: u32| sub_groups.partition_point(|it| *it < last);
+        before(sub_group)..sub_groups.partition_point(|it| *it <= sub_group)
+    }
+
     /// Bytes of each chunk that a step reads.
     pub(super) fn swap_in_bytes(&self) -> Vec<usize> {
         let chunks = (0..self.partition.chunks().len()).map(ChunkIndex::from_index);
@@ -234,8 +253,8 @@ impl Plan {
     }
 
     /// What a checksum is of.
-    pub(super) fn sum_name(&self, sum: usize) -> &'static str {
-        self.tensors.get(sum).map_or("upper halves of master", |tensor| tensor.name)
+    pub(super) fn sum_name(&self, sum: usize) -> &str {
+        self.tensors.get(sum).map_or("upper halves of master", |tensor| &tensor.name)
     }
 
     /// How a step rounds.

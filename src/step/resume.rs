@@ -277,12 +277,18 @@ fn open(
     let directories = found.shard.complete()?;
     let config = as_it_lies(config, layout, &directories);
     let tensors = layout.tensors.iter().map(|(name, codec)| (name.as_str(), *codec));
-    if !tensors.eq(config.state_tensors().iter().map(|tensor| (tensor.name, tensor.codec))) {
+    if !tensors.eq(config.state_tensors().iter().map(|tensor| (&*tensor.name, tensor.codec))) {
         let names: Vec<&str> = layout.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        let expected = config.state_tensors();
+        let expected: Vec<&str> = expected.iter().map(|tensor| &*tensor.name).collect();
         return Err(Error::usage("the steps on the drives are of another optimizer")
             .with("state tensors", names.join(", "))
-            .with("optimizer", config.optimizer.kind.name())
-            .hint("set optimizer.kind to the one that was used, or give this job another name"));
+            .with("optimizer", config.optimizer.name())
+            .with("its state tensors", expected.join(", "))
+            .hint(
+                "set optimizer.kind, or optimizer.own, to the one that was used, or give this job \
+                 another name",
+            ));
     }
     let allotment = dealt.allot(&found.shards, comm.rank());
     let plan = Plan::resolve(&config, inventory.clone(), &allotment)?;
@@ -306,7 +312,7 @@ pub(super) fn as_it_lies(
     config.swap.sub_group_elements = Elems(layout.sub_group_elems);
     for (name, codec) in &layout.tensors {
         // Names that are not known show when tensors are compared.
-        config.codecs.set(name, *codec);
+        config.set_codec(name, *codec);
     }
     config.durability.mode = Durability::Step;
     config

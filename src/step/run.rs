@@ -4,20 +4,18 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 
-use super::checksums::Checksums;
-use super::gradients::Gradients;
+use super::gradients::{Gradients, ShardGradients};
 use super::norm::{Stop, WorldNorm, reduce};
 use super::optimizer::SwappedOptimizer;
+use super::passage::Passage;
 use super::plan::Plan;
-use super::snapshot::Snapshot;
 use super::source::StepGradients;
 use super::update::Updates;
 use crate::coord::{Activity, Phase, agree};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::optim::{BlockNorm, GradElem, ParamElem};
-use crate::storage::Slots;
-use crate::swap::{Ending, ResidentChunk, Sweep, SweepKind};
-use crate::timers::{Counter, NO_CHUNK, Timer, Timers};
+use crate::swap::{Ending, Sweep, SweepKind};
+use crate::timers::{NO_CHUNK, Timer};
 use crate::units::ParamIndex;
 
 /// What a step may be told.
@@ -67,6 +65,13 @@ pub struct StepOutcome {
     pub duration: Duration,
 }
 
+/// A step of which everything is decided, and nothing has changed.
+pub(super) struct Begun {
+    start: Instant,
+    pub activity: Activity,
+    pub outcome: StepOutcome,
+}
+
 impl SwappedOptimizer {
     /// Collective: one optimizer step. Gradients are this rank's shard of the reduced gradients;
     /// `params` receives the updated parameters of the shard, in shard order (a slice of units for
@@ -82,12 +87,7 @@ impl SwappedOptimizer {
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
         let begun = self.begin_step()?;
-        let accepted = self.check_arguments(params, options).and_then(|()| {
-            self.gradients.check_unused()?;
-            let (inventory, partition) = (self.plan.inventory(), self.plan.partition());
-            let laid_out = gradients.lay_out(inventory, partition)?;
-            laid_out.completed(self.plan.config().gradients.missing, inventory, partition)
-        });
+        let accepted = self.accept(gradients, params, options);
         self.take_step(begun, accepted.map(StepGradients::Borrowed), params, options)
     }
 
@@ -100,18 +100,75 @@ impl SwappedOptimizer {
         Ok((start, Activity::begin(&*self.comm, Phase::Norm)))
     }
 
+    /// Checks the arguments of a step, and sorts its gradients into the shard.
+    pub(super) fn accept<'g, G: GradElem, P: ParamElem>(
+        &self,
+        gradients: &Gradients<'g, G>,
+        params: &[P],
+        options: StepOptions<'_>,
+    ) -> Result<ShardGradients<'g, G>> {
+        self.check_arguments(params, options)?;
+        self.gradients.check_unused()?;
+        let (inventory, partition) = (self.plan.inventory(), self.plan.partition());
+        let laid_out = gradients.lay_out(inventory, partition)?;
+        laid_out.completed(self.plan.config().gradients.missing, inventory, partition)
+    }
+
     /// Collective: the rest of a step, with the gradients that were accepted, if they were.
     pub(super) fn take_step<G: GradElem, P: ParamElem>(
         &mut self,
-        (start, activity): (Instant, Activity),
+        begun: (Instant, Activity),
         accepted: Result<StepGradients<'_, G>>,
         params: &mut [P],
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
+        let accepted = self.check_rule().and(accepted);
+        let (begun, gradients) = self.decide_step(SweepKind::Update, begun, accepted, options)?;
+        let outcome = begun.outcome;
+        if !outcome.is_taken {
+            return Ok(outcome);
+        }
+        let result = self.swapper.resume().and_then(|sweep| {
+            if outcome.skipped {
+                return sweep.abandon();
+            }
+            begun.activity.turn_to(Phase::SwapAndUpdate);
+            let updates = Updates {
+                plan: &self.plan,
+                pool: &self.pool,
+                groups: &self.groups,
+                update_counts: &self.update_counts,
+                grad_scale: outcome.grad_scale,
+                dice: self.plan.dice(self.attempts),
+            };
+            let passage = Passage {
+                plan: &self.plan,
+                pool: &self.pool,
+                attempt: self.attempts,
+                slots: &mut self.slots,
+                checksums: &mut self.checksums,
+                snapshot: self.snapshot.as_mut(),
+                timers: &mut self.recorder.timers,
+            };
+            run_updates(&updates, &gradients, passage, sweep, params)
+        });
+        let updated = if outcome.skipped { Vec::new() } else { gradients.params(&self.plan) };
+        self.end_step(begun, result, &updated)
+    }
+
+    /// Collective: norm and decision of a step, with the gradients that were accepted, if they
+    /// were. The sweep is under way afterwards if the step is taken, skipped or not.
+    pub(super) fn decide_step<'g, G: GradElem>(
+        &mut self,
+        kind: SweepKind,
+        (start, activity): (Instant, Activity),
+        accepted: Result<StepGradients<'g, G>>,
+        options: StepOptions<'_>,
+    ) -> Result<(Begun, StepGradients<'g, G>)> {
         let loss_scale = self.loss_scale_of(options);
         // Swap-ins start here at the latest, before the norm is known; a skipped step keeps them
         // for the next one.
-        let (kind, ending) = (SweepKind::Update, self.ending());
+        let ending = self.ending();
         let ready =
             accepted.and_then(|it| Ok((it, self.swapper.sweep(kind, ending, &self.slots)?)));
 
@@ -135,51 +192,49 @@ impl SwappedOptimizer {
         let clip_norm = self.plan.config().optimizer.clip_norm;
         if world.out_of_time > 0 {
             agree(&*self.comm, sweep.abandon())?;
-            drop(activity);
+            activity.turn_to(Phase::BetweenSteps);
             // A commit of the steps since the last one costs no more than a record.
             if self.committed_attempts().is_some_and(|committed| committed < self.attempts) {
                 let user_blob = self.user_blob.clone();
                 self.commit(&user_blob)?;
             }
             let outcome = decide(world, self.attempts, clip_norm, loss_scale);
-            return Ok(StepOutcome { is_taken: false, epoch: self.epoch(), ..outcome });
+            let outcome = StepOutcome { is_taken: false, epoch: self.epoch(), ..outcome };
+            return Ok((Begun { start, activity, outcome }, gradients));
         }
-
+        sweep.keep();
         self.attempts += 1;
         self.loss_scale = loss_scale;
         options.user_blob.clone_into(&mut self.user_blob);
-        let mut outcome = decide(world, self.attempts, clip_norm, loss_scale);
-        let result = if outcome.skipped {
-            sweep.abandon()
-        } else {
-            activity.turn_to(Phase::SwapAndUpdate);
-            let updates = Updates {
-                plan: &self.plan,
-                pool: &self.pool,
-                groups: &self.groups,
-                update_counts: &self.update_counts,
-                grad_scale: outcome.grad_scale,
-                dice: self.plan.dice(self.attempts),
-            };
-            let mut work = Work {
-                updates,
-                gradients: &gradients,
-                attempt: self.attempts,
-                slots: &mut self.slots,
-                checksums: &mut self.checksums,
-                snapshot: self.snapshot.as_mut(),
-                timers: &mut self.recorder.timers,
-            };
-            work.run(sweep, params)
-        };
-        let updated = if outcome.skipped { Vec::new() } else { gradients.params(&self.plan) };
+        let outcome = decide(world, self.attempts, clip_norm, loss_scale);
+        Ok((Begun { start, activity, outcome }, gradients))
+    }
+
+    /// Collective: everything of a step after the last chunk has been updated, which came to
+    /// `result`.
+    pub(super) fn end_step(
+        &mut self,
+        begun: Begun,
+        result: Result<()>,
+        updated: &[ParamIndex],
+    ) -> Result<StepOutcome> {
+        let Begun { start, activity, mut outcome } = begun;
         self.follow_outcome(&outcome);
         activity.turn_to(Phase::Commit);
-        outcome.epoch = self.settle(result, &updated, outcome.stop, options.user_blob)?;
+        outcome.epoch = self.settle(result, updated, outcome.stop)?;
         outcome.duration = start.elapsed();
         self.balance.end_step(outcome.duration);
         self.tell_step(&outcome);
         Ok(outcome)
+    }
+
+    /// Whether there is code for the update.
+    fn check_rule(&self) -> Result<()> {
+        self.plan.config().optimizer.own.as_ref().map_or(Ok(()), |own| {
+            Err(Error::usage("a program's own optimizer is not updated by `step`")
+                .with("optimizer", &own.name)
+                .hint("update chunk by chunk: SwappedOptimizer::begin_update"))
+        })
     }
 
     /// What must be on the drives when the next step ends.
@@ -189,7 +244,7 @@ impl SwappedOptimizer {
             && (self.attempts + 1).is_multiple_of(config.durability.commit_every);
         match () {
             () if is_commit => Ending::Flushed,
-            () if config.swap.write_behind => Ending::Behind,
+            () if config.swap.write_behind && config.swap.pipeline_write => Ending::Behind,
             () => Ending::Written,
         }
     }
@@ -222,7 +277,11 @@ impl SwappedOptimizer {
     fn agree_on_arrival(&mut self, flushed: Result<()>) -> Result<()> {
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         self.record_moved();
-        agree(&*self.comm, flushed).inspect_err(|_| {
+        agree(&*self.comm, flushed).inspect_err(|error| {
+            // Refused, nothing has been asked of the drives.
+            if error.kind() == ErrorKind::Usage {
+                return;
+            }
             self.unusable.get_or_insert("writes behind an earlier step failed");
         })
     }
@@ -254,13 +313,16 @@ impl SwappedOptimizer {
         moved: Result<()>,
         updated: &[ParamIndex],
         stops: bool,
-        user_blob: &[u8],
     ) -> Result<Option<u64>> {
         let start = Instant::now();
         let written = moved.and_then(|()| {
             updated.iter().for_each(|param| self.update_counts[param.index()] += 1);
             let is_due = stops || self.is_commit_due();
-            if is_due { self.write_record(user_blob) } else { Ok(None) }
+            if !is_due {
+                return Ok(None);
+            }
+            let user_blob = self.user_blob.clone();
+            self.write_record(&user_blob)
         });
         let timers = &mut self.recorder.timers;
         timers.record(Timer::Commit, start.elapsed());
@@ -301,78 +363,38 @@ fn decide(world: WorldNorm, attempt: u64, clip_norm: f64, loss_scale: f32) -> St
 }
 
 /// The pipeline's middle: what happens to each chunk while it is in memory.
-struct Work<'a, 'g, G> {
-    updates: Updates<'a>,
-    gradients: &'a StepGradients<'g, G>,
-    attempt: u64,
-    slots: &'a mut Slots,
-    checksums: &'a mut Checksums,
-    snapshot: Option<&'a mut Snapshot>,
-    timers: &'a mut Timers,
-}
-
-impl<G: GradElem> Work<'_, '_, G> {
-    fn run<P: ParamElem>(&mut self, mut sweep: Sweep<'_>, params: &mut [P]) -> Result<()> {
-        let (plan, pool) = (self.updates.plan, self.updates.pool);
-        for _ in plan.partition().chunks() {
-            let chunk = self.timers.time(Timer::SwapInState, || sweep.next_chunk())?;
-            let Some(mut resident) = chunk else { break };
-            let index = resident.index();
-            self.timers.turn_to(index.0);
-            self.timers.count(Counter::Chunks, 1);
-            let at = plan.partition().chunk(index);
-            let params = &mut params[at.shard_offset as usize..][..at.elems as usize];
-            let before = Instant::now();
-            self.look_at(&resident, halves_of(plan, params))?;
-            self.timers.record(Timer::VerifyChecksums, before.elapsed());
-
-            let before = Instant::now();
-            let verifies = self.checksums.is_due(index, self.attempt);
-            let (bytes, spilled) = resident.with_gradient();
-            let gradients = self.gradients.of_chunk((plan, pool), index, spilled, verifies)?;
-            if !spilled.is_empty() {
-                self.timers.record(Timer::VerifyChecksums, before.elapsed());
-            }
-            let has_changed = self
-                .timers
-                .time(Timer::OptimizerStep, || self.updates.run(index, &gradients, bytes, params));
-            if has_changed {
-                let before = Instant::now();
-                let uppers = halves_of(plan, params);
-                self.checksums.take(pool, &plan.layout(index), index, &resident, uppers);
-                self.timers.record(Timer::TakeChecksums, before.elapsed());
-                self.slots.mark_written(index);
-                resident.swap_out();
-            } else {
-                resident.release();
-            }
+/// The pipeline's middle: what happens to each chunk while it is in memory.
+fn run_updates<G: GradElem, P: ParamElem>(
+    updates: &Updates<'_>,
+    gradients: &StepGradients<'_, G>,
+    mut passage: Passage<'_>,
+    mut sweep: Sweep<'_>,
+    params: &mut [P],
+) -> Result<()> {
+    let plan = updates.plan;
+    for _ in plan.partition().chunks() {
+        let chunk = passage.timers.time(Timer::SwapInState, || sweep.next_chunk())?;
+        let Some(mut resident) = chunk else { break };
+        let index = resident.index();
+        let at = plan.partition().chunk(index);
+        let params = &mut params[at.shard_offset as usize..][..at.elems as usize];
+        passage.take_in(&resident, halves_of(plan, params))?;
+        let (bytes, spilled) = resident.with_gradient();
+        let gradients = passage.gradients(gradients, index, spilled)?;
+        let has_changed = passage
+            .timers
+            .time(Timer::OptimizerStep, || updates.run(index, &gradients, bytes, params));
+        if has_changed {
+            passage.swap_out(resident, halves_of(plan, params));
+        } else {
+            resident.release();
         }
-        self.timers.turn_to(NO_CHUNK);
-        self.timers.time(Timer::SwapOutState, || sweep.finish())
     }
-
-    /// Before the update: is it what was written, and does a snapshot want it? (Upper halves of
-    /// masters have been compared with the caller's other arguments.)
-    fn look_at(&mut self, resident: &ResidentChunk, uppers: &[bf16]) -> Result<()> {
-        let (plan, pool) = (self.updates.plan, self.updates.pool);
-        let chunk = resident.index();
-        if !resident.is_fresh() {
-            let bytes = plan.layout(chunk).swap_in_bytes();
-            self.timers.count(Counter::CacheHitBytes, bytes);
-        }
-        if resident.is_fresh() && self.checksums.is_due(chunk, self.attempt) {
-            let extent = self.slots.read_extent(chunk);
-            self.checksums.verify(pool, plan, chunk, extent, resident, &[])?;
-        }
-        if let Some(snapshot) = &mut self.snapshot {
-            let layout = plan.layout(chunk);
-            snapshot.offer(chunk, &layout, resident, uppers, self.checksums.of(chunk));
-        }
-        Ok(())
-    }
+    passage.timers.turn_to(NO_CHUNK);
+    passage.timers.time(Timer::SwapOutState, || sweep.finish())
 }
 
 /// Parameters as upper halves of masters, where they are that.
-fn halves_of<'a, P: ParamElem>(plan: &Plan, params: &'a [P]) -> &'a [bf16] {
+pub(super) fn halves_of<'a, P: ParamElem>(plan: &Plan, params: &'a [P]) -> &'a [bf16] {
     if plan.is_halved() { P::upper_halves(params) } else { &[] }
 }

@@ -37,7 +37,8 @@ impl StoredShard {
     pub fn open(found: &FoundShard, record: Record, for_repair: bool) -> Result<Self> {
         let directories = found.complete()?;
         let layout = &found.layout;
-        let mut config = as_it_lies(&Config::default(), layout, &directories);
+        let mut config =
+            as_it_lies(&Config::default().for_tensors(&layout.tensors), layout, &directories);
         // No buffers are allocated here.
         config.swap.memory_budget = Bytes(1 << 62);
         let inventory = Inventory::new(layout.parameters.clone())?;

@@ -1,5 +1,7 @@
 //! Verification: a second AdamW in memory, stepped beside the swapped one and compared bit for bit.
 
+use std::ops::Range;
+
 use super::optimizer::SwappedOptimizer;
 use super::run::StepOutcome;
 use super::view::StateView;
@@ -7,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::optim::reference::Reference;
 use crate::partition::{Partition, Run};
+use crate::state::Hyperparameters;
 use crate::units::ParamIndex;
 
 /// The in-memory twin of a rank's shard: the scalar reference, one element after the other.
@@ -14,6 +17,19 @@ use crate::units::ParamIndex;
 pub struct Verifier {
     reference: Reference,
     update_counts: Vec<u64>,
+}
+
+/// One parameter's share of a shard, to be updated in the twin.
+#[derive(Clone, Debug)]
+pub struct ReferenceUpdate {
+    /// The parameter.
+    pub param: ParamIndex,
+    /// Its elements within the shard, which are those of the twin's arrays.
+    pub at: Range<usize>,
+    /// The number of this update of the parameter, from 1.
+    pub number: u64,
+    /// The hyper-parameters of its group.
+    pub hyper: Hyperparameters,
 }
 
 impl Verifier {
@@ -31,8 +47,7 @@ impl Verifier {
             fill(run, &mut master[run.in_shard()])?;
         }
         let params = optimizer.plan().inventory().parameters().len();
-        let kind = optimizer.plan().config().optimizer.kind;
-        Ok(Self { reference: Reference::new(kind, master), update_counts: vec![0; params] })
+        Ok(Self { reference: reference_of(optimizer, master), update_counts: vec![0; params] })
     }
 
     /// Collective: starts from the state as it lies on the drives, for a job that goes on. `params`
@@ -42,8 +57,7 @@ impl Verifier {
     /// Agreed errors of the drives.
     pub fn of_state<P: ParamElem>(optimizer: &mut SwappedOptimizer, params: &[P]) -> Result<Self> {
         let elems = optimizer.partition().elems() as usize;
-        let kind = optimizer.plan().config().optimizer.kind;
-        let mut reference = Reference::new(kind, vec![0.0; elems]);
+        let mut reference = reference_of(optimizer, vec![0.0; elems]);
         optimizer.inspect_with(params, |view| {
             let at = view.run.in_shard();
             let values = std::iter::once(&view.master).chain(view.moments);
@@ -55,19 +69,46 @@ impl Verifier {
         Ok(Self { reference, update_counts: optimizer.update_counts.clone() })
     }
 
-    /// Takes the step that the optimizer has just taken, with the gradients of the whole shard.
+    /// Takes the step that the optimizer has just taken, with the gradients of the whole shard. Of
+    /// a program's own optimizer nothing changes here: see [`Self::step_with`].
     pub fn step(&mut self, optimizer: &SwappedOptimizer, outcome: &StepOutcome, shard: &[f32]) {
-        if outcome.skipped {
+        self.step_with(optimizer, outcome, |reference, update| {
+            let grads = &shard[update.at.clone()];
+            reference.update(
+                &update.hyper,
+                update.number,
+                outcome.grad_scale,
+                update.at.clone(),
+                grads,
+            );
+            true
+        });
+    }
+
+    /// Takes the step that the optimizer has just taken, with the program's own code: `update`
+    /// changes a parameter's elements, and tells whether it had a gradient.
+    pub fn step_with(
+        &mut self,
+        optimizer: &SwappedOptimizer,
+        outcome: &StepOutcome,
+        mut update: impl FnMut(&mut Reference, &ReferenceUpdate) -> bool,
+    ) {
+        if outcome.skipped || !outcome.is_taken {
             return;
         }
-        let mut last = None;
+        let mut counted = None;
         for piece in optimizer.partition().pieces_by_param() {
             let count = &mut self.update_counts[piece.param.index()];
-            *count += u64::from(last.replace(piece.param) != Some(piece.param));
             let group = optimizer.plan().inventory().parameter(piece.param).group;
-            let hyper = &optimizer.groups()[group];
-            let at = piece.in_shard();
-            self.reference.update(hyper, *count, outcome.grad_scale, at.clone(), &shard[at]);
+            // A parameter in several pieces takes one update.
+            let is_first = counted != Some(piece.param);
+            let (hyper, at) = (optimizer.groups()[group], piece.in_shard());
+            let number = *count + u64::from(is_first);
+            let its = ReferenceUpdate { param: piece.param, at, number, hyper };
+            if update(&mut self.reference, &its) && is_first {
+                *count += 1;
+                counted = Some(piece.param);
+            }
         }
         let plan = optimizer.plan();
         let dice = plan.dice(outcome.attempt);
@@ -103,7 +144,7 @@ impl Verifier {
             let twins = self.reference.arrays().iter().zip(&tensors);
             let mut pairs = values.zip(twins);
             pairs.try_for_each(|(values, (twin, tensor))| {
-                compare(&view, tensor.name, values, &twin[at.clone()])
+                compare(&view, &tensor.name, values, &twin[at.clone()])
             })
         })
     }
@@ -120,6 +161,14 @@ impl Verifier {
                 .with("optimizer", optimizer.update_count(param))
                 .with("reference", self.update_counts[param.index()])),
         }
+    }
+}
+
+fn reference_of(optimizer: &SwappedOptimizer, master: Vec<f32>) -> Reference {
+    let plan = optimizer.plan();
+    match plan.config().optimizer.own {
+        Some(_) => Reference::declared(plan.tensors(), master),
+        None => Reference::new(plan.config().optimizer.kind, master),
     }
 }
 

@@ -17,6 +17,8 @@ pub struct ShardFiles {
     files: Vec<File>,
     /// Leave the files when dropped.
     keep: bool,
+    /// Whose they are: a forked child leaves them to its parent.
+    process: u32,
 }
 
 impl ShardFiles {
@@ -32,7 +34,12 @@ impl ShardFiles {
         owner: &Owner,
         layout: Option<&ShardLayout>,
     ) -> Result<Self> {
-        let mut created = Self { directories: Vec::new(), files: Vec::new(), keep: false };
+        let mut created = Self {
+            directories: Vec::new(),
+            files: Vec::new(),
+            keep: false,
+            process: std::process::id(),
+        };
         for (directory, bytes) in directories.into_iter().zip(drive_bytes) {
             created.files.push(directory.create(*bytes, owner)?);
             created.directories.push(directory);
@@ -59,7 +66,8 @@ impl ShardFiles {
     ) -> Result<Self> {
         let pairs = directories.iter().zip(drive_bytes);
         let files = pairs.map(|(directory, bytes)| directory.reopen(*bytes, owner));
-        Ok(Self { files: files.collect::<Result<_>>()?, directories, keep: true })
+        let process = std::process::id();
+        Ok(Self { files: files.collect::<Result<_>>()?, directories, keep: true, process })
     }
 
     /// Makes room behind the state, where a file is shorter than this.
@@ -148,7 +156,7 @@ impl ShardFiles {
 
 impl Drop for ShardFiles {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.keep && self.process == std::process::id() {
             // The first drive's records go first of all, and its directory last: a removal that is
             // cut off is then neither a job that has committed nor one whose drive is missing.
             self.directories.iter().for_each(ShardDirectory::forget);

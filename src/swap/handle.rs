@@ -48,9 +48,15 @@ pub struct Swapper {
     pub(super) spill_answers: Receiver<SpillAnswer>,
     thread: Option<JoinHandle<()>>,
     moved: SweepTotals,
+    /// The sweep under way, or the last one.
+    sweep: SweepState,
+    /// Came while something else was waited for.
+    waiting: VecDeque<Event>,
     failed: bool,
     /// The I/O thread has ended, because an operation did not.
     pub(super) gave_up: bool,
+    /// The process that the I/O thread is of.
+    process: u32,
 }
 
 impl Swapper {
@@ -73,7 +79,18 @@ impl Swapper {
         let waker = ready.recv().map_err(|_| thread_is_gone())??;
         let inbox = Arc::new(Inbox { commands, waker });
         let (thread, moved) = (Some(handle), SweepTotals::default());
-        Ok(Self { inbox, events, spill_answers, thread, moved, failed: false, gave_up: false })
+        Ok(Self {
+            inbox,
+            events,
+            spill_answers,
+            thread,
+            moved,
+            sweep: SweepState::Ended,
+            waiting: VecDeque::new(),
+            failed: false,
+            gave_up: false,
+            process: std::process::id(),
+        })
     }
 
     /// Begins a sweep over all chunks, which are read from and written to where `slots` says.
@@ -112,6 +129,10 @@ impl Swapper {
         ending: Ending,
         slots: Option<Slots>,
     ) -> Result<Sweep<'_>> {
+        self.check_process()?;
+        if matches!(self.sweep, SweepState::UnderWay(_)) {
+            return Err(Error::internal("a sweep is under way"));
+        }
         if self.gave_up {
             return Err(thread_gave_up());
         }
@@ -119,13 +140,94 @@ impl Swapper {
             return Err(Error::new(ErrorKind::Io, "the swapper stopped after an earlier failure"));
         }
         self.inbox.send(Command::Begin(kind, ending, slots));
-        Ok(Sweep { swapper: self, kind, state: SweepState::UnderWay })
+        self.sweep = SweepState::UnderWay(kind);
+        Ok(Sweep { swapper: self, is_kept: false })
+    }
+
+    /// The sweep that was kept under way, or its end.
+    ///
+    /// # Errors
+    /// Usage in a forked child.
+    pub fn resume(&mut self) -> Result<Sweep<'_>> {
+        self.check_process()?;
+        Ok(Sweep { swapper: self, is_kept: false })
+    }
+
+    /// Waits until no write is on its way. (A write that has failed is told by the sweep.)
+    ///
+    /// # Errors
+    /// Usage in a forked child; I/O if the I/O thread has given up.
+    pub fn wait_written(&mut self) -> Result<()> {
+        self.check_process()?;
+        self.inbox.send(Command::TellWritten);
+        loop {
+            match self.events.recv() {
+                Ok(Event::Written) => return Ok(()),
+                Ok(event @ (Event::Lent(_) | Event::Ended(_))) => self.waiting.push_back(event),
+                Ok(Event::GaveUp(error)) => return Err(self.end_failed(error)),
+                Err(_) => return Err(self.end_failed(thread_is_gone())),
+            }
+        }
+    }
+
+    fn end_failed(&mut self, error: Error) -> Error {
+        (self.sweep, self.failed, self.gave_up) = (SweepState::Failed, true, true);
+        error
+    }
+
+    /// A forked child has neither the I/O thread nor the buffers.
+    ///
+    /// # Errors
+    /// Usage in one.
+    pub fn check_process(&self) -> Result<()> {
+        let here = std::process::id();
+        if here == self.process {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "an optimizer cannot be used in a forked child: its buffers and its I/O \
+                          thread are the parent's",
+        )
+        .with("process", here)
+        .with("of the parent", self.process)
+        .hint("create the optimizer after the fork, or use it in the parent alone"))
+    }
+
+    fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
+        let SweepState::UnderWay(kind) = self.sweep else { return Ok(None) };
+        let event = self.waiting.pop_front().map_or_else(|| self.events.recv(), Ok);
+        let event = event.unwrap_or_else(|_| Event::Ended(Err(thread_is_gone())));
+        self.gave_up |= matches!(event, Event::GaveUp(_));
+        match event {
+            Event::Lent(Loan { chunk: index, buffer, gradient, is_fresh }) => {
+                let (inbox, buffer) = (Arc::clone(&self.inbox), Some(buffer));
+                Ok(Some(ResidentChunk { index, buffer, gradient, is_fresh, inbox }))
+            }
+            Event::Ended(Ok(totals)) => {
+                self.sweep = SweepState::Ended;
+                if !matches!(kind, SweepKind::Inspect | SweepKind::Fill) {
+                    self.moved.add(&totals);
+                }
+                Ok(None)
+            }
+            Event::Written => Err(Error::internal("nobody has asked what is written")),
+            Event::Ended(Err(error)) | Event::GaveUp(error) => {
+                (self.sweep, self.failed) = (SweepState::Failed, true);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a sweep that was kept under way, whatever comes of it.
+    fn end_kept_sweep(&mut self) {
+        drop(Sweep { swapper: self, is_kept: false });
     }
 
     /// Allows sweeps again after a failure of this rank or another, for a caller who knows which
     /// slots are whole. What is in memory is forgotten. If the I/O thread has given up, the next
     /// sweep says so.
     pub fn recover(&mut self) {
+        self.end_kept_sweep();
         self.failed = false;
         // What goes wrong with bytes that are forgotten does not matter.
         let _ = self.settle();
@@ -143,6 +245,9 @@ impl Swapper {
 
 impl Drop for Swapper {
     fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return;
+        }
         self.inbox.send(Command::Close);
         if let Some(thread) = self.thread.take() {
             // A panic of the I/O thread has been reported through its events.
@@ -165,12 +270,12 @@ pub(super) fn thread_is_gone() -> Error {
 /// A sweep under way. Dropped early, it stops and waits for what is in flight.
 pub struct Sweep<'a> {
     swapper: &'a mut Swapper,
-    kind: SweepKind,
-    state: SweepState,
+    /// It goes on when this is dropped.
+    is_kept: bool,
 }
 
 enum SweepState {
-    UnderWay,
+    UnderWay(SweepKind),
     Ended,
     /// The error has been handed out.
     Failed,
@@ -182,31 +287,12 @@ impl Sweep<'_> {
     /// # Errors
     /// The first failure of the sweep; it is over then.
     pub fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
-        if !matches!(self.state, SweepState::UnderWay) {
-            return Ok(None);
-        }
-        let event = self.swapper.events.recv();
-        let event = event.unwrap_or_else(|_| Event::Ended(Err(thread_is_gone())));
-        self.swapper.gave_up |= matches!(event, Event::GaveUp(_));
-        match event {
-            Event::Lent(Loan { chunk: index, buffer, gradient, is_fresh }) => {
-                let inbox = Arc::clone(&self.swapper.inbox);
-                let buffer = Some(buffer);
-                Ok(Some(ResidentChunk { index, buffer, gradient, is_fresh, inbox }))
-            }
-            Event::Ended(Ok(totals)) => {
-                self.state = SweepState::Ended;
-                if !matches!(self.kind, SweepKind::Inspect | SweepKind::Fill) {
-                    self.swapper.moved.add(&totals);
-                }
-                Ok(None)
-            }
-            Event::Ended(Err(error)) | Event::GaveUp(error) => {
-                self.state = SweepState::Failed;
-                self.swapper.failed = true;
-                Err(error)
-            }
-        }
+        self.swapper.next_chunk()
+    }
+
+    /// Leaves the sweep under way, for [`Swapper::resume`].
+    pub fn keep(mut self) {
+        self.is_kept = true;
     }
 
     /// Waits for the end of the sweep; chunks that are still handed over are given back unchanged.
@@ -217,7 +303,7 @@ impl Sweep<'_> {
         while let Some(chunk) = self.next_chunk()? {
             chunk.release();
         }
-        match self.state {
+        match self.swapper.sweep {
             SweepState::Ended => Ok(()),
             _ => Err(Error::new(ErrorKind::Io, "the sweep has failed before")),
         }
@@ -236,7 +322,8 @@ impl Sweep<'_> {
 
 impl Drop for Sweep<'_> {
     fn drop(&mut self) {
-        if matches!(self.state, SweepState::UnderWay) {
+        let is_under_way = matches!(self.swapper.sweep, SweepState::UnderWay(_));
+        if is_under_way && !self.is_kept && self.swapper.check_process().is_ok() {
             self.swapper.inbox.send(Command::Stop);
             while let Ok(Some(chunk)) = self.next_chunk() {
                 chunk.release();

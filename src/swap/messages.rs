@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::pipeline::{Ending, SweepKind};
+use super::pipeline::{Ending, Overlap, SweepKind};
 use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveMeters, DriveTotals, EngineSpec, Waker};
 use crate::storage::{Placement, Slots};
@@ -22,8 +22,8 @@ pub struct SwapperSpec {
     pub placement: Arc<Placement>,
     /// What every drive does while it is asked to.
     pub meters: Arc<DriveMeters>,
-    /// Number of chunks.
-    pub chunks: usize,
+    /// The sub-group of every chunk, ascending.
+    pub sub_groups: Vec<u32>,
     /// Bytes of each chunk that an update needs: of the first part of its extent. Other sweeps read
     /// all of it.
     pub swap_in_bytes: Vec<usize>,
@@ -36,8 +36,8 @@ pub struct SwapperSpec {
     pub gradient_placement: Option<Arc<Placement>>,
     /// So many chunks, the first ones, stay in memory from one sweep to the next.
     pub pinned: usize,
-    /// Whether the first chunks of the next update are read ahead.
-    pub may_read_ahead: bool,
+    /// What may go on at the same time.
+    pub overlap: Overlap,
     /// Whether `swap_in_bytes` are all bytes of every chunk.
     pub reads_whole: bool,
     /// No completion for this long, with operations in flight, is an error.
@@ -85,6 +85,8 @@ pub(super) enum Command {
     },
     Stop,
     Spill(SpillCommand),
+    /// Say when no write is on its way.
+    TellWritten,
     /// What is in memory counts no more; nothing is on its way.
     Forget,
     Close,
@@ -129,6 +131,8 @@ pub(super) enum SpillAnswer {
 pub(super) enum Event {
     Lent(Loan),
     Ended(Result<SweepTotals>),
+    /// No write is on its way.
+    Written,
     /// The I/O thread ends although operations are in flight.
     GaveUp(Error),
 }

@@ -15,6 +15,7 @@
 //! the I/O thread's. They have buffers of their own, so that neither waits for the other.
 
 mod handle;
+mod lent;
 mod messages;
 mod pipeline;
 mod spill;
@@ -22,6 +23,7 @@ mod spills;
 mod thread;
 
 pub use handle::{ResidentChunk, Swapper, Sweep};
+pub use lent::{ChunkHandle, LentChunks};
 pub use messages::{SwapperSpec, SweepTotals};
 pub(crate) use pipeline::{Action, Fate, Pipeline};
-pub use pipeline::{Ending, SweepKind};
+pub use pipeline::{Ending, Overlap, SweepKind};

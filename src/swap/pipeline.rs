@@ -2,34 +2,14 @@
 //! function, [`Pipeline::next`], that looks at it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::units::ChunkIndex;
 
-/// What a sweep is for. The first three go over all chunks, the others over none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SweepKind {
-    /// Swap in, let the caller update, swap out: an optimizer step.
-    Update,
-    /// Swap in and let the caller look: verification, digests, export.
-    Inspect,
-    /// Let the caller fill zeroed buffers, swap out: initialisation.
-    Fill,
-    /// Write every chunk that is newer in memory than on the drives.
-    Flush,
-    /// Wait until nothing is on its way, reads ahead included.
-    Settle,
-}
+mod kinds;
+mod order;
 
-/// What has come to the drives when a sweep that changes chunks ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ending {
-    /// Not all: the last writes go on behind it.
-    Behind,
-    /// All but the chunks that stay in memory.
-    Written,
-    /// All.
-    Flushed,
-}
+pub use kinds::{Action, Ending, Fate, Overlap, SweepKind};
 
 /// Where a chunk is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -58,39 +38,6 @@ struct Chunk {
     is_whole: bool,
 }
 
-/// What to do next. It has been noted as begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Fill a free buffer with this chunk: all of it, or what an update needs.
-    SwapIn {
-        /// Which chunk.
-        chunk: ChunkIndex,
-        /// All of it.
-        is_whole: bool,
-    },
-    /// Write the buffer of this chunk, which the swapper keeps.
-    SwapOut(ChunkIndex),
-    /// Hand the caller the buffer of this chunk.
-    Lend(ChunkIndex),
-    /// Hand the caller a free buffer for this chunk, zeroed.
-    LendZeroed(ChunkIndex),
-    /// Nothing until something finishes, or the caller gives a chunk back or begins a sweep.
-    Wait,
-    /// The sweep has ended.
-    Finish,
-}
-
-/// What becomes of a chunk's buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// The swapper keeps it for the chunk.
-    Keep,
-    /// It is written at once.
-    Write,
-    /// It is free.
-    Free,
-}
-
 /// Chunks that stay in memory wait until the caller has fewer than this to do, so that those that
 /// came from the drives give their buffers back first.
 const LENT_ENOUGH: usize = 2;
@@ -99,10 +46,11 @@ const LENT_ENOUGH: usize = 2;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pipeline {
     chunks: Vec<Chunk>,
+    /// The sub-group of every chunk, ascending.
+    sub_groups: Arc<[u32]>,
     /// So many chunks, the first ones, stay in memory from one sweep to the next.
     pinned: usize,
-    /// Whether updates read the first chunks of the next one ahead; and whether that is going on.
-    may_read_ahead: bool,
+    overlap: Overlap,
     is_reading_ahead: bool,
     /// Updates read chunks whole, so that what is read ahead serves inspections too.
     reads_whole: bool,
@@ -119,25 +67,31 @@ pub struct Pipeline {
     ahead: usize,
     /// Pinned chunks before this have been handed over in this sweep.
     pinned_cursor: usize,
+    /// Chunks before this have been handed over, in a sweep in order.
+    order_cursor: usize,
     /// Chunks in memory that the sweep hands over next, and those that it writes next.
     to_lend: VecDeque<usize>,
     to_write: VecDeque<usize>,
 }
 
 impl Pipeline {
-    /// All chunks are on the drives. Of `buffers` buffers the first `pinned` chunks take one each
-    /// for good, which leaves at least one for the others, if there are any.
+    /// All chunks, of which `sub_groups` tells the sub-groups, are on the drives. Of `buffers`
+    /// buffers the first `pinned` chunks take one each for good, which leaves at least one for the
+    /// others, if there are any.
     pub fn new(
-        chunks: usize,
+        sub_groups: Arc<[u32]>,
         buffers: usize,
         pinned: usize,
-        [may_read_ahead, reads_whole]: [bool; 2],
+        overlap: Overlap,
+        reads_whole: bool,
     ) -> Self {
+        let chunks = sub_groups.len();
         assert!(pinned < buffers || pinned == chunks, "no buffer is left to go through");
         Self {
             chunks: vec![Chunk::default(); chunks],
+            sub_groups,
             pinned,
-            may_read_ahead,
+            overlap,
             is_reading_ahead: false,
             reads_whole,
             sweep: None,
@@ -151,6 +105,7 @@ impl Pipeline {
             cursor: chunks,
             ahead: chunks,
             pinned_cursor: pinned,
+            order_cursor: chunks,
             to_lend: VecDeque::new(),
             to_write: VecDeque::new(),
         }
@@ -169,14 +124,17 @@ impl Pipeline {
                 self.drop_residents(|_, chunk| !chunk.is_whole);
             }
             SweepKind::Fill => self.forget(),
-            SweepKind::Update => {}
+            SweepKind::Update | SweepKind::UpdateInOrder => {}
         }
-        self.is_reading_ahead = self.may_read_ahead && kind == SweepKind::Update;
+        let may_read_ahead = self.overlap.ahead && self.overlap.read;
+        self.is_reading_ahead = may_read_ahead && kind.is_update();
         self.due = self.chunks.len();
         (self.cursor, self.ahead, self.pinned_cursor) = (0, self.pinned, 0);
+        self.order_cursor = 0;
+        let is_in_order = self.is_in_order();
         for (index, chunk) in self.chunks.iter_mut().enumerate() {
             chunk.is_due = true;
-            if chunk.state == ChunkState::Resident && index >= self.pinned {
+            if chunk.state == ChunkState::Resident && index >= self.pinned && !is_in_order {
                 self.to_lend.push_back(index);
             }
         }
@@ -200,6 +158,12 @@ impl Pipeline {
             if let Some(index) = self.next_to_start() {
                 return self.start(index);
             }
+            if let Some(index) = self.next_to_drop() {
+                self.change(index, ChunkState::Resident, ChunkState::OnDrive);
+                self.free(index);
+                self.cursor = self.cursor.min(index);
+                return Action::Drop(ChunkIndex::from_index(index));
+            }
         }
         if !self.has_ended() {
             return Action::Wait;
@@ -209,11 +173,17 @@ impl Pipeline {
     }
 
     fn next_to_lend(&mut self) -> Option<usize> {
-        if let Some(index) = self.to_lend.pop_front() {
-            return Some(index);
+        if self.is_in_order() {
+            return self.next_in_order();
+        }
+        if let Some(at) = self.to_lend.iter().position(|index| self.may_lend(*index)) {
+            return self.to_lend.remove(at);
         }
         while self.pinned_cursor < self.pinned && self.lent < LENT_ENOUGH {
             let (index, chunk) = (self.pinned_cursor, self.chunks[self.pinned_cursor]);
+            if !self.may_lend(index) {
+                return None;
+            }
             self.pinned_cursor += 1;
             if chunk.is_due && chunk.state == ChunkState::Resident {
                 return Some(index);
@@ -232,7 +202,7 @@ impl Pipeline {
         let found = self.chunks[self.cursor..].iter().position(is_next);
         self.cursor = found.map_or(self.chunks.len(), |more| self.cursor + more);
         if found.is_some() {
-            return Some(self.cursor);
+            return self.may_read(self.cursor).then_some(self.cursor);
         }
         let is_there =
             |it: &Chunk| !matches!(it.state, ChunkState::SwappingIn | ChunkState::Resident);
@@ -267,7 +237,10 @@ impl Pipeline {
                 _ if self.has_failed => !reads && !writes,
                 SweepKind::Settle => !reads && !writes,
                 SweepKind::Flush => !writes,
-                SweepKind::Update | SweepKind::Inspect | SweepKind::Fill => {
+                SweepKind::Update
+                | SweepKind::UpdateInOrder
+                | SweepKind::Inspect
+                | SweepKind::Fill => {
                     (ending == Ending::Behind || !writes) && (self.is_reading_ahead || !reads)
                 }
             }
@@ -276,6 +249,11 @@ impl Pipeline {
     /// The sweep under way.
     pub fn kind(&self) -> Option<SweepKind> {
         self.sweep.map(|(kind, _)| kind)
+    }
+
+    /// Whether something is being written.
+    pub fn is_writing(&self) -> bool {
+        self.swapping_out > 0
     }
 
     /// Whether the swapper keeps a buffer for this chunk.
@@ -292,7 +270,7 @@ impl Pipeline {
         (self.due, self.cursor, self.is_stopping) = (0, self.chunks.len(), true);
         self.chunks.iter_mut().for_each(|chunk| chunk.is_due = false);
         self.to_lend.clear();
-        self.pinned_cursor = self.pinned;
+        (self.pinned_cursor, self.order_cursor) = (self.pinned, self.chunks.len());
         if matches!(self.sweep, Some((_, Ending::Flushed))) {
             self.write_what_is_dirty();
         }
@@ -362,7 +340,7 @@ impl Pipeline {
     }
 
     fn keep_if(&mut self, index: usize, is_wanted: bool, is_ahead: bool) -> Fate {
-        if is_wanted {
+        if is_wanted && !self.is_in_order() {
             self.to_lend.push_back(index);
         }
         let is_kept = is_wanted || is_ahead || index < self.pinned;

@@ -59,6 +59,7 @@ impl Swapper {
     }
 
     fn ask(&mut self, command: SpillCommand) -> Result<SpillAnswer> {
+        self.check_process()?;
         if self.gave_up {
             return Err(thread_gave_up());
         }
@@ -68,7 +69,7 @@ impl Swapper {
             self.gave_up = true;
             let told = self.events.try_iter().find_map(|event| match event {
                 Event::GaveUp(error) => Some(error),
-                Event::Lent(_) | Event::Ended(_) => None,
+                Event::Lent(_) | Event::Ended(_) | Event::Written => None,
             });
             told.unwrap_or_else(thread_is_gone)
         })

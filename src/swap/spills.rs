@@ -139,7 +139,7 @@ impl Worker {
     /// The sweep wants this chunk: so it wants its gradient, if that was spilled.
     pub(super) fn want_gradient(&mut self, chunk: ChunkIndex) {
         let place = &mut self.spills.places[chunk.index()];
-        if self.pipeline.kind() == Some(SweepKind::Update) && *place == Place::OnDrive {
+        if self.pipeline.kind().is_some_and(SweepKind::is_update) && *place == Place::OnDrive {
             *place = Place::Wanted;
             self.spills.queue.push_back(chunk);
         }

@@ -28,6 +28,7 @@ pub(super) fn run(
 ) {
     let depth = spec.engine.depth;
     let files = spec.engine.files.len();
+    let chunks = spec.sub_groups.len();
     let engine = match spec.engine.open(&spec.buffers) {
         Ok(engine) => engine,
         Err(error) => return drop(ready.send(Err(error))),
@@ -37,21 +38,23 @@ pub(super) fn run(
     let worker = Worker {
         transfers: Transfers::metered(engine, depth, spec.meters, files).traced(spec.tracer),
         pipeline: Pipeline::new(
-            spec.chunks,
+            spec.sub_groups.into(),
             spec.buffers.len(),
             spec.pinned,
-            [spec.may_read_ahead, spec.reads_whole],
+            spec.overlap,
+            spec.reads_whole,
         ),
+        must_tell_written: false,
         free: spec.buffers,
-        kept: (0..spec.chunks).map(|_| None).collect(),
-        spills: Spills::new(spec.chunks, for_gradients, spec.gradient_placement, answers),
+        kept: (0..chunks).map(|_| None).collect(),
+        spills: Spills::new(chunks, for_gradients, spec.gradient_placement, answers),
         failure: None,
         completed_ops: 0,
         last_progress: Instant::now(),
         swap_in_busy: BusyClock::default(),
         swap_out_busy: BusyClock::default(),
         placement: spec.placement,
-        slots: Slots::new(spec.chunks, false),
+        slots: Slots::new(chunks, false),
         on_progress: spec.on_progress,
         swap_in_bytes: spec.swap_in_bytes,
         paths: spec.paths,
@@ -76,6 +79,7 @@ pub(super) struct Worker {
     transfers: Transfers,
     pub(super) pipeline: Pipeline,
     pub(super) spills: Spills,
+    must_tell_written: bool,
     free: Vec<Buffer>,
     /// The buffers of resident chunks.
     kept: Vec<Option<Kept>>,
@@ -108,6 +112,10 @@ impl Worker {
             }
             self.do_what_is_next();
             self.move_spills_on();
+            if self.must_tell_written && !self.pipeline.is_writing() {
+                self.must_tell_written = false;
+                let _ = self.events.send(Event::Written);
+            }
             let deadline = self.last_progress + self.io_timeout;
             let idle = Instant::now() + Duration::from_secs(3600);
             let wait = if self.transfers.active() > 0 { deadline } else { idle };
@@ -161,6 +169,7 @@ impl Worker {
                     self.drop_held();
                     self.free_what_was_dropped();
                 }
+                Command::TellWritten => self.must_tell_written = true,
                 Command::Forget => {
                     self.pipeline.forget();
                     self.free_what_was_dropped();
@@ -189,6 +198,10 @@ impl Worker {
                 Action::Lend(chunk) => {
                     let kept = self.take_kept(chunk);
                     self.lend_with_gradient(chunk, kept);
+                }
+                Action::Drop(chunk) => {
+                    let kept = self.take_kept(chunk);
+                    self.free.push(kept.buffer);
                 }
                 Action::LendZeroed(chunk) => {
                     let mut buffer = self.take_free();

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod by_hand;
 pub mod cluster;
 pub mod shards;
 pub mod world;

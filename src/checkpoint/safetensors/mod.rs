@@ -80,7 +80,7 @@ fn export_inventory(
     let inventory = manifest.inventory()?;
     std::fs::create_dir_all(directory).map_err(|error| cannot_create(directory).because(error))?;
     let paths: Vec<PathBuf> =
-        reader.tensors().iter().map(|tensor| file_of(directory, tensor.name)).collect();
+        reader.tensors().iter().map(|tensor| file_of(directory, &tensor.name)).collect();
     if let Some(there) = paths.iter().find(|path| path.exists()) {
         return Err(cannot_create(there).because("it exists"));
     }
@@ -195,8 +195,8 @@ pub fn import_safetensors(
     let inventory = model.inventory().clone();
     let tensors = tensors_in(from);
     let mut moments = Vec::new();
-    for tensor in tensors[1..].iter().filter(|tensor| file_of(from, tensor.name).exists()) {
-        let source = TensorSource::open(&file_of(from, tensor.name))?;
+    for tensor in tensors[1..].iter().filter(|tensor| file_of(from, &tensor.name).exists()) {
+        let source = TensorSource::open(&file_of(from, &tensor.name))?;
         for parameter in inventory.parameters() {
             if source.shape(&parameter.name) != Some(&parameter.shape) {
                 return Err(Error::usage("the moments are of another model")
@@ -225,7 +225,7 @@ pub fn import_safetensors(
 /// The state tensors of the optimizer whose moments lie in a directory, AdamW's if none do.
 fn tensors_in(directory: &Path) -> Vec<StateTensor> {
     let tensors_of = |kind: &OptimizerKind| kind.state_tensors(|_| Codec::Fp32);
-    let is_there = |tensor: &StateTensor| file_of(directory, tensor.name).exists();
+    let is_there = |tensor: &StateTensor| file_of(directory, &tensor.name).exists();
     let mut kinds = OptimizerKind::ALL.iter().map(tensors_of);
     let found = kinds.find(|tensors| directory.is_dir() && tensors[1..].iter().all(is_there));
     found.unwrap_or_else(|| tensors_of(&OptimizerKind::default()))
@@ -252,7 +252,7 @@ fn manifest_of(
         attempts: text("optswap.attempts").parse().unwrap_or(0),
         parameters: inventory.parameters().to_vec(),
         update_counts,
-        tensors: tensors.iter().map(|it| (it.name.to_owned(), it.codec)).collect(),
+        tensors: tensors.iter().map(|it| (it.name.clone().into_owned(), it.codec)).collect(),
         groups: vec![Hyperparameters::default()],
         loss_scale: 1.0,
         loss_scaler: None,

@@ -131,6 +131,16 @@ impl Import {
                         DeepSpeed has zero_stage_3/optimizer";
             self.tell(key, text);
         }
+        let key = "zero_optimization.offload_optimizer.pipeline_read";
+        if let Some(pipeline_read) = self.flag(root, key)? {
+            self.config.swap.pipeline_read = pipeline_read;
+            self.comes_from("swap.pipeline_read", key);
+        }
+        let key = "zero_optimization.offload_optimizer.pipeline_write";
+        if let Some(pipeline_write) = self.flag(root, key)? {
+            self.config.swap.pipeline_write = pipeline_write;
+            self.comes_from("swap.pipeline_write", key);
+        }
         let key = "zero_optimization.sub_group_size";
         if let Some(elems) = self.whole(root, key)? {
             let rounded = round_up(elems.min(1 << 48), BLOCK_ELEMS);

@@ -88,9 +88,25 @@ fn nothing_is_said_twice_and_every_key_has_a_fate() {
     texts.dedup();
     assert_eq!(texts.len(), sourced.notes.len());
     assert!(!sourced.notes.iter().any(|note| note.text.contains("unknown")));
-    let pipeline = "zero_optimization.offload_optimizer.pipeline_read";
-    let both = sourced.notes.iter().find(|note| note.keys.iter().any(|key| key == pipeline));
+    let single = "aio.single_submit";
+    let both = sourced.notes.iter().find(|note| note.keys.iter().any(|key| key == single));
     assert_eq!(both.unwrap().keys.len(), 2);
+}
+
+#[test]
+fn both_directions_of_the_pipeline_are_mapped_and_on_unless_they_are_switched_off() {
+    let modes = |text: &str| {
+        let text = format!(r#"{{"zero_optimization": {{"offload_optimizer": {{{text}}}}}}}"#);
+        let sourced = parse_deepspeed(&text).unwrap();
+        let swap = sourced.config.swap;
+        let origin = sourced.origins.get("swap.pipeline_write").cloned();
+        (swap.pipeline_read, swap.pipeline_write, origin)
+    };
+    let key = "zero_optimization.offload_optimizer.pipeline_write";
+    let off = r#""pipeline_read": true, "pipeline_write": false"#;
+    assert_eq!(modes(off), (true, false, Some(key.to_owned())));
+    assert_eq!(modes(r#""pipeline_read": "False""#), (false, true, None));
+    assert_eq!(modes(r#""pipeline_read": "auto""#), (true, true, None));
 }
 
 #[test]

@@ -37,11 +37,11 @@ pub(super) const MAPPED: &[&str] = &[
     "zero_optimization.offload_optimizer",
     "zero_optimization.offload_optimizer.device",
     "zero_optimization.offload_optimizer.nvme_path",
+    "zero_optimization.offload_optimizer.pipeline_read",
+    "zero_optimization.offload_optimizer.pipeline_write",
 ];
 
 const SUBMISSION: &str = "not needed: operations are submitted together and completed one by one";
-const PIPELINE: &str = "not needed: swap-ins and swap-outs always overlap with the update, as deep \
-                        as swap.memory_budget allows";
 const BUFFERS: &str = "not mapped: DeepSpeed's buffers have the size of the largest sub-group; \
                        here they have the size of a chunk, and as many are taken as fit \
                        swap.memory_budget (256MiB unless set)";
@@ -72,8 +72,6 @@ pub(super) const REASONS: &[(&str, &str)] = &[
         "zero_optimization.offload_optimizer.pin_memory",
         "not needed: buffers are registered with the kernel where it allows that",
     ),
-    ("zero_optimization.offload_optimizer.pipeline_read", PIPELINE),
-    ("zero_optimization.offload_optimizer.pipeline_write", PIPELINE),
     ("zero_optimization.offload_optimizer.ratio", "not mapped: all state is swapped"),
     ("zero_optimization.offload_optimizer.super_offload", "not mapped: all state is swapped"),
     (

@@ -29,17 +29,35 @@ enum Happens {
     Stop,
 }
 
+#[derive(Clone)]
 struct Case {
     buffers: usize,
     sweeps: Vec<(SweepKind, Ending)>,
     /// The caller may abandon a sweep.
     stops: bool,
+    overlap: Overlap,
+    /// Chunks of a sub-group.
+    sub_group: usize,
+}
+
+const ALL: Overlap = Overlap { ahead: true, read: true, write: true };
+const NOT_AHEAD: Overlap = Overlap { ahead: false, ..ALL };
+
+impl Case {
+    fn new(buffers: usize, sweeps: Vec<(SweepKind, Ending)>, stops: bool) -> Self {
+        Self { buffers, sweeps, stops, overlap: ALL, sub_group: 1 }
+    }
+
+    fn pipeline(&self, chunks: usize, pinned: usize) -> Pipeline {
+        let sub_groups = (0..chunks).map(|chunk| (chunk / self.sub_group) as u32).collect();
+        Pipeline::new(sub_groups, self.buffers, pinned, self.overlap, false)
+    }
 }
 
 impl World {
-    fn new(case: &Case, chunks: usize, pinned: usize, may_read_ahead: bool) -> Self {
+    fn new(case: &Case, chunks: usize, pinned: usize) -> Self {
         Self {
-            pipeline: Pipeline::new(chunks, case.buffers, pinned, [may_read_ahead, false]),
+            pipeline: case.pipeline(chunks, pinned),
             begun: 0,
             is_sweeping: false,
             newest: vec![0; chunks],
@@ -139,13 +157,16 @@ impl World {
                 Action::SwapIn { chunk, .. } => {
                     let index = chunk.index();
                     assert_eq!(self.on_drive[index], self.newest[index], "an old version is read");
+                    self.check_read(case, index);
                 }
                 Action::SwapOut(_) => {}
                 Action::Lend(chunk) => {
                     let index = chunk.index();
                     assert_eq!(self.in_buffer[index], Some(self.newest[index]), "an old version");
+                    self.check_lend(case, index);
                     self.hand_over(index);
                 }
+                Action::Drop(chunk) => self.in_buffer[chunk.index()] = None,
                 Action::LendZeroed(chunk) => self.hand_over(chunk.index()),
                 Action::Wait => break,
                 Action::Finish => self.end_sweep(case),
@@ -153,6 +174,30 @@ impl World {
             let in_use = self.indices(ChunkState::OnDrive).count();
             let in_use = self.newest.len() - in_use;
             assert_eq!(in_use + self.pipeline.free_buffers, case.buffers, "a buffer is lost");
+        }
+    }
+
+    /// Without `read`, nothing of a sub-group is read before all earlier ones are done with.
+    fn check_read(&self, case: &Case, index: usize) {
+        let is_update = self.pipeline.kind().is_some_and(SweepKind::is_update);
+        if is_update && !case.overlap.read {
+            let first = index / case.sub_group * case.sub_group;
+            assert!(self.seen[..first].iter().all(|seen| *seen), "{index} is read too early");
+            assert!(self.lent.iter().all(|lent| *lent >= first), "{index} is read too early");
+        }
+    }
+
+    /// Without `write`, nothing is handed over while another sub-group is updated or written; in
+    /// order, chunks come in order.
+    fn check_lend(&self, case: &Case, index: usize) {
+        let Some(kind) = self.pipeline.kind() else { panic!("nobody has asked") };
+        if kind.is_update() && !case.overlap.write {
+            let mut others = self.lent.iter().copied().chain(self.indices(ChunkState::SwappingOut));
+            let same = |other: usize| other / case.sub_group == index / case.sub_group;
+            assert!(others.all(same), "{index} is handed over too early");
+        }
+        if kind == SweepKind::UpdateInOrder {
+            assert!(self.seen[..index].iter().all(|seen| *seen), "{index} is not the next one");
         }
     }
 
@@ -169,7 +214,9 @@ impl World {
         let (kind, ending) = case.sweeps[self.begun - 1];
         let must_be_there = |index: usize| match (kind, ending) {
             (SweepKind::Flush, _) | (_, Ending::Flushed) => true,
-            (SweepKind::Update | SweepKind::Fill, Ending::Written) => index >= self.pipeline.pinned,
+            (SweepKind::Update | SweepKind::UpdateInOrder | SweepKind::Fill, Ending::Written) => {
+                index >= self.pipeline.pinned
+            }
             _ => false,
         };
         for index in (0..self.newest.len()).filter(|index| must_be_there(*index)) {
@@ -189,9 +236,9 @@ impl World {
 }
 
 /// Walks every order of events; gives the number of different situations.
-fn explore(case: &Case, chunks: usize, pinned: usize, may_read_ahead: bool) -> usize {
+fn explore(case: &Case, chunks: usize, pinned: usize) -> usize {
     let mut seen = HashSet::new();
-    let mut open = vec![World::new(case, chunks, pinned, may_read_ahead)];
+    let mut open = vec![World::new(case, chunks, pinned)];
     while let Some(world) = open.pop() {
         let possible = world.possible(case);
         if possible.is_empty() {
@@ -233,8 +280,10 @@ fn every_order_of_events_over_several_sweeps_ends_and_loses_nothing() {
                         for may_read_ahead in [false, true] {
                             for stops in [false, true] {
                                 let sweeps = vec![first, between, second];
-                                let case = Case { buffers: buffers.max(pinned), sweeps, stops };
-                                situations += explore(&case, chunks, pinned, may_read_ahead);
+                                let case = Case::new(buffers.max(pinned), sweeps, stops);
+                                let overlap = if may_read_ahead { ALL } else { NOT_AHEAD };
+                                let case = Case { overlap, ..case };
+                                situations += explore(&case, chunks, pinned);
                             }
                         }
                     }
@@ -248,15 +297,15 @@ fn every_order_of_events_over_several_sweeps_ends_and_loses_nothing() {
 #[test]
 fn steps_follow_each_other_without_a_pause_and_every_buffer_is_busy() {
     for ending in [Ending::Behind, Ending::Written] {
-        let case = Case { buffers: 2, sweeps: vec![(SweepKind::Update, ending); 3], stops: true };
+        let case = Case::new(2, vec![(SweepKind::Update, ending); 3], true);
         for chunks in 0..=4 {
-            explore(&case, chunks, 0, true);
-            explore(&case, chunks, usize::from(chunks > 1), true);
+            explore(&case, chunks, 0);
+            explore(&case, chunks, usize::from(chunks > 1));
         }
     }
     // The first chunks of the next step are read while the last ones of this step are written.
-    let case = Case { buffers: 2, sweeps: vec![CHANGES[0]; 2], stops: false };
-    let mut world = World::new(&case, 3, 0, true);
+    let case = Case::new(2, vec![CHANGES[0]; 2], false);
+    let mut world = World::new(&case, 3, 0);
     for what in [
         Happens::Begin,
         Happens::EndSwapIn(0),
@@ -278,9 +327,55 @@ fn steps_follow_each_other_without_a_pause_and_every_buffer_is_busy() {
 }
 
 #[test]
+fn every_mode_in_order_or_not_ends_and_keeps_its_promise() {
+    let mut situations = 0;
+    let sweep = |kind, ending| (kind, ending);
+    for [read, write, ahead] in (0..8u8).map(|bits| [0, 1, 2].map(|bit| bits >> bit & 1 == 1)) {
+        let ending = if write { Ending::Behind } else { Ending::Written };
+        let changes = [SweepKind::Update, SweepKind::UpdateInOrder].map(|it| sweep(it, ending));
+        let commit = sweep(SweepKind::UpdateInOrder, Ending::Flushed);
+        for (first, second) in
+            changes.into_iter().flat_map(|it| [changes[0], changes[1], commit].map(|at| (it, at)))
+        {
+            for (chunks, sub_group) in [(1, 1), (2, 1), (3, 1), (4, 2), (4, 3)] {
+                for buffers in 1..=3 {
+                    for pinned in [0, 1].into_iter().filter(|it| it < &buffers.min(chunks)) {
+                        for stops in [false, true] {
+                            let case = Case {
+                                overlap: Overlap { ahead, read, write },
+                                sub_group,
+                                ..Case::new(buffers, vec![first, second], stops)
+                            };
+                            situations += explore(&case, chunks, pinned);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(situations > 100_000, "only {situations} situations");
+}
+
+#[test]
+fn later_chunks_in_memory_make_room_for_the_one_that_comes_first() {
+    let sweeps = vec![CHANGES[0], (SweepKind::UpdateInOrder, Ending::Behind)];
+    let case = Case { overlap: NOT_AHEAD, ..Case::new(2, sweeps, true) };
+    let mut world = World::new(&case, 3, 0);
+    world.pipeline.chunks[1].state = ChunkState::Resident;
+    world.pipeline.chunks[2].state = ChunkState::Resident;
+    world.pipeline.free_buffers = 0;
+    (world.in_buffer[1], world.in_buffer[2], world.begun) = (Some(0), Some(0), 1);
+    world.happen(&case, Happens::Begin);
+    assert_eq!(world.indices(ChunkState::SwappingIn).collect::<Vec<_>>(), [0]);
+    assert_eq!(world.indices(ChunkState::Resident).collect::<Vec<_>>(), [1]);
+    world.happen(&case, Happens::EndSwapIn(0));
+    assert_eq!(world.lent, [0, 1]);
+}
+
+#[test]
 fn what_is_still_being_written_is_served_from_its_buffer() {
-    let case = Case { buffers: 4, sweeps: vec![CHANGES[0]; 2], stops: false };
-    let mut world = World::new(&case, 3, 0, true);
+    let case = Case::new(4, vec![CHANGES[0]; 2], false);
+    let mut world = World::new(&case, 3, 0);
     world.happen(&case, Happens::Begin);
     (0..3).for_each(|chunk| world.happen(&case, Happens::EndSwapIn(chunk)));
     (0..3).for_each(|chunk| world.happen(&case, Happens::GiveBack(chunk)));
@@ -292,7 +387,7 @@ fn what_is_still_being_written_is_served_from_its_buffer() {
 
 #[test]
 fn a_failure_stops_everything_and_what_is_in_memory_is_forgotten() {
-    let mut pipeline = Pipeline::new(5, 2, 0, [true, false]);
+    let mut pipeline = Case::new(2, Vec::new(), false).pipeline(5, 0);
     pipeline.begin(SweepKind::Update, Ending::Behind);
     let swap_in = |index: u32| Action::SwapIn { chunk: ChunkIndex(index), is_whole: false };
     assert_eq!(
@@ -317,7 +412,7 @@ fn a_failure_stops_everything_and_what_is_in_memory_is_forgotten() {
 #[test]
 #[should_panic(expected = "cannot become")]
 fn a_chunk_cannot_be_given_back_twice() {
-    let mut pipeline = Pipeline::new(1, 2, 0, [false, false]);
+    let mut pipeline = Case::new(2, Vec::new(), false).pipeline(1, 0);
     pipeline.begin(SweepKind::Fill, Ending::Written);
     assert_eq!(pipeline.next(), Action::LendZeroed(ChunkIndex(0)));
     pipeline.give_back(ChunkIndex(0), true);

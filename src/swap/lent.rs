@@ -1,0 +1,176 @@
+//! Chunks that the caller has, by handle: values without lifetimes, checked each time, for callers
+//! in other languages. A handle that is not valid any more, or never was, is an error that says so.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::error::{Error, Result};
+use crate::units::ChunkIndex;
+
+/// A chunk that is swapped in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChunkHandle {
+    chunk: ChunkIndex,
+    /// Which table it is of; numbers are of this process.
+    owner: u32,
+    /// Which time that the table lent a chunk, from 1.
+    generation: u64,
+}
+
+impl ChunkHandle {
+    /// Which chunk it is.
+    pub fn chunk(self) -> ChunkIndex {
+        self.chunk
+    }
+
+    /// The handle as numbers, for other languages.
+    pub fn to_raw(self) -> [u64; 2] {
+        [u64::from(self.owner) << 32 | u64::from(self.chunk.0), self.generation]
+    }
+
+    /// The handle of these numbers. Whatever they are, using it is safe.
+    pub fn from_raw([which, generation]: [u64; 2]) -> Self {
+        Self { chunk: ChunkIndex(which as u32), owner: (which >> 32) as u32, generation }
+    }
+}
+
+impl fmt::Display for ChunkHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, generation {}, optimizer {}", self.chunk, self.generation, self.owner)
+    }
+}
+
+/// What the caller has of one swapper, chunk by chunk.
+#[derive(Debug)]
+pub struct LentChunks<T> {
+    owner: u32,
+    newest: u64,
+    /// Generation and content of each chunk that the caller has.
+    chunks: Vec<Option<(u64, T)>>,
+    count: usize,
+}
+
+impl<T> LentChunks<T> {
+    /// Nothing of so many chunks is lent.
+    pub fn new(chunks: usize) -> Self {
+        static OWNERS: AtomicU32 = AtomicU32::new(1);
+        let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
+        Self { owner, newest: 0, chunks: (0..chunks).map(|_| None).collect(), count: 0 }
+    }
+
+    /// Lends a chunk under a new handle.
+    ///
+    /// # Errors
+    /// Internal if the caller has it already.
+    pub fn lend(&mut self, chunk: ChunkIndex, content: T) -> Result<ChunkHandle> {
+        let place = self.chunks.get_mut(chunk.index()).filter(|place| place.is_none());
+        let place = place.ok_or_else(|| Error::internal("a chunk is lent twice"))?;
+        self.newest += 1;
+        self.count += 1;
+        *place = Some((self.newest, content));
+        Ok(ChunkHandle { chunk, owner: self.owner, generation: self.newest })
+    }
+
+    /// What a handle stands for.
+    ///
+    /// # Errors
+    /// Usage if the handle is of another table, was never given out, or is not valid any more.
+    pub fn get_mut(&mut self, handle: ChunkHandle) -> Result<&mut T> {
+        self.check(handle)?;
+        let place = self.chunks.get_mut(handle.chunk.index()).and_then(Option::as_mut);
+        place.map(|(_, content)| content).ok_or_else(|| stale(handle))
+    }
+
+    /// Takes a chunk back: the handle is of no use any more.
+    ///
+    /// # Errors
+    /// As [`Self::get_mut`]; nothing has changed then.
+    pub fn take(&mut self, handle: ChunkHandle) -> Result<T> {
+        self.check(handle)?;
+        let place = self.chunks.get_mut(handle.chunk.index()).and_then(Option::take);
+        let (_, content) = place.ok_or_else(|| stale(handle))?;
+        self.count -= 1;
+        Ok(content)
+    }
+
+    /// Takes everything back.
+    pub fn clear(&mut self) {
+        self.chunks.iter_mut().for_each(|place| *place = None);
+        self.count = 0;
+    }
+
+    /// How many chunks the caller has.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// What the caller has.
+    pub fn contents(&self) -> impl Iterator<Item = &T> {
+        self.chunks.iter().flatten().map(|(_, content)| content)
+    }
+
+    /// The handles that are valid, in the order of chunks.
+    pub fn handles(&self) -> impl Iterator<Item = ChunkHandle> + '_ {
+        self.chunks.iter().enumerate().filter_map(|(index, place)| {
+            let (generation, _) = place.as_ref()?;
+            let chunk = ChunkIndex::from_index(index);
+            Some(ChunkHandle { chunk, owner: self.owner, generation: *generation })
+        })
+    }
+
+    fn check(&self, handle: ChunkHandle) -> Result<()> {
+        if handle.owner != self.owner {
+            return Err(wrong("a chunk's handle is of another optimizer", handle)
+                .with("this optimizer", self.owner));
+        }
+        let is_known = (1..=self.newest).contains(&handle.generation);
+        let Some(place) = self.chunks.get(handle.chunk.index()).filter(|_| is_known) else {
+            return Err(wrong("a chunk's handle stands for nothing that was swapped in", handle));
+        };
+        match place {
+            Some((generation, _)) if *generation == handle.generation => Ok(()),
+            _ => Err(stale(handle)),
+        }
+    }
+}
+
+fn stale(handle: ChunkHandle) -> Error {
+    wrong("a chunk's handle is stale: it was swapped out before", handle)
+}
+
+fn wrong(message: &str, handle: ChunkHandle) -> Error {
+    Error::usage(message).with("handle", handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_are_valid_once_and_for_their_own_chunk_alone() {
+        let (mut mine, mut other) = (LentChunks::new(2), LentChunks::new(2));
+        let first = mine.lend(ChunkIndex(1), "first").unwrap();
+        assert_eq!(ChunkHandle::from_raw(first.to_raw()), first);
+        assert_eq!(mine.get_mut(first).unwrap(), &"first");
+        assert!(mine.lend(ChunkIndex(1), "again").is_err());
+        assert_eq!((mine.count(), mine.handles().collect::<Vec<_>>()), (1, vec![first]));
+
+        let mut refusal = |handle| mine.get_mut(handle).unwrap_err().to_string();
+        let foreign = other.lend(ChunkIndex(1), "other").unwrap();
+        assert!(refusal(foreign).contains("another optimizer"));
+        let [which, generation] = first.to_raw();
+        for never in [[which, 0], [which, generation + 1], [which + 1, generation]] {
+            let text = refusal(ChunkHandle::from_raw(never));
+            assert!(text.contains("nothing that was swapped in"), "{text}");
+        }
+        assert!(refusal(ChunkHandle::from_raw([which - 1, generation])).contains("stale"));
+
+        assert_eq!(mine.take(first).unwrap(), "first");
+        assert!(mine.take(first).unwrap_err().to_string().contains("stale"));
+        let second = mine.lend(ChunkIndex(1), "second").unwrap();
+        assert!(mine.take(first).unwrap_err().to_string().contains("generation 1"));
+        assert_eq!(mine.get_mut(second).unwrap(), &"second");
+        mine.clear();
+        assert!(mine.get_mut(second).is_err());
+    }
+}

@@ -1,0 +1,309 @@
+//! The caller's own update by handle, as a program in another language drives it: values without
+//! lifetimes, of which every misuse is an error that names it and changes nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
+mod support;
+
+use std::rc::Rc;
+
+use half::bf16;
+use optswap::config::Config;
+use optswap::coord::Communicator;
+use optswap::error::{Error, Result};
+use optswap::step::{Gradients, StepOptions, StepOutcome, SwappedOptimizer};
+use optswap::swap::ChunkHandle;
+use optswap::units::{Bytes, Elems, ParamIndex};
+use support::Drives;
+use support::by_hand::{adamw, update_all};
+use support::world::{all, config_for, on_ranks, shard_gradients, start};
+
+/// Three sub-groups of two chunks on one rank.
+const SIZES: [usize; 3] = [9000, 5000, 9500];
+
+fn small_config(drives: &Drives, buffers: u64) -> Config {
+    let mut config = config_for(drives);
+    config.swap.sub_group_elements = Elems(8192);
+    config.swap.memory_budget = Bytes(buffers * 4096 * 12);
+    config
+}
+
+struct Job {
+    optimizer: SwappedOptimizer,
+    params: Vec<bf16>,
+}
+
+impl Job {
+    fn start(config: &Config, comm: Rc<dyn Communicator>) -> Result<Self> {
+        let optimizer = start(config, &SIZES, comm)?;
+        let params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
+        Ok(Self { optimizer, params })
+    }
+
+    fn begin(&mut self) -> Result<StepOutcome> {
+        let shard = shard_gradients(&self.optimizer, self.optimizer.attempts() + 1);
+        let gradients = Gradients::of_shard(self.optimizer.partition(), &shard)?;
+        self.optimizer.begin_update_by_handle(&gradients, &self.params, StepOptions::default())
+    }
+
+    fn next(&mut self) -> Result<Option<ChunkHandle>> {
+        self.optimizer.next_chunk_handle(&self.params)
+    }
+
+    fn swap_out(&mut self, handle: ChunkHandle, has_changed: bool) -> Result<()> {
+        self.optimizer.swap_out_chunk(handle, &mut self.params, has_changed)
+    }
+
+    /// All that is left of an update, unchanged, and its end.
+    fn run_through(&mut self, from: u32) -> Result<StepOutcome> {
+        for sub_group in from..self.optimizer.sub_groups() {
+            self.optimizer.swap_in_optimizer_state(sub_group)?;
+            while let Some(handle) = self.next()? {
+                self.swap_out(handle, false)?;
+            }
+            self.optimizer.swap_out_optimizer_state(sub_group)?;
+        }
+        self.optimizer.finish_update(Ok(()))
+    }
+}
+
+fn refused<T>(result: Result<T>, words: &str) {
+    let error: Error = result.map(drop).unwrap_err();
+    assert_eq!(error.exit_code(), 64, "{error}");
+    assert!(error.to_string().contains(words), "{error}");
+}
+
+#[test]
+fn sub_groups_come_in_order_each_once() {
+    let drives = Drives::new(1);
+    all(on_ranks(1, |comm| {
+        let mut job = Job::start(&small_config(&drives, 4), comm)?;
+        let before = job.optimizer.state_digest()?;
+        refused(job.optimizer.swap_in_optimizer_state(0), "no update is under way");
+        refused(job.optimizer.finish_update(Ok(())), "no update is under way");
+        job.begin()?;
+        refused(job.next(), "no sub-group is swapped in");
+        refused(job.optimizer.swap_in_optimizer_state(1), "in order");
+        refused(job.optimizer.swap_in_optimizer_state(3), "no such sub-group");
+        refused(job.optimizer.swap_out_optimizer_state(0), "not in is swapped out");
+        job.optimizer.swap_in_optimizer_state(0)?;
+        refused(job.optimizer.swap_in_optimizer_state(0), "swapped in twice");
+        refused(job.optimizer.swap_in_optimizer_state(1), "before another is swapped out");
+        refused(job.optimizer.swap_out_optimizer_state(0), "before its last gradient is used");
+        let first = job.next()?.unwrap();
+        let second = job.next()?.unwrap();
+        assert_eq!(job.next()?, None, "the sub-group has two chunks");
+        refused(job.optimizer.swap_out_optimizer_state(0), "swapped out before its chunks");
+        job.swap_out(second, false)?;
+        job.swap_out(first, false)?;
+        job.optimizer.swap_out_optimizer_state(0)?;
+        refused(job.optimizer.swap_out_optimizer_state(0), "not in is swapped out");
+        refused(job.optimizer.swap_in_optimizer_state(0), "swapped in again");
+        // Nothing else meanwhile.
+        refused(job.optimizer.state_digest(), "an update is under way");
+        refused(job.optimizer.flush(), "an update is under way");
+        refused(job.begin(), "an update is under way");
+        assert_eq!(job.run_through(1)?.attempt, 1);
+        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.update_count(ParamIndex(0)), 1);
+        Ok(())
+    }));
+}
+
+#[test]
+fn a_handle_is_good_for_one_chunk_of_one_optimizer_once() {
+    let (drives, others) = (Drives::new(1), Drives::new(1));
+    all(on_ranks(1, |comm| {
+        let mut job = Job::start(&small_config(&drives, 4), Rc::clone(&comm))?;
+        let mut other = Job::start(&small_config(&others, 4), comm)?;
+        let before = job.optimizer.state_digest()?;
+        job.begin()?;
+        other.begin()?;
+        job.optimizer.swap_in_optimizer_state(0)?;
+        other.optimizer.swap_in_optimizer_state(0)?;
+        let (mine, foreign) = (job.next()?.unwrap(), other.next()?.unwrap());
+        refused(job.optimizer.state_sections(foreign), "another optimizer");
+        refused(job.swap_out(foreign, true), "another optimizer");
+        let [which, generation] = mine.to_raw();
+        for never in [[which, generation + 1], [which + 2, 0], [which | 0xffff, generation]] {
+            let never = ChunkHandle::from_raw(never);
+            refused(job.optimizer.state_sections(never), "nothing that was swapped in");
+            refused(job.swap_out(never, true), "nothing that was swapped in");
+        }
+        assert_eq!(ChunkHandle::from_raw(mine.to_raw()), mine);
+        let mut short = vec![bf16::ZERO; 5];
+        refused(job.optimizer.swap_out_chunk(mine, &mut short, true), "another length");
+        job.swap_out(mine, false)?;
+        refused(job.swap_out(mine, true), "stale");
+        refused(job.optimizer.state_sections(mine), "stale");
+        let second = job.next()?.unwrap();
+        job.swap_out(second, false)?;
+        job.optimizer.swap_out_optimizer_state(0)?;
+        job.run_through(1)?;
+        // The same chunk, the next time.
+        job.begin()?;
+        job.optimizer.swap_in_optimizer_state(0)?;
+        let again = job.next()?.unwrap();
+        assert_eq!(again.chunk(), mine.chunk());
+        refused(job.swap_out(mine, true), "stale");
+        job.swap_out(again, false)?;
+        let second = job.next()?.unwrap();
+        job.swap_out(second, false)?;
+        job.optimizer.swap_out_optimizer_state(0)?;
+        job.run_through(1)?;
+        assert_eq!(job.optimizer.state_digest()?, before);
+        Ok(())
+    }));
+}
+
+#[test]
+fn sections_are_where_they_say_and_next_to_each_other() {
+    let drives = Drives::new(1);
+    all(on_ranks(1, |comm| {
+        let mut job = Job::start(&small_config(&drives, 4), comm)?;
+        job.begin()?;
+        job.optimizer.swap_in_optimizer_state(0)?;
+        let (first, second) = (job.next()?.unwrap(), job.next()?.unwrap());
+        for handle in [first, second] {
+            let sections = job.optimizer.state_sections(handle)?;
+            let names: Vec<&str> = sections.iter().map(|section| section.name.as_str()).collect();
+            assert_eq!(names, ["master", "exp_avg", "exp_avg_sq"]);
+            for (number, section) in sections.iter().enumerate() {
+                assert_eq!(section.elems, 4096);
+                assert_eq!(section.address, sections[0].address + number * 4 * 4096);
+                assert!(section.address.is_multiple_of(4096));
+            }
+            assert_eq!(sections, job.optimizer.state_sections(handle)?, "they stay");
+        }
+        job.swap_out(first, false)?;
+        // What was shown may have been written to: the update has not been taken back.
+        refused(job.optimizer.finish_update(Ok(())), "before a chunk is swapped out");
+        refused(job.begin(), "an earlier step failed");
+        Ok(())
+    }));
+}
+
+#[test]
+fn more_chunks_than_buffers_are_refused_and_none_is_lost() {
+    for (buffers, cache, most) in [(2, "0", 2), (3, "48KiB", 3), (6, "288KiB", 6)] {
+        let drives = Drives::new(1);
+        all(on_ranks(1, |comm| {
+            let mut config = small_config(&drives, buffers);
+            config.swap.sub_group_elements = Elems(1 << 20);
+            config.swap.cache = cache.parse().unwrap();
+            let mut job = Job::start(&config, comm)?;
+            for _ in 0..2 {
+                job.begin()?;
+                job.optimizer.swap_in_optimizer_state(0)?;
+                let mut held = Vec::new();
+                for _ in 0..most {
+                    held.push(job.next()?.unwrap());
+                }
+                if most < 6 {
+                    refused(job.next(), "every buffer is in the caller's hands");
+                }
+                held.into_iter().try_for_each(|handle| job.swap_out(handle, true))?;
+                while let Some(handle) = job.next()? {
+                    job.swap_out(handle, true)?;
+                }
+                job.optimizer.swap_out_optimizer_state(0)?;
+                job.optimizer.finish_update(Ok(()))?;
+            }
+            Ok(())
+        }));
+    }
+}
+
+#[test]
+fn an_update_that_ends_early_is_an_error_on_all_ranks() {
+    let drives = Drives::new(1);
+    let results = all(on_ranks(2, |comm| {
+        let is_first = comm.rank().0 == 0;
+        let mut job = Job::start(&small_config(&drives, 4), comm)?;
+        let before = job.optimizer.state_digest()?;
+        job.begin()?;
+        let ended = match is_first {
+            true => job.optimizer.finish_update(Err(Error::usage("no more work"))),
+            false => job.run_through(0),
+        };
+        // Nobody has changed anything.
+        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.update_count(ParamIndex(2)), 0);
+        job.begin()?;
+        job.run_through(0)?;
+        assert_eq!(job.optimizer.update_count(ParamIndex(2)), u64::from(!is_first));
+        Ok(ended.unwrap_err().to_string())
+    }));
+    assert!(results.iter().all(|text| text.contains("no more work")), "{results:?}");
+}
+
+#[test]
+fn an_update_that_nobody_ends_goes_with_its_optimizer() {
+    let drives = Drives::new(1);
+    let mut config = small_config(&drives, 4);
+    config.durability.mode = optswap::config::Durability::Step;
+    all(on_ranks(1, |comm| {
+        let mut job = Job::start(&config, Rc::clone(&comm))?;
+        let before = job.optimizer.state_digest()?;
+        job.begin()?;
+        job.optimizer.swap_in_optimizer_state(0)?;
+        let handle = job.next()?.unwrap();
+        job.optimizer.recover(&mut job.params)?;
+        refused(job.optimizer.state_sections(handle), "stale");
+        assert_eq!(job.optimizer.state_digest()?, before);
+        job.begin()?;
+        job.optimizer.swap_in_optimizer_state(0)?;
+        job.next()?.unwrap();
+        drop(job);
+        let mut job = Job::start(&config, comm)?;
+        assert_eq!(job.optimizer.state_digest()?, before);
+        job.begin()?;
+        job.optimizer.close();
+        assert!(drives.are_empty());
+        Ok(())
+    }));
+}
+
+#[test]
+fn calls_in_a_forked_child_fail_and_leave_the_parent_alone() {
+    let drives = Drives::new(1);
+    all(on_ranks(1, |comm| {
+        let mut job = Job::start(&small_config(&drives, 4), comm)?;
+        job.begin()?;
+        job.optimizer.swap_in_optimizer_state(0)?;
+        let handle = job.next()?.unwrap();
+        match fork::fork().unwrap() {
+            fork::Fork::Child => {
+                let texts = [
+                    job.optimizer.state_sections(handle).map(drop),
+                    job.swap_out(handle, true),
+                    job.next().map(drop),
+                    job.optimizer.swap_out_optimizer_state(0),
+                    job.optimizer.finish_update(Ok(())).map(drop),
+                    job.optimizer.flush(),
+                ];
+                let is_refused = |result: Result<()>| {
+                    result.is_err_and(|error| error.to_string().contains("forked child"))
+                };
+                let all_refused = texts.into_iter().all(is_refused);
+                // Its files are the parent's.
+                drop(job);
+                std::process::exit(i32::from(!all_refused));
+            }
+            fork::Fork::Parent(child) => {
+                assert_eq!(fork::waitpid(child).unwrap(), 0, "a call in the child went through");
+            }
+        }
+        assert!(!drives.are_empty());
+        job.swap_out(handle, false)?;
+        let second = job.next()?.unwrap();
+        job.swap_out(second, false)?;
+        job.optimizer.swap_out_optimizer_state(0)?;
+        job.run_through(1)?;
+        let shard = shard_gradients(&job.optimizer, 2);
+        let gradients = Gradients::of_shard(job.optimizer.partition(), &shard)?;
+        let options = StepOptions::default();
+        update_all(job.optimizer.begin_update(&gradients, &mut job.params, options)?, adamw)?;
+        Ok(())
+    }));
+}
