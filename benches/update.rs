@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The state lies in the swapper's own buffers, as it does in a step; gradients and parameters in
-//! ordinary memory. A pass moves 28 bytes per parameter: a bf16 gradient and three fp32 arrays in, three fp32 arrays
-//! and a bf16 parameter out.
+//! ordinary memory. A pass moves 28 bytes per parameter: a bf16 gradient and three fp32 arrays in,
+//! three fp32 arrays and a bf16 parameter out.
 
 use std::time::Instant;
 

@@ -86,6 +86,8 @@ pub(super) fn round_nearest(number: f32, _at: usize) -> i32 {
 /// (A cast would be exact for larger ones as well, and is not vectorised.)
 #[inline(always)]
 fn floor(number: f32) -> i32 {
+    // Not `clamp`, which leaves NaN as it is.
+    #[allow(clippy::manual_clamp, reason = "NaN becomes 0")]
     let number = number.max(0.0).min(4096.0);
     // From 2^23 on, floats are whole numbers and their bits count up.
     let nearest = (number + 8_388_608.0).to_bits().wrapping_sub(0x4b00_0000) as i32;

@@ -17,6 +17,7 @@ mod initialize;
 mod locate;
 mod loss;
 mod norm;
+mod opening;
 mod optimizer;
 mod passage;
 mod plan;
