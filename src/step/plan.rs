@@ -126,17 +126,6 @@ impl Plan {
         &self.norm_blocks
     }
 
-    /// A number for the first element of the shard, and by counting on for all others: random
-    /// rounding depends on it. Copies of a shard round alike, different shards do not.
-    pub(super) fn rounding_origin(&self) -> u64 {
-        match &self.allotment.cut {
-            Cut::Contiguous { .. } => {
-                self.partition.flat().start | u64::from(self.allotment.group) << 50
-            }
-            own @ Cut::Own(_) => 1 << 59 | (own.fingerprint() & 0x7ff_ffff) << 32,
-        }
-    }
-
     /// The range of the flat space, in elements, of every rank that shares this rank's inventory,
     /// by rank among them. Nothing where they have brought pieces of their own.
     pub fn ranges(&self) -> &[Range<u64>] {
@@ -255,6 +244,18 @@ impl Plan {
     /// What a checksum is of.
     pub(super) fn sum_name(&self, sum: usize) -> &str {
         self.tensors.get(sum).map_or("upper halves of master", |tensor| &tensor.name)
+    }
+
+    /// Which of the random numbers of a step the rounding of an element of the shard begins with.
+    /// Copies of a whole shard round alike, different shards do not.
+    pub(super) fn dice_offset(&self, shard_offset: u64) -> u64 {
+        let origin = match &self.allotment.cut {
+            Cut::Contiguous { .. } => {
+                self.partition.flat().start | u64::from(self.allotment.group) << 50
+            }
+            own @ Cut::Own(_) => 1 << 59 | (own.fingerprint() & 0x7ff_ffff) << 32,
+        };
+        origin + shard_offset
     }
 
     /// How a step rounds.

@@ -72,7 +72,7 @@ impl Updates<'_> {
             let moments = [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)];
             let master = master.cut(SPLIT_ELEMS);
             if !segments.is_empty() {
-                let flat = self.plan.rounding_origin() + in_shard as u64;
+                let flat = self.plan.dice_offset(in_shard as u64);
                 let (params, dice) = (piece, self.dice);
                 tasks.push(UpdateTask { master, moments, params, segments, dice, flat });
             }

@@ -112,7 +112,7 @@ impl Verifier {
         }
         let plan = optimizer.plan();
         let dice = plan.dice(outcome.attempt);
-        self.reference.round(plan.tensors(), dice, plan.rounding_origin());
+        self.reference.round(plan.tensors(), dice, plan.dice_offset(0));
     }
 
     /// Collective: compares master, moments and step counts with what lies on the drives.
