@@ -71,7 +71,7 @@ impl LentChunk {
     ) {
         let chunk = self.resident.index();
         let live = plan.partition().chunk(chunk).elems as usize;
-        let offset = plan.rounding_origin() + plan.partition().chunk(chunk).shard_offset;
+        let offset = plan.dice_offset(plan.partition().chunk(chunk).shard_offset);
         let (mut sections, uppers) = sections_mut(plan, chunk, &mut self.resident);
         if let (SectionMut::Fp32(master), false) = (&sections[0], plan.is_halved()) {
             let pieces = params.par_chunks_mut(SPLIT_ELEMS);
