@@ -223,14 +223,15 @@ mod tests {
             let given = (ParamIndex(0), offset, len);
             let parts = coverage.accept(&inventory, &partition, given, true)?;
             parts.iter().for_each(|part| coverage.take(part));
-            let places: Vec<_> = parts.into_iter().map(|part| part.at.in_shard).collect();
+            let places = parts.into_iter().map(|part| part.at.in_shard);
+            let places: Vec<_> = places.map(|it| (it.start, it.end)).collect();
             Ok::<_, Error>((places, coverage.has_gradient(ParamIndex(0))))
         };
         assert!(hand_over(10, 15).unwrap_err().to_string().contains("outside"));
-        assert_eq!(hand_over(60, 40).unwrap(), (vec![0..40], false));
-        assert_eq!(hand_over(5, 15).unwrap(), (vec![45..60], false));
+        assert_eq!(hand_over(60, 40).unwrap(), (vec![(0, 40)], false));
+        assert_eq!(hand_over(5, 15).unwrap(), (vec![(45, 60)], false));
         assert!(hand_over(0, 6).unwrap_err().to_string().contains("twice"));
-        assert_eq!(hand_over(30, 10).unwrap(), (vec![60..70], false));
-        assert_eq!(hand_over(0, 5).unwrap(), (vec![40..45], true));
+        assert_eq!(hand_over(30, 10).unwrap(), (vec![(60, 70)], false));
+        assert_eq!(hand_over(0, 5).unwrap(), (vec![(40, 45)], true));
     }
 }
