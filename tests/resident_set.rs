@@ -10,6 +10,8 @@ use optswap::units::Bytes;
 use support::Drives;
 use support::world::{all, config_for, on_ranks, start, step_into};
 
+const CHUNK: u64 = 64 << 10;
+
 fn resident_bytes() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -20,8 +22,8 @@ fn resident_bytes() -> usize {
 fn resident_after(elems: usize, cached: u64, steps: &[usize]) -> Vec<usize> {
     let drives = Drives::new(2);
     let mut config = config_for(&drives);
-    config.swap.chunk_elements.0 = 64 << 10;
-    config.swap.memory_budget.0 = (cached + (4 * 64 << 10)) * 12;
+    config.swap.chunk_elements.0 = CHUNK;
+    config.swap.memory_budget.0 = (cached + 4 * CHUNK) * 12;
     config.swap.cache = CacheSize::Bytes(Bytes(cached * 12));
     all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &[elems], comm)?;
@@ -45,7 +47,7 @@ fn resident_after(elems: usize, cached: u64, steps: &[usize]) -> Vec<usize> {
 /// swapper the moments, 8 bytes per parameter, stay in memory after the first step.)
 #[test]
 fn resident_memory_is_flat_over_a_thousand_steps() {
-    let found = resident_after(2 << 20, 28 * 64 << 10, &[20, 1020]);
+    let found = resident_after(2 << 20, 28 * CHUNK, &[20, 1020]);
     let [_, warm, later] = found[..] else { panic!("{found:?}") };
     assert!(later as f64 <= warm as f64 * 1.01, "{warm} bytes after 20 steps, {later} later");
 

@@ -259,5 +259,8 @@ impl Drop for UringEngine {
             }
             self.collect(&mut ignored);
         }
+        // Files are let go now, and with them their locks: the kernel takes a closed ring apart
+        // later, on a busy machine seconds later.
+        let _ = self.ring.submitter().unregister_files();
     }
 }

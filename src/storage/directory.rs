@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::Bytes;
 
 /// A killed process holds its lock until the kernel has ended its last operation.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PATIENCE: Duration = Duration::from_secs(8);
 /// So long may a ring that has been closed keep its files.
 const CLOSING_PATIENCE: Duration = Duration::from_millis(200);
 
