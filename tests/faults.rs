@@ -28,8 +28,10 @@ impl Long {
     }
 
     fn arguments(drives: &Drives, drive: &Path) -> Vec<String> {
-        // Small chunks, each read from the drive in every step.
-        let text = "[swap]\nchunk_elements = 4096\nprefetch = false\nwrite_behind = false\n";
+        // Small chunks, each read from the drive in every step, and fewer buffers than chunks: at
+        // any moment something is on the drive alone.
+        let text = "[swap]\nmemory_budget = \"192KiB\"\nchunk_elements = 4096\nprefetch = false\n\
+                    write_behind = false\n";
         let small = drives.write("small.toml", text);
         let drive = drive.display().to_string();
         let own = ["--drives", &drive, "--config", &small].map(str::to_owned);
