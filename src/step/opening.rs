@@ -58,13 +58,12 @@ pub(super) fn create_files(
 /// no longer has.
 pub(super) fn reclaim(config: &Config, ranks: u32, directories: &[ShardDirectory]) -> Result<()> {
     ShardFiles::reclaim(directories)?;
+    let mut left = Vec::new();
     for drive in &config.drives.paths {
-        let shards = ShardDirectory::all_on(drive, Some(&config.job))?;
-        for shard in shards.iter().filter(|shard| shard.shard() >= ranks) {
-            shard.remove_dead()?;
-        }
+        left.extend(ShardDirectory::all_on(drive, Some(&config.job))?);
     }
-    Ok(())
+    left.retain(|shard| shard.shard() >= ranks);
+    ShardDirectory::remove_all_dead(&left)
 }
 
 /// Opens records and update threads.

@@ -133,6 +133,17 @@ impl ShardDirectory {
         Ok(file)
     }
 
+    /// Removes directories of dead jobs; those that somebody alive holds stay.
+    ///
+    /// # Errors
+    /// Cannot create, if the system refuses.
+    pub fn remove_all_dead(directories: &[Self]) -> Result<()> {
+        directories.iter().for_each(Self::forget_dead);
+        let mut directories: Vec<&Self> = directories.iter().collect();
+        Self::sort_for_removal(&mut directories);
+        directories.into_iter().try_for_each(|it| it.remove_dead().map(drop))
+    }
+
     /// Removes the directory of a dead job; false if somebody alive holds it.
     ///
     /// # Errors
@@ -154,6 +165,22 @@ impl ShardDirectory {
         match self.path.exists() {
             true => Err(refused(std::io::Error::other("files are left"))),
             false => Ok(true),
+        }
+    }
+
+    /// The order in which directories of shards are given up, if a kill may come in between: the
+    /// drive that holds records last, so that what is left is no job whose drive is missing.
+    pub(super) fn sort_for_removal(directories: &mut [&Self]) {
+        let number = |it: &&Self| it.layout().ok().flatten().map_or(u32::MAX, |it| it.drive);
+        directories.sort_by_cached_key(|it| std::cmp::Reverse(number(it)));
+    }
+
+    /// Removes the records of a dead owner, which speak of bytes that go next.
+    pub(super) fn forget_dead(&self) {
+        if let Ok(file) = File::open(self.state_path())
+            && self.lock(&file, CLOSING_PATIENCE).is_ok()
+        {
+            self.forget();
         }
     }
 

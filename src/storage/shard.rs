@@ -85,7 +85,13 @@ impl ShardFiles {
     /// # Errors
     /// Unavailable if a living job holds one; cannot create if the system refuses.
     pub fn reclaim(directories: &[ShardDirectory]) -> Result<()> {
-        directories.iter().try_for_each(ShardDirectory::reclaim)
+        let mut directories: Vec<&ShardDirectory> = directories.iter().collect();
+        ShardDirectory::sort_for_removal(&mut directories);
+        // Of all drives before any bytes go. Who is alive is found out below, and waited for.
+        if directories.iter().all(|it| !it.is_alive()) {
+            directories.iter().for_each(|it| it.forget_dead());
+        }
+        directories.into_iter().try_for_each(ShardDirectory::reclaim)
     }
 
     /// Whether the files stay on the drives when this is dropped.
