@@ -51,7 +51,7 @@ fn back_propagate(optimizer: &mut SwappedOptimizer, step: u64) -> Result<()> {
             let parts = shard[piece.in_shard()].chunks(PIECE).enumerate();
             for (number, part) in parts.collect::<Vec<_>>().into_iter().rev() {
                 let offset = piece.param_offset + (number * PIECE) as u64;
-                optimizer.swap_out_gradients(piece.param, offset, &part.to_vec(), batch == 1)?;
+                optimizer.swap_out_gradients(piece.param, offset, part, batch == 1)?;
             }
         }
     }
