@@ -11,7 +11,7 @@ mod support;
 use std::rc::Rc;
 
 use half::bf16;
-use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, micro_batch};
+use handed_over::{CHUNK_BYTES, micro_batch};
 use optswap::checkpoint::Checkpoints;
 use optswap::config::{AccumulateIn, Config, EngineName, GradientPlace};
 use optswap::coord::Communicator;
@@ -176,12 +176,13 @@ const PLACES: [GradientPlace; 4] =
 fn keep_gradients(config: &mut Config, place: GradientPlace, buffers: u64) {
     config.gradients.place = place;
     let state = buffers * CHUNK_BYTES;
+    let gradients = 4096 * config.gradients.accumulate_in.elem_bytes();
     config.swap.memory_budget = Bytes(match place {
         GradientPlace::Caller => state,
-        GradientPlace::Memory => state + 16 * GRADIENT_BYTES,
-        GradientPlace::Drives => state + 2 * GRADIENT_BYTES,
+        GradientPlace::Memory => state + 16 * gradients,
+        GradientPlace::Drives => state + 2 * gradients,
         // Some in memory, some on the drives.
-        GradientPlace::Auto => 8 * CHUNK_BYTES + 8 * GRADIENT_BYTES,
+        GradientPlace::Auto => 8 * CHUNK_BYTES + 8 * gradients,
     });
 }
 
@@ -191,8 +192,8 @@ fn gradients_summed_in_bf16_come_as_bf16() {
     for (number, place) in PLACES.into_iter().enumerate() {
         let drives = Drives::new(2);
         let mut config = small_config(&drives, false);
-        keep_gradients(&mut config, place, 5);
         config.gradients.accumulate_in = AccumulateIn::Bf16;
+        keep_gradients(&mut config, place, 5);
         config.io.engine = [EngineName::Uring, EngineName::Threads][number % 2];
         digests.extend(all(on_ranks(2, |comm| train_as_stage_3_does(&config, comm))));
     }

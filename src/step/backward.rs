@@ -100,7 +100,7 @@ impl SwappedOptimizer {
         result
     }
 
-    /// Checks the arguments of a step with the gradients that were handed over, and waits for these.
+    /// Checks the arguments of a step with gradients that were handed over, and waits for these.
     pub(super) fn accept_stored<P: ParamElem>(
         &mut self,
         params: &[P],

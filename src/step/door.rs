@@ -35,7 +35,7 @@ impl SwappedOptimizer {
         Ok(SubGroups::new(self, PassGradients::Borrowed(gradients), params, outcome))
     }
 
-    /// Collective: as [`Self::begin_update`], with the gradients that were handed over before, which
+    /// Collective: as [`Self::begin_update`], with the gradients that were handed over before. They
     /// come with the chunks as they were summed: `A` is f32 or bf16, as `gradients.accumulate_in`
     /// says. They are gone when the update has ended, in whatever way.
     ///
