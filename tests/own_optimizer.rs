@@ -1,16 +1,19 @@
 //! The caller's own update: sub-groups swapped in, changed and swapped out, with the bits of the
-//! same update in memory; state tensors that a program declares; what happens when an update is
-//! left half-way.
+//! same update in memory, from gradients that the program keeps or has handed over before; state
+//! tensors that a program declares.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
+#[path = "support/handed_over.rs"]
+mod handed_over;
 mod support;
 
 use std::rc::Rc;
 
 use half::bf16;
+use handed_over::{CHUNK_BYTES, micro_batch};
 use optswap::checkpoint::Checkpoints;
-use optswap::config::{Config, EngineName};
+use optswap::config::{AccumulateIn, Config, EngineName, GradientPlace};
 use optswap::coord::Communicator;
 use optswap::error::{ErrorKind, Result};
 use optswap::optim::reference::Reference;
@@ -25,6 +28,34 @@ use support::world::{all, inventory, masters, on_ranks, shard_gradients};
 
 fn has_gradient(param: ParamIndex, step: u64) -> bool {
     !(u64::from(param.0) + step).is_multiple_of(3)
+}
+
+/// The sums of two micro-batches, as they are kept.
+fn sums_of(optimizer: &SwappedOptimizer, step: u64) -> Vec<f32> {
+    let round = |sum: f32| match optimizer.plan().config().gradients.accumulate_in {
+        AccumulateIn::F32 => sum,
+        AccumulateIn::Bf16 => bf16::from_f32(sum).to_f32(),
+    };
+    let [first, second] = [0, 1].map(|batch| micro_batch(optimizer, step, batch));
+    let pairs = first.into_iter().zip(second);
+    pairs.map(|(first, second)| round(round(first) + second)).collect()
+}
+
+/// The same, as backward gives them: the last ones first, in pieces that fit no block.
+fn back_propagate(optimizer: &mut SwappedOptimizer, step: u64) -> Result<()> {
+    const PIECE: usize = 1237;
+    for batch in 0..2 {
+        let shard = micro_batch(optimizer, step, batch);
+        let pieces = optimizer.partition().pieces().to_vec();
+        for piece in pieces.iter().rev().filter(|piece| has_gradient(piece.param, step)) {
+            let parts = shard[piece.in_shard()].chunks(PIECE).enumerate();
+            for (number, part) in parts.collect::<Vec<_>>().into_iter().rev() {
+                let offset = piece.param_offset + (number * PIECE) as u64;
+                optimizer.swap_out_gradients(piece.param, offset, part, batch == 1)?;
+            }
+        }
+    }
+    optimizer.flush_gradients()
 }
 
 /// The gradients of a step without those of every third parameter, the last ones first.
@@ -69,11 +100,23 @@ fn step(
     rule: Rule,
     params: &mut [bf16],
 ) -> Result<Vec<usize>> {
-    let number = optimizer.attempts() + 1;
-    let shard = shard_gradients(optimizer, number);
-    let gradients = some_gradients(optimizer, &shard, number);
-    let groups = optimizer.begin_update(&gradients, params, StepOptions::default())?;
-    let (outcome, chunks) = update_all(groups, rule)?;
+    let (number, options) = (optimizer.attempts() + 1, StepOptions::default());
+    let shard = sums_of(optimizer, number);
+    let kept = optimizer.plan().config().gradients.clone();
+    let (outcome, chunks) = match (kept.place, kept.accumulate_in) {
+        (GradientPlace::Caller, _) => {
+            let gradients = some_gradients(optimizer, &shard, number);
+            update_all(optimizer.begin_update(&gradients, params, options)?, rule)?
+        }
+        (_, AccumulateIn::F32) => {
+            back_propagate(optimizer, number)?;
+            update_all(optimizer.begin_update_gradients::<f32, _>(params, options)?, rule)?
+        }
+        (_, AccumulateIn::Bf16) => {
+            back_propagate(optimizer, number)?;
+            update_all(optimizer.begin_update_gradients::<bf16, _>(params, options)?, rule)?
+        }
+    };
     verifier
         .step_with(optimizer, &outcome, |twin, its| update_twin(rule, twin, its, &outcome, &shard));
     verifier.check_with(optimizer, params)?;
@@ -89,6 +132,9 @@ fn train_as_stage_3_does(config: &Config, comm: Rc<dyn Communicator>) -> Result<
     let mut optimizer = SwappedOptimizer::create(config, inventory(&sizes), comm)?;
     let fill = masters(optimizer.partition().flat().start);
     optimizer.initialize_parameters(&fill)?;
+    let kept = optimizer.plan().gradients().resident_chunks();
+    let is_auto = config.gradients.place == GradientPlace::Auto;
+    assert!(!is_auto || (1..16).contains(&kept), "a part in memory: {kept}");
     let mut verifier = Verifier::new(&optimizer, &fill)?;
     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
     optimizer.emit_parameters(&mut params)?;
@@ -109,26 +155,66 @@ fn all_four_modes_give_the_bits_of_memory_on_one_to_four_ranks() {
         let mut digests = Vec::new();
         for case in 0..16 {
             let [read, write, is_uring, is_durable] = [0, 1, 2, 3].map(|bit| case >> bit & 1 == 0);
-            let drives = Drives::new(2);
-            let mut config = small_config(&drives, is_durable);
-            (config.swap.pipeline_read, config.swap.pipeline_write) = (read, write);
-            config.io.engine = if is_uring { EngineName::Uring } else { EngineName::Threads };
-            digests.extend(all(on_ranks(ranks, |comm| train_as_stage_3_does(&config, comm))));
+            for place in PLACES {
+                let drives = Drives::new(2);
+                let mut config = small_config(&drives, is_durable);
+                keep_gradients(&mut config, place, 5);
+                (config.swap.pipeline_read, config.swap.pipeline_write) = (read, write);
+                config.io.engine = if is_uring { EngineName::Uring } else { EngineName::Threads };
+                digests.extend(all(on_ranks(ranks, |comm| train_as_stage_3_does(&config, comm))));
+            }
         }
         digests.dedup();
         assert_eq!(digests.len(), 1, "{ranks} ranks: {digests:?}");
     }
 }
 
+const PLACES: [GradientPlace; 4] =
+    [GradientPlace::Caller, GradientPlace::Memory, GradientPlace::Drives, GradientPlace::Auto];
+
+/// A budget of so many buffers for state, and what gradients need of sixteen chunks.
+fn keep_gradients(config: &mut Config, place: GradientPlace, buffers: u64) {
+    config.gradients.place = place;
+    let state = buffers * CHUNK_BYTES;
+    let gradients = 4096 * config.gradients.accumulate_in.elem_bytes();
+    config.swap.memory_budget = Bytes(match place {
+        GradientPlace::Caller => state,
+        GradientPlace::Memory => state + 16 * gradients,
+        GradientPlace::Drives => state + 2 * gradients,
+        // Some in memory, some on the drives.
+        GradientPlace::Auto => 8 * CHUNK_BYTES + 8 * gradients,
+    });
+}
+
+#[test]
+fn gradients_summed_in_bf16_come_as_bf16() {
+    let mut digests = Vec::new();
+    for (number, place) in PLACES.into_iter().enumerate() {
+        let drives = Drives::new(2);
+        let mut config = small_config(&drives, false);
+        config.gradients.accumulate_in = AccumulateIn::Bf16;
+        keep_gradients(&mut config, place, 5);
+        config.io.engine = [EngineName::Uring, EngineName::Threads][number % 2];
+        digests.extend(all(on_ranks(2, |comm| train_as_stage_3_does(&config, comm))));
+    }
+    digests.dedup();
+    assert_eq!(digests.len(), 1, "{digests:?}");
+}
+
 #[test]
 fn the_smallest_budget_the_largest_and_a_cache_give_the_same_bits() {
     let mut digests = Vec::new();
     for (buffers, cached) in [(2, 0), (3, 1), (7, 4), (16, 0), (16, 16)] {
-        let drives = Drives::new(2);
-        let mut config = small_config(&drives, false);
-        config.swap.memory_budget = Bytes(buffers * 4096 * 12);
-        config.swap.cache = format!("{}KiB", cached * 48).parse().unwrap();
-        digests.extend(all(on_ranks(1, |comm| train_as_stage_3_does(&config, comm))));
+        for case in 0..8 {
+            let [read, write, is_spilled] = [0, 1, 2].map(|bit| case >> bit & 1 == 0);
+            let drives = Drives::new(2);
+            let mut config = small_config(&drives, false);
+            let place = if is_spilled { GradientPlace::Drives } else { GradientPlace::Caller };
+            keep_gradients(&mut config, place, buffers);
+            config.swap.cache = format!("{}KiB", cached * 48).parse().unwrap();
+            (config.swap.pipeline_read, config.swap.pipeline_write) = (read, write);
+            digests.extend(all(on_ranks(1, |comm| train_as_stage_3_does(&config, comm))));
+        }
     }
     digests.dedup();
     assert_eq!(digests.len(), 1, "{digests:?}");

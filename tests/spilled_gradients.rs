@@ -18,7 +18,7 @@ use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind, Gr
 use optswap::coord::Communicator;
 use optswap::error::{Error, Result};
 use optswap::step::{StepOptions, SwappedOptimizer};
-use optswap::units::Bytes;
+use optswap::units::{Bytes, Elems};
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
 
@@ -397,4 +397,27 @@ fn looking_at_the_state_during_backward_disturbs_nothing() {
         optimizer.state_digest()
     }));
     assert_eq!(seen, expected);
+}
+
+/// Chunks that stay in memory, chunks that come, and two buffers for the gradients of all of them.
+#[test]
+fn gradients_come_for_chunks_in_memory_too_in_every_mode() {
+    let other = Drives::new(1);
+    let plain = config_for(&other, GradientPlace::Caller, 3);
+    let sizes = [16 * 4096 - 100];
+    let expected = all(on_ranks(1, |comm| digest_of(&plain, &sizes, 1, comm)));
+    for (buffers, cached) in [(3, 1), (4, 2), (5, 3), (7, 4), (7, 5), (12, 8)] {
+        for case in 0..4 {
+            let [read, write] = [0, 1].map(|bit| case >> bit & 1 == 0);
+            let drives = Drives::new(1);
+            let mut config = config_for(&drives, GradientPlace::Drives, buffers);
+            config.swap.sub_group_elements = Elems(8192);
+            config.swap.cache = Bytes(cached * CHUNK_BYTES).to_string().parse().unwrap();
+            (config.swap.pipeline_read, config.swap.pipeline_write) = (read, write);
+            config.io.engine = ENGINES[case % 2];
+            println!("{buffers} buffers, {cached} cached, read {read}, write {write}");
+            let seen = all(on_ranks(1, |comm| digest_of(&config, &sizes, 1, comm)));
+            assert_eq!(seen, expected, "{buffers}, {cached}, {read}, {write}");
+        }
+    }
 }

@@ -3,12 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
+#[path = "support/handed_over.rs"]
+mod handed_over;
 mod support;
 
 use std::rc::Rc;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use half::bf16;
-use optswap::config::Config;
+use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, hand_over};
+use optswap::config::{AccumulateIn, Config, GradientPlace};
 use optswap::coord::Communicator;
 use optswap::error::{Error, Result};
 use optswap::step::{Gradients, StepOptions, StepOutcome, SwappedOptimizer};
@@ -304,6 +310,113 @@ fn calls_in_a_forked_child_fail_and_leave_the_parent_alone() {
         let gradients = Gradients::of_shard(job.optimizer.partition(), &shard)?;
         let options = StepOptions::default();
         update_all(job.optimizer.begin_update(&gradients, &mut job.params, options)?, adamw)?;
+        Ok(())
+    }));
+}
+
+/// As another language would read it.
+fn bytes_at(address: usize, bytes: usize) -> Vec<u8> {
+    let mut seen = vec![0; bytes];
+    let memory = File::open("/proc/self/mem").unwrap();
+    memory.read_exact_at(&mut seen, address as u64).unwrap();
+    seen
+}
+
+#[test]
+fn stored_gradients_are_where_their_sections_say() {
+    for place in [GradientPlace::Memory, GradientPlace::Drives] {
+        for format in [AccumulateIn::F32, AccumulateIn::Bf16] {
+            let drives = Drives::new(1);
+            let mut config = small_config(&drives, 4);
+            config.swap.memory_budget = Bytes(4 * CHUNK_BYTES + 6 * GRADIENT_BYTES);
+            (config.gradients.place, config.gradients.accumulate_in) = (place, format);
+            all(on_ranks(1, |comm| {
+                let mut job = Job::start(&config, comm)?;
+                let shard = shard_gradients(&job.optimizer, 1);
+                let expected: Vec<u8> = match format {
+                    AccumulateIn::F32 => shard.iter().flat_map(|it| it.to_le_bytes()).collect(),
+                    AccumulateIn::Bf16 => {
+                        let values = shard.iter().map(|it| bf16::from_f32(*it));
+                        values.flat_map(|it| it.to_le_bytes()).collect()
+                    }
+                };
+                let bytes = expected.len() / shard.len();
+                hand_over(&mut job.optimizer, &shard, |param| param.0 != 1, 3, true)?;
+                let options = StepOptions::default();
+                let begun = job.optimizer.begin_update_gradients_by_handle(&job.params, options)?;
+                assert!(begun.grad_scale > 0.0);
+                let (mut seen, mut elems) = (0, 0);
+                for sub_group in 0..job.optimizer.sub_groups() {
+                    job.optimizer.swap_in_optimizer_state(sub_group)?;
+                    while let Some(handle) = job.next()? {
+                        for section in job.optimizer.gradient_sections(handle)? {
+                            assert_ne!(section.param, ParamIndex(1));
+                            let at = (elems + section.start) * bytes;
+                            let len = section.elems * bytes;
+                            assert_eq!(bytes_at(section.address, len), expected[at..at + len]);
+                            seen += section.elems;
+                        }
+                        elems += job.optimizer.partition().chunk(handle.chunk()).elems as usize;
+                        job.swap_out(handle, true)?;
+                        refused(job.optimizer.gradient_sections(handle), "stale");
+                    }
+                    job.optimizer.swap_out_optimizer_state(sub_group)?;
+                }
+                job.optimizer.finish_update(Ok(()))?;
+                assert_eq!((seen, elems), (SIZES[0] + SIZES[2], shard.len()));
+                let counts = [0, 1, 2].map(|it| job.optimizer.update_count(ParamIndex(it)));
+                assert_eq!(counts, [1, 0, 1]);
+                // An update with the caller's own has none; then nothing is left of the others.
+                job.begin()?;
+                job.optimizer.swap_in_optimizer_state(0)?;
+                let handle = job.next()?.unwrap();
+                refused(job.optimizer.gradient_sections(handle), "the caller's own");
+                Ok(())
+            }));
+        }
+    }
+}
+
+#[test]
+fn gradients_stay_as_they_are_while_an_update_uses_them() {
+    let drives = Drives::new(1);
+    let mut config = small_config(&drives, 6);
+    config.swap.sub_group_elements = Elems(1 << 20);
+    config.gradients.place = GradientPlace::Drives;
+    config.swap.memory_budget = Bytes(6 * CHUNK_BYTES + 2 * GRADIENT_BYTES);
+    all(on_ranks(1, |comm| {
+        let mut job = Job::start(&config, comm)?;
+        let buffers = job.optimizer.plan().gradients().buffers();
+        let shard = shard_gradients(&job.optimizer, 1);
+        hand_over(&mut job.optimizer, &shard, |_| true, 3, true)?;
+        let options = StepOptions::default();
+        refused(job.begin(), "handed over before");
+        job.optimizer.begin_update_gradients_by_handle(&job.params, options)?;
+        let again = job.optimizer.begin_update_gradients_by_handle(&job.params, options);
+        refused(again, "an update is under way");
+        let more = job.optimizer.swap_out_gradients(ParamIndex(0), 0, &[1.0f32], true);
+        refused(more, "an update is under way");
+        refused(job.optimizer.flush_gradients(), "an update is under way");
+        job.optimizer.discard_gradients();
+        job.optimizer.swap_in_optimizer_state(0)?;
+        let mut held = Vec::new();
+        for _ in 0..buffers {
+            let handle = job.next()?.unwrap();
+            assert!(!job.optimizer.gradient_sections(handle)?.is_empty());
+            held.push(handle);
+        }
+        // There are buffers for state, but none that the next gradient could come in.
+        refused(job.next(), "every buffer for spilled gradients");
+        held.into_iter().rev().try_for_each(|handle| job.swap_out(handle, true))?;
+        while let Some(handle) = job.next()? {
+            assert!(!job.optimizer.gradient_sections(handle)?.is_empty());
+            job.swap_out(handle, true)?;
+        }
+        job.optimizer.swap_out_optimizer_state(0)?;
+        job.optimizer.finish_update(Ok(()))?;
+        // They are gone: borrowed ones are taken.
+        job.begin()?;
+        job.run_through(0)?;
         Ok(())
     }));
 }

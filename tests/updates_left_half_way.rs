@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
+#[path = "support/handed_over.rs"]
+mod handed_over;
 mod support;
 
 use half::bf16;
-use optswap::config::{FaultConfig, FaultKind};
-use optswap::step::{Gradients, StepOptions};
+use handed_over::{GRADIENT_BYTES, hand_over};
+use optswap::config::{Config, FaultConfig, FaultKind, GradientPlace};
+use optswap::error::Result;
+use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
 use optswap::units::ParamIndex;
 use support::Drives;
 use support::by_hand::{adamw, rmsprop, rmsprop_config, sizes, small_config, update_all};
@@ -126,4 +130,206 @@ fn a_skipped_step_has_no_sub_groups() {
         assert!(params.iter().all(|param| *param == 7.0));
         Ok(())
     }));
+}
+
+const PLACES: [GradientPlace; 3] =
+    [GradientPlace::Memory, GradientPlace::Drives, GradientPlace::Auto];
+
+/// As [`small_config`], with room for gradients.
+fn config_with_gradients(drives: &Drives, is_durable: bool, place: GradientPlace) -> Config {
+    let mut config = small_config(drives, is_durable);
+    config.gradients.place = place;
+    config.swap.memory_budget.0 += 9 * GRADIENT_BYTES;
+    config
+}
+
+fn hand_over_all(optimizer: &mut SwappedOptimizer) -> Result<()> {
+    let shard = shard_gradients(optimizer, optimizer.attempts() + 1);
+    hand_over(optimizer, &shard, |_| true, 3, true)
+}
+
+/// What an update has left in the store is not used by the next one.
+fn is_store_empty(optimizer: &mut SwappedOptimizer) -> Result<bool> {
+    // Borrowed gradients are refused as long as others are there.
+    let mut params = vec![(); optimizer.partition().elems() as usize];
+    let step = optimizer.step(&Gradients::<f32>::new(), &mut params, StepOptions::default());
+    match step {
+        Ok(outcome) => Ok(outcome.grad_norm == 0.0),
+        Err(error) if error.to_string().contains("handed over before") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[test]
+fn stored_gradients_are_gone_when_their_update_is_left_half_way() {
+    for place in PLACES {
+        for changes in [false, true] {
+            let drives = Drives::new(1);
+            let config = config_with_gradients(&drives, true, place);
+            all(on_ranks(2, |comm| {
+                let is_first = comm.rank().0 == 0;
+                let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
+                let before = optimizer.state_digest()?;
+                hand_over_all(&mut optimizer)?;
+                let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
+                let options = StepOptions::default();
+                let mut groups =
+                    optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+                if is_first {
+                    let mut sub_group = groups.swap_in()?.unwrap();
+                    let mut chunk = sub_group.next_chunk()?.unwrap();
+                    assert!(chunk.runs().iter().all(|run| run.gradient.is_some()));
+                    if changes {
+                        chunk.master_mut()[0] = 1.0;
+                    }
+                    drop(sub_group);
+                    drop(groups);
+                } else if changes {
+                    assert!(update_all(groups, adamw).is_err());
+                } else {
+                    assert!(groups.finish().is_err());
+                }
+                if changes {
+                    optimizer.recover(&mut params)?;
+                }
+                assert_eq!(optimizer.state_digest()?, before);
+                assert_eq!(optimizer.update_count(ParamIndex(0)), 0);
+                assert!(is_store_empty(&mut optimizer)?, "{place:?}");
+                assert_eq!(optimizer.state_digest()?, before);
+                hand_over_all(&mut optimizer)?;
+                let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+                let (outcome, _) = update_all(groups, adamw)?;
+                assert!(outcome.grad_norm > 0.0);
+                assert!(is_store_empty(&mut optimizer)?, "{place:?}");
+                Ok(())
+            }));
+        }
+    }
+}
+
+#[test]
+fn a_skipped_step_has_no_sub_groups_and_drops_stored_gradients() {
+    for place in PLACES {
+        let drives = Drives::new(1);
+        let config = config_with_gradients(&drives, false, place);
+        all(on_ranks(2, |comm| {
+            let is_first = comm.rank().0 == 0;
+            let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
+            let before = optimizer.state_digest()?;
+            let mut shard = shard_gradients(&optimizer, 1);
+            if is_first {
+                shard[3] = f32::INFINITY;
+            }
+            hand_over(&mut optimizer, &shard, |_| true, 3, true)?;
+            let mut params = vec![7.0f32; shard.len()];
+            let options = StepOptions::default();
+            let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+            let (outcome, chunks) = update_all(groups, adamw)?;
+            assert!(outcome.skipped && chunks.is_empty());
+            assert!(is_store_empty(&mut optimizer)?, "{place:?}");
+            assert_eq!(optimizer.state_digest()?, before);
+            assert!(params.iter().all(|param| *param == 7.0));
+            Ok(())
+        }));
+    }
+}
+
+/// A flipped bit in a gradient, or one that cannot be read, on one rank.
+#[test]
+fn a_spilled_gradient_that_is_lost_under_the_door_is_an_error_on_all_ranks() {
+    for (kind, words) in [(FaultKind::Eio, "cannot be read back"), (FaultKind::Bitflip, "corrupt")]
+    {
+        let mut found = 0;
+        // After eight first writes and eight spills.
+        for op in 16..32 {
+            let drives = Drives::new(1);
+            let mut config = config_with_gradients(&drives, true, GradientPlace::Drives);
+            (config.swap.write_behind, config.swap.prefetch) = (false, false);
+            config.faults.push(FaultConfig::at(1, op, kind));
+            let texts = all(on_ranks(2, |comm| {
+                let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
+                let before = optimizer.state_digest()?;
+                let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
+                let options = StepOptions::default();
+                hand_over_all(&mut optimizer)?;
+                let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options);
+                let updated = groups.and_then(|groups| update_all(groups, adamw));
+                let Err(error) = updated else { return Ok(String::new()) };
+                optimizer.recover(&mut params)?;
+                assert_eq!(optimizer.state_digest()?, before);
+                assert!(is_store_empty(&mut optimizer)?);
+                Ok(error.to_string())
+            }));
+            assert_eq!(texts[0].is_empty(), texts[1].is_empty(), "{kind:?}, {op}: {texts:?}");
+            let is_of_gradient = texts[1].contains("gradient") && texts[1].contains(words);
+            found += usize::from(is_of_gradient && texts[1].contains("holding"));
+        }
+        assert!(found > 1, "{kind:?}: {found}");
+    }
+}
+
+#[test]
+fn an_update_in_another_format_is_refused_and_the_gradients_stay() {
+    let drives = Drives::new(1);
+    let config = config_with_gradients(&drives, false, GradientPlace::Drives);
+    all(on_ranks(2, |comm| {
+        let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
+        let mut params = vec![(); optimizer.partition().elems() as usize];
+        let options = StepOptions::default();
+        hand_over_all(&mut optimizer)?;
+        let refused = optimizer.begin_update_gradients::<bf16, _>(&mut params, options);
+        let error = refused.map(drop).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        assert!(error.to_string().contains("gradients.accumulate_in"), "{error}");
+        let gradients = Gradients::<f32>::new();
+        let refused = optimizer.begin_update(&gradients, &mut params, options).map(drop);
+        assert!(refused.unwrap_err().to_string().contains("begin_update_gradients"));
+        let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+        assert!(update_all(groups, adamw)?.0.grad_norm > 0.0);
+        Ok(())
+    }));
+}
+
+#[test]
+fn a_missing_gradient_means_the_same_in_a_step_and_in_a_stored_update() {
+    use optswap::config::MissingGradient::{Error, Skip, Zero};
+    for missing in [Skip, Zero, Error] {
+        let run = |by_door: bool, place| {
+            let drives = Drives::new(1);
+            let mut config = config_with_gradients(&drives, false, place);
+            config.gradients.missing = missing;
+            all(on_ranks(2, |comm| {
+                let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
+                let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
+                // The door emits whole chunks.
+                optimizer.emit_parameters(&mut params)?;
+                for step in 1..=2 {
+                    let shard = shard_gradients(&optimizer, step);
+                    let has_one =
+                        |param: ParamIndex| !u64::from(param.0 + 1).is_multiple_of(step + 1);
+                    hand_over(&mut optimizer, &shard, has_one, step, true)?;
+                    let options = StepOptions::default();
+                    let taken = if by_door {
+                        let groups =
+                            optimizer.begin_update_gradients::<f32, _>(&mut params, options);
+                        groups.and_then(|groups| Ok(update_all(groups, adamw)?.0))
+                    } else {
+                        optimizer.step_gradients(&mut params, options)
+                    };
+                    if missing == Error {
+                        assert!(taken.unwrap_err().to_string().contains("has no gradient"));
+                        optimizer.discard_gradients();
+                    } else {
+                        taken?;
+                    }
+                }
+                let counts: Vec<u64> =
+                    (0..6).map(|it| optimizer.update_count(ParamIndex(it))).collect();
+                Ok((optimizer.state_digest()?, counts, params))
+            }))
+        };
+        for place in PLACES {
+            assert!(run(true, place) == run(false, place), "{missing:?}, {place:?}");
+        }
+    }
 }

@@ -25,7 +25,8 @@ impl SwappedOptimizer {
     /// # Errors
     /// Usage, naming the parameter: unknown, beyond its end, outside of this rank's share, twice in
     /// one micro-batch, or after the last one. Nothing has changed then. All ranks are told at the
-    /// next flush or step, once; the right piece may be handed over all the same.
+    /// next flush or step, once; the right piece may be handed over all the same. Usage on this
+    /// rank alone while an update is under way.
     pub fn swap_out_gradients<G: GradElem>(
         &mut self,
         param: ParamIndex,
@@ -33,6 +34,7 @@ impl SwappedOptimizer {
         piece: &[G],
         is_last: bool,
     ) -> Result<()> {
+        self.check_no_update()?;
         let start = Instant::now();
         let (store, mut tools) = self.store_and_tools();
         let added = store.add(&mut tools, (param, offset), piece, is_last);
@@ -58,8 +60,12 @@ impl SwappedOptimizer {
         agreed
     }
 
-    /// Forgets the gradients that were handed over since the last step. All ranks do the same.
+    /// Forgets the gradients that were handed over since the last step. All ranks do the same. (An
+    /// update that is under way keeps its own to its end.)
     pub fn discard_gradients(&mut self) {
+        if self.pass.is_some() {
+            return;
+        }
         self.gradients.clear(self.plan.partition(), &mut self.swapper);
     }
 
@@ -77,14 +83,7 @@ impl SwappedOptimizer {
             AccumulateIn::F32 => self.step_stored::<f32, P>(params, options),
             AccumulateIn::Bf16 => self.step_stored::<half::bf16, P>(params, options),
         };
-        let are_used = match &result {
-            Ok(outcome) => outcome.is_taken,
-            Err(error) => error.kind() != ErrorKind::Usage,
-        };
-        if are_used {
-            self.discard_gradients();
-        }
-        result
+        self.discard_if_used(result)
     }
 
     fn step_stored<A: GradElem, P: ParamElem>(
@@ -93,14 +92,34 @@ impl SwappedOptimizer {
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
         let begun = self.begin_step()?;
-        let accepted = self.check_arguments(params, options).and_then(|()| {
-            self.flush_store(Timer::AsyncSwapGradientWait)?;
-            self.gradients.check_missing(&self.plan)
-        });
+        let accepted = self.accept_stored(params, options);
         let store = std::mem::take(&mut self.gradients);
         let gradients = accepted.map(|()| StepGradients::<A>::Stored(&store));
         let result = self.take_step(begun, gradients, params, options);
         self.gradients = store;
+        result
+    }
+
+    /// Checks the arguments of a step with gradients that were handed over, and waits for these.
+    pub(super) fn accept_stored<P: ParamElem>(
+        &mut self,
+        params: &[P],
+        options: StepOptions<'_>,
+    ) -> Result<()> {
+        self.check_arguments(params, options)?;
+        self.flush_store(Timer::AsyncSwapGradientWait)?;
+        self.gradients.check_missing(&self.plan)
+    }
+
+    /// Forgets gradients that a step has used, or lost.
+    pub(super) fn discard_if_used(&mut self, result: Result<StepOutcome>) -> Result<StepOutcome> {
+        let are_used = match &result {
+            Ok(outcome) => outcome.is_taken,
+            Err(error) => error.kind() != ErrorKind::Usage,
+        };
+        if are_used {
+            self.discard_gradients();
+        }
         result
     }
 

@@ -3,9 +3,11 @@
 
 use std::ops::Range;
 
-use super::gradients::{Gradients, ShardGradients};
+use super::door_chunk::OpenChunk;
+use super::gradients::Gradients;
 use super::optimizer::SwappedOptimizer;
 use super::run::{StepOptions, StepOutcome};
+use super::source::PassGradients;
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::{GradElem, ParamElem};
 use crate::partition::Chunk;
@@ -30,11 +32,23 @@ impl SwappedOptimizer {
         options: StepOptions<'_>,
     ) -> Result<SubGroups<'o, 'g, G, P>> {
         let (outcome, gradients) = self.begin_pass(gradients, params, options)?;
-        let left = match outcome.skipped || !outcome.is_taken {
-            true => 0..0,
-            false => 0..self.sub_groups(),
-        };
-        Ok(SubGroups { optimizer: self, gradients, params, outcome, left, end: End::Open })
+        Ok(SubGroups::new(self, PassGradients::Borrowed(gradients), params, outcome))
+    }
+
+    /// Collective: as [`Self::begin_update`], with the gradients that were handed over before. They
+    /// come with the chunks as they were summed: `A` is f32 or bf16, as `gradients.accumulate_in`
+    /// says. They are gone when the update has ended, in whatever way.
+    ///
+    /// # Errors
+    /// As [`Self::step_gradients`]; usage, naming the setting, if `A` is another format.
+    pub fn begin_update_gradients<'o, A: GradElem, P: ParamElem>(
+        &'o mut self,
+        params: &'o mut [P],
+        options: StepOptions<'_>,
+    ) -> Result<SubGroups<'o, 'o, A, P>> {
+        let is_kept = self.gradients.check_format::<A>();
+        let outcome = self.begin_stored_pass(is_kept, params, options)?;
+        Ok(SubGroups::new(self, PassGradients::Stored, params, outcome))
     }
 }
 
@@ -46,7 +60,7 @@ impl SwappedOptimizer {
 #[must_use = "an update that is not finished is an error on all ranks"]
 pub struct SubGroups<'o, 'g, G: GradElem, P: ParamElem> {
     optimizer: &'o mut SwappedOptimizer,
-    gradients: ShardGradients<'g, G>,
+    gradients: PassGradients<'g, G>,
     params: &'o mut [P],
     outcome: StepOutcome,
     left: Range<u32>,
@@ -63,7 +77,20 @@ enum End {
     Over,
 }
 
-impl<'g, G: GradElem, P: ParamElem> SubGroups<'_, 'g, G, P> {
+impl<'o, 'g, G: GradElem, P: ParamElem> SubGroups<'o, 'g, G, P> {
+    fn new(
+        optimizer: &'o mut SwappedOptimizer,
+        gradients: PassGradients<'g, G>,
+        params: &'o mut [P],
+        outcome: StepOutcome,
+    ) -> Self {
+        let left = match outcome.skipped || !outcome.is_taken {
+            true => 0..0,
+            false => 0..optimizer.sub_groups(),
+        };
+        Self { optimizer, gradients, params, outcome, left, end: End::Open }
+    }
+
     /// What is decided so far: whether the step is taken or skipped, the norm, and what gradients
     /// are multiplied by.
     pub fn outcome(&self) -> &StepOutcome {
@@ -177,7 +204,7 @@ impl<G: GradElem, P: ParamElem> Drop for SubGroups<'_, '_, G, P> {
 #[must_use = "a sub-group that is not swapped out ends the update with an error"]
 pub struct SubGroup<'s, 'g, G: GradElem, P: ParamElem> {
     optimizer: &'s mut SwappedOptimizer,
-    gradients: &'s ShardGradients<'g, G>,
+    gradients: &'s PassGradients<'g, G>,
     params: &'s mut [P],
     grad_scale: f32,
     end: &'s mut End,
@@ -227,8 +254,10 @@ impl<G: GradElem, P: ParamElem> SubGroup<'_, '_, G, P> {
     }
 
     fn open(&mut self, handle: ChunkHandle) -> Result<UpdateChunk<'_, G>> {
-        let SwappedOptimizer { plan, lent, groups, update_counts, .. } = &mut *self.optimizer;
-        let (arrays, has_changed) = lent.get_mut(handle)?.arrays_mut(plan);
+        let SwappedOptimizer { plan, lent, groups, update_counts, gradients: store, .. } =
+            &mut *self.optimizer;
+        let OpenChunk { arrays, spilled, has_changed } = lent.get_mut(handle)?.open(plan);
+        let gradients = self.gradients.of_chunk(store, plan, handle.chunk(), spilled)?;
         let chunk = plan.partition().chunk(handle.chunk());
         let mut runs = Vec::new();
         for run in plan.partition().runs_of(handle.chunk()) {
@@ -243,7 +272,7 @@ impl<G: GradElem, P: ParamElem> SubGroup<'_, '_, G, P> {
                 gradient,
             };
             let before = runs.len();
-            let within = self.gradients.within(run.in_shard());
+            let within = gradients.within(run.in_shard());
             runs.extend(within.map(|(at, fragment)| update(at, Some(fragment.grad))));
             if runs.len() == before {
                 runs.push(update(run.in_shard(), None));

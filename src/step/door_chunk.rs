@@ -23,6 +23,16 @@ pub(super) struct LentChunk {
     pub since: Instant,
 }
 
+/// A chunk in the caller's hands.
+pub(super) struct OpenChunk<'a> {
+    /// The live values of every state tensor, to be changed.
+    pub arrays: Vec<&'a mut [f32]>,
+    /// Its spilled gradient, as it came from the drives.
+    pub spilled: &'a [u8],
+    /// To be set if the caller may change something.
+    pub has_changed: &'a mut bool,
+}
+
 impl LentChunk {
     /// Decodes what is not fp32, into memory of a chunk before. `uppers` are the upper halves of
     /// the chunk's live masters, where those are parameters.
@@ -48,17 +58,18 @@ impl LentChunk {
         Self { resident, decoded, has_changed: false, is_exposed: false, since: Instant::now() }
     }
 
-    /// The live values of every state tensor, to be changed.
-    pub fn arrays_mut(&mut self, plan: &Plan) -> (Vec<&mut [f32]>, &mut bool) {
+    /// What the caller may see of it.
+    pub fn open(&mut self, plan: &Plan) -> OpenChunk<'_> {
         let chunk = self.resident.index();
         let live = plan.partition().chunk(chunk).elems as usize;
-        let (sections, _) = sections_mut(plan, chunk, &mut self.resident);
+        let (bytes, spilled) = self.resident.with_gradient();
+        let (sections, _) = sections_mut(plan, chunk, bytes);
         let arrays = sections.into_iter().zip(&mut self.decoded);
         let arrays = arrays.map(|(section, decoded)| match section {
             SectionMut::Fp32(values) => &mut values[..live],
             _ => &mut decoded[..live],
         });
-        (arrays.collect(), &mut self.has_changed)
+        OpenChunk { arrays: arrays.collect(), spilled, has_changed: &mut self.has_changed }
     }
 
     /// Encodes what is not fp32 and emits the parameters of the chunk's live elements.

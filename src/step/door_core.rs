@@ -2,6 +2,7 @@
 //! callers in other languages. [`super::SubGroups`] is the same for Rust, checked by the compiler.
 
 use super::door_chunk::LentChunk;
+use super::gradient_store::GradientStore;
 use super::gradients::{Gradients, ShardGradients};
 use super::optimizer::SwappedOptimizer;
 use super::passage::Passage;
@@ -17,9 +18,11 @@ use crate::units::{ChunkIndex, ParamIndex};
 /// An update that the caller makes.
 pub(super) struct Pass {
     begun: Begun,
-    /// The parameters that have a gradient.
+    /// The parameters that have a gradient, and whether each chunk has any of one.
     updated: Vec<ParamIndex>,
     has_gradient: Vec<bool>,
+    /// Gradients are those that were handed over before.
+    pub is_stored: bool,
     /// The sub-group that is in.
     open: Option<u32>,
     /// Sub-groups, and chunks, that have been in or are.
@@ -29,6 +32,28 @@ pub(super) struct Pass {
     has_changed: bool,
     /// Memory for decoded values.
     spare: Vec<Vec<Vec<f32>>>,
+}
+
+impl Pass {
+    pub fn new(
+        begun: Begun,
+        updated: Vec<ParamIndex>,
+        has_gradient: Vec<bool>,
+        is_stored: bool,
+    ) -> Self {
+        begun.activity.turn_to(Phase::SwapAndUpdate);
+        Self {
+            updated: if begun.outcome.skipped { Vec::new() } else { updated },
+            has_gradient,
+            is_stored,
+            begun,
+            open: None,
+            sub_groups: 0,
+            chunks: 0,
+            has_changed: false,
+            spare: Vec::new(),
+        }
+    }
 }
 
 /// Where a state tensor of a chunk that is swapped in lies in memory, as f32 values.
@@ -72,23 +97,13 @@ impl SwappedOptimizer {
         let StepGradients::Borrowed(laid_out) = gradients else {
             return Err(Error::internal("gradients that were handed over are stored"));
         };
-        begun.activity.turn_to(Phase::SwapAndUpdate);
-        let outcome = begun.outcome;
         let has_gradient = |chunk: &crate::partition::Chunk| {
             let start = chunk.shard_offset as usize;
             laid_out.within(start..start + chunk.elems as usize).next().is_some()
         };
-        self.pass = Some(Pass {
-            updated: if outcome.skipped { Vec::new() } else { laid_out.params() },
-            has_gradient: self.plan.partition().chunks().iter().map(has_gradient).collect(),
-            begun,
-            open: None,
-            sub_groups: 0,
-            chunks: 0,
-            has_changed: false,
-            spare: Vec::new(),
-        });
-        Ok((outcome, laid_out))
+        let has_gradient = self.plan.partition().chunks().iter().map(has_gradient).collect();
+        let pass = Pass::new(begun, laid_out.params(), has_gradient, false);
+        Ok((self.pass.insert(pass).begun.outcome, laid_out))
     }
 
     /// Sub-groups of this rank's shard.
@@ -159,6 +174,8 @@ impl SwappedOptimizer {
                 .with("buffers", buffers)
                 .hint("swap a chunk out before the next one, or raise swap.memory_budget"));
         }
+        self.check_gradient_buffers(chunk)?;
+        let pass = self.pass.as_mut().ok_or_else(no_update)?;
         let mut sweep = self.swapper.resume()?;
         let timers = &mut self.recorder.timers;
         let arrived = timers.time(Timer::SwapInState, || sweep.next_chunk());
@@ -171,7 +188,10 @@ impl SwappedOptimizer {
         let at = self.plan.partition().chunk(chunk);
         let params = &params[at.shard_offset as usize..][..at.elems as usize];
         let uppers = halves_of(&self.plan, params);
-        let taken = self.passage().take_in(&resident, uppers);
+        let (mut passage, store) = self.passage();
+        let taken = passage
+            .take_in(&resident, uppers)
+            .and_then(|()| passage.verify_gradient(store, chunk, resident.gradient()));
         taken.inspect_err(|_| self.note_change())?;
         let chunk_in = LentChunk::new(&self.plan, &self.pool, resident, uppers, decoded);
         self.lent.lend(chunk, chunk_in).map(Some)
@@ -187,7 +207,7 @@ impl SwappedOptimizer {
         self.swapper.check_process()?;
         let chunk = self.lent.get_mut(handle)?;
         chunk.is_exposed = true;
-        let (arrays, _) = chunk.arrays_mut(&self.plan);
+        let arrays = chunk.open(&self.plan).arrays;
         let sections = arrays.into_iter().zip(self.plan.tensors());
         let sections = sections.map(|(array, tensor)| StateSection {
             name: tensor.name.clone().into_owned(),
@@ -220,7 +240,7 @@ impl SwappedOptimizer {
             chunk.encode(&self.plan, &self.pool, self.plan.dice(self.attempts), params);
             let (resident, decoded) = chunk.into_parts();
             let uppers = halves_of(&self.plan, params);
-            self.passage().swap_out(resident, uppers);
+            self.passage().0.swap_out(resident, uppers);
             self.note_change();
             self.keep_spare(decoded);
         } else {
@@ -291,6 +311,16 @@ impl SwappedOptimizer {
         if !outcome.is_taken {
             return crate::coord::agree(&*self.comm, result).map(|()| outcome);
         }
+        let is_stored = pass.is_stored;
+        let ended = self.end_pass(pass, result);
+        if is_stored {
+            self.discard_gradients();
+        }
+        ended
+    }
+
+    fn end_pass(&mut self, pass: Pass, result: Result<()>) -> Result<StepOutcome> {
+        let outcome = pass.begun.outcome;
         let result = result.and_then(|()| self.check_complete(&pass));
         let is_changed = |chunk: &LentChunk| chunk.has_changed || chunk.is_exposed;
         let has_changed = pass.has_changed || self.lent.contents().any(is_changed);
@@ -345,13 +375,16 @@ impl SwappedOptimizer {
     /// Gives up an update that was not ended.
     pub(super) fn forget_pass(&mut self) {
         self.lent.clear();
-        if self.pass.take().is_some() {
+        if let Some(pass) = self.pass.take() {
             drop(self.swapper.resume());
+            if pass.is_stored {
+                self.discard_gradients();
+            }
         }
     }
 
-    fn passage(&mut self) -> Passage<'_> {
-        Passage {
+    fn passage(&mut self) -> (Passage<'_>, &GradientStore) {
+        let passage = Passage {
             plan: &self.plan,
             pool: &self.pool,
             attempt: self.attempts,
@@ -359,7 +392,8 @@ impl SwappedOptimizer {
             checksums: &mut self.checksums,
             snapshot: self.snapshot.as_mut(),
             timers: &mut self.recorder.timers,
-        }
+        };
+        (passage, &self.gradients)
     }
 
     fn note_change(&mut self) {
@@ -373,6 +407,6 @@ impl SwappedOptimizer {
     }
 }
 
-fn no_update() -> Error {
+pub(super) fn no_update() -> Error {
     Error::usage("no update is under way").hint("begin one with begin_update_by_handle")
 }

@@ -280,10 +280,16 @@ impl SwappedOptimizer {
     pub(super) fn check_usable(&self) -> Result<()> {
         self.swapper.check_process()?;
         match self.unusable {
-            None if self.pass.is_some() => Err(Error::usage("an update is under way")
-                .hint("end it with finish_update before anything else")),
-            None => Ok(()),
+            None => self.check_no_update(),
             Some(reason) => Err(Error::usage(format!("the optimizer cannot be used: {reason}"))),
+        }
+    }
+
+    pub(super) fn check_no_update(&self) -> Result<()> {
+        match self.pass {
+            None => Ok(()),
+            Some(_) => Err(Error::usage("an update is under way")
+                .hint("end it with finish_update before anything else")),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use half::bf16;
 
 use super::checksums::Checksums;
+use super::gradient_store::GradientStore;
 use super::gradients::ShardGradients;
 use super::plan::Plan;
 use super::snapshot::Snapshot;
@@ -60,13 +61,28 @@ impl Passage<'_> {
         chunk: ChunkIndex,
         spilled: &'s [u8],
     ) -> Result<Cow<'s, ShardGradients<'s, G>>> {
-        let before = Instant::now();
-        let verifies = self.checksums.is_due(chunk, self.attempt);
-        let found = gradients.of_chunk((self.plan, self.pool), chunk, spilled, verifies)?;
-        if !spilled.is_empty() {
-            self.timers.record(Timer::VerifyChecksums, before.elapsed());
+        if let StepGradients::Stored(store) = gradients {
+            self.verify_gradient(store, chunk, spilled)?;
         }
-        Ok(found)
+        gradients.of_chunk(self.plan, chunk, spilled)
+    }
+
+    /// Compares what was spilled of a chunk's gradient with its checksum, if it is time for that.
+    pub fn verify_gradient(
+        &mut self,
+        store: &GradientStore,
+        chunk: ChunkIndex,
+        spilled: &[u8],
+    ) -> Result<()> {
+        if spilled.is_empty() {
+            return Ok(());
+        }
+        let before = Instant::now();
+        if self.checksums.is_due(chunk, self.attempt) {
+            store.verify(self.plan, self.pool, chunk, spilled)?;
+        }
+        self.timers.record(Timer::VerifyChecksums, before.elapsed());
+        Ok(())
     }
 
     /// After a change: new checksums, and back to the drives.

@@ -11,6 +11,33 @@ use crate::optim::{BlockNorm, GradElem};
 use crate::partition::NormBlocks;
 use crate::units::{ChunkIndex, ParamIndex};
 
+/// Where an update that the caller makes takes its gradients from.
+pub(super) enum PassGradients<'a, G> {
+    /// The caller's memory.
+    Borrowed(ShardGradients<'a, G>),
+    /// What was handed over before.
+    Stored,
+}
+
+impl<G: GradElem> PassGradients<'_, G> {
+    /// Those of one chunk at least; `spilled` is what came with it from the drives.
+    ///
+    /// # Errors
+    /// As [`GradientStore::of_chunk`].
+    pub fn of_chunk<'s>(
+        &'s self,
+        store: &'s GradientStore,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        spilled: &'s [u8],
+    ) -> Result<Cow<'s, ShardGradients<'s, G>>> {
+        match self {
+            Self::Borrowed(gradients) => Ok(Cow::Borrowed(gradients)),
+            Self::Stored => store.of_chunk(plan, chunk, spilled),
+        }
+    }
+}
+
 /// The gradients of one step.
 pub(super) enum StepGradients<'a, G> {
     /// In the caller's memory.
@@ -36,23 +63,19 @@ impl<G: GradElem> StepGradients<'_, G> {
         }
     }
 
-    /// Those of one chunk at least; `spilled` is what came with it from the drives, and is compared
-    /// with its checksum if `verifies`.
+    /// Those of one chunk at least; `spilled` is what came with it from the drives.
+    ///
+    /// # Errors
+    /// As [`GradientStore::of_chunk`].
     pub fn of_chunk<'s>(
         &'s self,
-        (plan, pool): (&Plan, &rayon::ThreadPool),
+        plan: &Plan,
         chunk: ChunkIndex,
         spilled: &'s [u8],
-        verifies: bool,
     ) -> Result<Cow<'s, ShardGradients<'s, G>>> {
         match self {
             Self::Borrowed(gradients) => Ok(Cow::Borrowed(gradients)),
-            Self::Stored(store) => {
-                if verifies && !spilled.is_empty() {
-                    store.verify(plan, pool, chunk, spilled)?;
-                }
-                store.of_chunk(plan, chunk, spilled)
-            }
+            Self::Stored(store) => store.of_chunk(plan, chunk, spilled),
         }
     }
 }

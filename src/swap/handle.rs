@@ -370,6 +370,11 @@ impl ResidentChunk {
         (bytes, self.gradient.as_deref().unwrap_or_default())
     }
 
+    /// The bytes of its spilled gradient; see [`Self::with_gradient`].
+    pub fn gradient(&self) -> &[u8] {
+        self.gradient.as_deref().unwrap_or_default()
+    }
+
     /// Gives the chunk back to be written to the drives.
     pub fn swap_out(mut self) {
         self.give_back(true);

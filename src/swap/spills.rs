@@ -4,7 +4,9 @@
 //!
 //! A buffer is held by the caller, by an operation, by a gradient that waits for its chunk, or by a
 //! chunk that the caller has. The chunk of each gradient that is asked for has its own buffer
-//! already, and so comes, or is there: no gradient waits for another one.
+//! already, and so comes, or is there: no gradient waits for another one. Where chunks are handed
+//! over in order, one that is there waits for those before it. So gradients are read in that order
+//! too: those that have come are of the chunks that are handed over next.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,6 +57,10 @@ pub(super) struct Spills {
     /// Gradients that wait for their chunks, and chunks that wait for their gradients.
     come: Vec<Option<Buffer>>,
     held: Vec<Option<Kept>>,
+    /// In a sweep in order: chunks that are held, and the first one whose gradient may be the next
+    /// to be read.
+    line: VecDeque<ChunkIndex>,
+    next: usize,
 }
 
 impl Spills {
@@ -76,6 +82,8 @@ impl Spills {
             queue: VecDeque::new(),
             come: (0..chunks).map(|_| None).collect(),
             held: (0..chunks).map(|_| None).collect(),
+            line: VecDeque::new(),
+            next: 0,
         }
     }
 
@@ -101,12 +109,48 @@ impl Spills {
     fn turn_over(&mut self) {
         self.turn = self.turn.wrapping_add(1) & (u32::MAX >> 1);
         self.queue.clear();
+        self.line.clear();
+        self.next = 0;
         self.free.extend(self.come.iter_mut().filter_map(Option::take));
         for place in &mut self.places {
             if *place == Place::Wanted {
                 *place = Place::OnDrive;
             }
         }
+    }
+
+    fn want(&mut self, chunk: ChunkIndex, is_in_order: bool) {
+        self.places[chunk.index()] = Place::Wanted;
+        let at = match is_in_order {
+            // They are not always wanted in order.
+            true => self.queue.partition_point(|other| *other < chunk),
+            false => self.queue.len(),
+        };
+        self.queue.insert(at, chunk);
+    }
+
+    /// The next gradient to be read, if it may be.
+    fn next_to_read(&mut self, is_in_order: bool) -> Option<ChunkIndex> {
+        let first = self.queue.front().copied()?;
+        if is_in_order {
+            let is_nowhere = |place: &&Place| **place == Place::Nowhere;
+            self.next += self.places[self.next..].iter().take_while(is_nowhere).count();
+            if first.index() != self.next {
+                return None;
+            }
+            self.next += 1;
+        }
+        self.queue.pop_front()
+    }
+
+    fn is_on_drive(&self, chunk: ChunkIndex) -> bool {
+        self.places[chunk.index()] == Place::OnDrive
+    }
+
+    /// Whether a chunk can be handed over: its gradient has come, or there is none.
+    fn is_complete(&self, chunk: ChunkIndex) -> bool {
+        let index = chunk.index();
+        self.come[index].is_some() || self.places[index] != Place::Wanted
     }
 }
 
@@ -134,27 +178,51 @@ impl Worker {
     /// A sweep begins.
     pub(super) fn begin_spills(&mut self) {
         self.spills.turn_over();
+        if !self.pipeline.is_in_order() {
+            return;
+        }
+        for chunk in (0..self.spills.places.len()).map(ChunkIndex::from_index) {
+            if self.spills.is_on_drive(chunk) && self.pipeline.is_at_hand(chunk) {
+                self.want_gradient(chunk);
+            }
+        }
     }
 
     /// The sweep wants this chunk: so it wants its gradient, if that was spilled.
     pub(super) fn want_gradient(&mut self, chunk: ChunkIndex) {
-        let place = &mut self.spills.places[chunk.index()];
-        if self.pipeline.kind().is_some_and(SweepKind::is_update) && *place == Place::OnDrive {
-            *place = Place::Wanted;
-            self.spills.queue.push_back(chunk);
+        let is_update = self.pipeline.kind().is_some_and(SweepKind::is_update);
+        if is_update && self.spills.is_on_drive(chunk) {
+            self.spills.want(chunk, self.pipeline.is_in_order());
         }
     }
 
     /// Hands a chunk over, with its gradient; or holds it until that has come.
     pub(super) fn lend_with_gradient(&mut self, chunk: ChunkIndex, kept: Kept) {
         self.want_gradient(chunk);
-        let gradient = self.spills.come[chunk.index()].take();
-        if gradient.is_none() && self.spills.places[chunk.index()] == Place::Wanted {
-            self.spills.held[chunk.index()] = Some(kept);
-            return;
+        self.spills.held[chunk.index()] = Some(kept);
+        if self.pipeline.is_in_order() {
+            self.spills.line.push_back(chunk);
+            self.lend_line();
+        } else if self.spills.is_complete(chunk) {
+            self.lend_held(chunk);
         }
-        let Kept { buffer, is_fresh } = kept;
-        self.lend(Loan { chunk, buffer, gradient, is_fresh });
+    }
+
+    /// Hands over the first chunks in line, as far as they are complete.
+    fn lend_line(&mut self) {
+        while let Some(first) = self.spills.line.front().copied()
+            && self.spills.is_complete(first)
+        {
+            self.spills.line.pop_front();
+            self.lend_held(first);
+        }
+    }
+
+    fn lend_held(&mut self, chunk: ChunkIndex) {
+        let gradient = self.spills.come[chunk.index()].take();
+        if let Some(Kept { buffer, is_fresh }) = self.spills.held[chunk.index()].take() {
+            self.lend(Loan { chunk, buffer, gradient, is_fresh });
+        }
     }
 
     pub(super) fn free_gradient(&mut self, gradient: Option<Buffer>) {
@@ -191,17 +259,17 @@ impl Worker {
                 Place::Nowhere => spills.answer(SpillAnswer::Buffer(None)),
                 Place::OnDrive if !spills.free.is_empty() => {
                     spills.asked = Some(Asked::Chunk(chunk));
-                    spills.places[chunk.index()] = Place::Wanted;
-                    spills.queue.push_back(chunk);
+                    spills.want(chunk, false);
                 }
                 _ => spills.asked = Some(Asked::Chunk(chunk)),
             },
             asked => spills.asked = asked,
         }
-        while let Some(chunk) = self.spills.queue.front().copied()
+        let is_in_order = self.pipeline.is_in_order();
+        while !self.spills.free.is_empty()
+            && let Some(chunk) = self.spills.next_to_read(is_in_order)
             && let Some(buffer) = self.spills.free.pop()
         {
-            self.spills.queue.pop_front();
             self.swap_in_busy.begin(Instant::now());
             self.start_spill(Direction::SwapIn, chunk, buffer);
         }
@@ -282,11 +350,11 @@ impl Worker {
             spills.free.push(buffer);
             return self.fail_with(failure);
         }
-        match spills.held[chunk.index()].take() {
-            Some(Kept { buffer: state, is_fresh }) => {
-                self.lend(Loan { chunk, buffer: state, gradient: Some(buffer), is_fresh });
-            }
-            None => spills.come[chunk.index()] = Some(buffer),
+        spills.come[chunk.index()] = Some(buffer);
+        if self.pipeline.is_in_order() {
+            self.lend_line();
+        } else if spills.held[chunk.index()].is_some() {
+            self.lend_held(chunk);
         }
     }
 }

@@ -121,7 +121,10 @@ impl GradientStore {
             return Ok(());
         }
         Err(Error::usage("gradients have been handed over before that this step would not use")
-            .hint("call step_gradients, or drop them with discard_gradients"))
+            .hint(
+                "call step_gradients or begin_update_gradients, or drop them with \
+                 discard_gradients",
+            ))
     }
 
     /// Takes a piece of gradient.

@@ -1,12 +1,15 @@
 //! What a step, and more pieces, read of the store.
 
+use std::any::{TypeId, type_name};
 use std::borrow::Cow;
+
+use half::bf16;
 
 use super::super::accumulate::checksum_of;
 use super::super::gradients::{Fragment, ShardGradients, missing_gradient, zeros_for};
 use super::super::plan::Plan;
 use super::GradientStore;
-use crate::config::{MissingGradient, VerifyChecksums};
+use crate::config::{AccumulateIn, MissingGradient, VerifyChecksums};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::{BlockNorm, GradElem};
 use crate::units::{ChunkIndex, ParamIndex};
@@ -24,6 +27,36 @@ impl GradientStore {
             None => Ok(()),
             Some((param, share)) => Err(missing_gradient(plan.inventory(), param, share)),
         }
+    }
+
+    /// Whether sums are kept as `A`.
+    ///
+    /// # Errors
+    /// Usage, naming the setting.
+    pub fn check_format<A: GradElem>(&self) -> Result<()> {
+        let (kept, is_kept) = match self.format {
+            AccumulateIn::F32 => ("f32", TypeId::of::<A>() == TypeId::of::<f32>()),
+            AccumulateIn::Bf16 => ("bf16", TypeId::of::<A>() == TypeId::of::<bf16>()),
+        };
+        if is_kept {
+            return Ok(());
+        }
+        Err(Error::usage("an update asks for gradients in another format than they are kept in")
+            .with("asked for", type_name::<A>())
+            .with("gradients.accumulate_in", kept)
+            .hint("begin it with that type, or set gradients.accumulate_in"))
+    }
+
+    /// Whether anything in a chunk is updated.
+    pub fn has_gradient(&self, plan: &Plan, chunk: ChunkIndex) -> bool {
+        let has_all = plan.config().gradients.missing == MissingGradient::Zero;
+        let mut runs = plan.partition().runs_of(chunk).iter();
+        runs.any(|run| has_all || self.coverage.has_gradient(run.param))
+    }
+
+    /// Whether the gradient of a chunk comes from the drives.
+    pub fn is_spilled(&self, chunk: ChunkIndex) -> bool {
+        self.sums[chunk.index()].is_spilled
     }
 
     /// Norm and overflows of everything, which has been flushed.

@@ -2,10 +2,19 @@
 //! after the other.
 
 use super::{Chunk, ChunkState, Pipeline, SweepKind};
+use crate::units::ChunkIndex;
 
 impl Pipeline {
-    pub(super) fn is_in_order(&self) -> bool {
+    /// Whether chunks are handed over in ascending order.
+    pub fn is_in_order(&self) -> bool {
         self.kind() == Some(SweepKind::UpdateInOrder)
+    }
+
+    /// Whether a chunk is in memory, or on its way, when a sweep begins that may read what it wants
+    /// of it.
+    pub fn is_at_hand(&self, chunk: ChunkIndex) -> bool {
+        let index = chunk.index();
+        self.chunks[index].state != ChunkState::OnDrive && self.may_read(index)
     }
 
     pub(super) fn next_in_order(&mut self) -> Option<usize> {
