@@ -123,7 +123,15 @@ impl SwappedOptimizer {
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
         let accepted = self.check_rule().and(accepted);
-        let (begun, gradients) = self.decide_step(SweepKind::Update, begun, accepted, options)?;
+        let swap = &self.plan.config().swap;
+        // Where sub-groups wait for each other, gradients that were read for a later one must not
+        // hold the buffer that an earlier one waits for.
+        let is_bound = !(swap.pipeline_read && swap.pipeline_write);
+        let kind = match &accepted {
+            Ok(StepGradients::Stored(_)) if is_bound => SweepKind::UpdateInOrder,
+            _ => SweepKind::Update,
+        };
+        let (begun, gradients) = self.decide_step(kind, begun, accepted, options)?;
         let outcome = begun.outcome;
         if !outcome.is_taken {
             return Ok(outcome);
