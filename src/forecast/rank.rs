@@ -279,10 +279,11 @@ impl<'a> Steps<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn rank() -> Rank {
+    /// A hundred chunks of a second's work for the drives, and nothing else to do.
+    pub fn rank() -> Rank {
         Rank {
             chunks: 100,
             buffers: 10,

@@ -66,25 +66,12 @@ fn between(entries: usize, place: f64, value: impl Fn(usize) -> f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rank::tests::rank;
     use super::*;
 
     #[test]
     fn steps_take_as_long_as_their_drives_or_the_norm() {
-        let rank = Rank {
-            chunks: 100,
-            buffers: 10,
-            kept: 0,
-            read_bytes: 1e6,
-            written_bytes: 1e6,
-            update_seconds: 0.0,
-            bandwidth: Bandwidth::symmetric(1e8),
-            norm_seconds: 0.0,
-            agreement_seconds: 0.0,
-            compute_seconds: 0.0,
-            write_behind: true,
-            prefetch: true,
-            commit_every: None,
-        };
+        let rank = rank();
         for response in [Response::of(&rank, 0.0), Response::of(&rank, 0.01)] {
             for (speed, seconds) in [(1.0, 1.0), (0.5, 2.0), (0.01, 100.0), (2.0, 0.5)] {
                 let found = response.seconds(speed, 0.0);

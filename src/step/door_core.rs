@@ -2,10 +2,9 @@
 //! callers in other languages. [`super::SubGroups`] is the same for Rust, checked by the compiler.
 
 use super::door_chunk::LentChunk;
-use super::gradient_store::GradientStore;
 use super::gradients::{Gradients, ShardGradients};
 use super::optimizer::SwappedOptimizer;
-use super::passage::Passage;
+use super::passage::Parts;
 use super::run::{Begun, StepOptions, StepOutcome, halves_of};
 use super::source::StepGradients;
 use crate::coord::Phase;
@@ -188,10 +187,10 @@ impl SwappedOptimizer {
         let at = self.plan.partition().chunk(chunk);
         let params = &params[at.shard_offset as usize..][..at.elems as usize];
         let uppers = halves_of(&self.plan, params);
-        let (mut passage, store) = self.passage();
+        let Parts { mut passage, gradients, .. } = self.parts();
         let taken = passage
             .take_in(&resident, uppers)
-            .and_then(|()| passage.verify_gradient(store, chunk, resident.gradient()));
+            .and_then(|()| passage.verify_gradient(gradients, chunk, resident.gradient()));
         taken.inspect_err(|_| self.note_change())?;
         let chunk_in = LentChunk::new(&self.plan, &self.pool, resident, uppers, decoded);
         self.lent.lend(chunk, chunk_in).map(Some)
@@ -240,7 +239,7 @@ impl SwappedOptimizer {
             chunk.encode(&self.plan, &self.pool, self.plan.dice(self.attempts), params);
             let (resident, decoded) = chunk.into_parts();
             let uppers = halves_of(&self.plan, params);
-            self.passage().0.swap_out(resident, uppers);
+            self.parts().passage.swap_out(resident, uppers);
             self.note_change();
             self.keep_spare(decoded);
         } else {
@@ -381,19 +380,6 @@ impl SwappedOptimizer {
                 self.discard_gradients();
             }
         }
-    }
-
-    fn passage(&mut self) -> (Passage<'_>, &GradientStore) {
-        let passage = Passage {
-            plan: &self.plan,
-            pool: &self.pool,
-            attempt: self.attempts,
-            slots: &mut self.slots,
-            checksums: &mut self.checksums,
-            snapshot: self.snapshot.as_mut(),
-            timers: &mut self.recorder.timers,
-        };
-        (passage, &self.gradients)
     }
 
     fn note_change(&mut self) {

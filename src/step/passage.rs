@@ -9,13 +9,15 @@ use half::bf16;
 use super::checksums::Checksums;
 use super::gradient_store::GradientStore;
 use super::gradients::ShardGradients;
+use super::optimizer::SwappedOptimizer;
 use super::plan::Plan;
 use super::snapshot::Snapshot;
 use super::source::StepGradients;
 use crate::error::Result;
 use crate::optim::GradElem;
+use crate::state::Hyperparameters;
 use crate::storage::Slots;
-use crate::swap::ResidentChunk;
+use crate::swap::{ResidentChunk, Swapper};
 use crate::timers::{Counter, Timer, Timers};
 use crate::units::ChunkIndex;
 
@@ -28,6 +30,37 @@ pub(super) struct Passage<'a> {
     pub checksums: &'a mut Checksums,
     pub snapshot: Option<&'a mut Snapshot>,
     pub timers: &'a mut Timers,
+}
+
+/// An optimizer, taken apart for a sweep: chunks come from the swapper and go through the passage,
+/// while the rest is looked at.
+pub(super) struct Parts<'a> {
+    pub swapper: &'a mut Swapper,
+    pub passage: Passage<'a>,
+    pub groups: &'a [Hyperparameters],
+    pub update_counts: &'a [u64],
+    pub gradients: &'a GradientStore,
+}
+
+impl SwappedOptimizer {
+    pub(super) fn parts(&mut self) -> Parts<'_> {
+        let passage = Passage {
+            plan: &self.plan,
+            pool: &self.pool,
+            attempt: self.attempts,
+            slots: &mut self.slots,
+            checksums: &mut self.checksums,
+            snapshot: self.snapshot.as_mut(),
+            timers: &mut self.recorder.timers,
+        };
+        Parts {
+            swapper: &mut self.swapper,
+            passage,
+            groups: &self.groups,
+            update_counts: &self.update_counts,
+            gradients: &self.gradients,
+        }
+    }
 }
 
 impl Passage<'_> {

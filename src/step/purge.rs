@@ -1,7 +1,7 @@
 //! All state but the masters, as it was before the first step.
 
 use super::optimizer::SwappedOptimizer;
-use super::passage::Passage;
+use super::passage::Parts;
 use super::run::halves_of;
 use super::view::sections_mut;
 use crate::coord::{Activity, Phase, agree};
@@ -51,25 +51,18 @@ impl SwappedOptimizer {
 
     fn purge_chunks<P: ParamElem>(&mut self, params: &[P]) -> Result<()> {
         let (kind, ending) = (SweepKind::Update, Ending::Written);
-        let mut sweep = self.swapper.sweep(kind, ending, &self.slots)?;
-        let mut passage = Passage {
-            plan: &self.plan,
-            pool: &self.pool,
-            attempt: self.attempts,
-            slots: &mut self.slots,
-            checksums: &mut self.checksums,
-            snapshot: self.snapshot.as_mut(),
-            timers: &mut self.recorder.timers,
-        };
+        let Parts { swapper, mut passage, .. } = self.parts();
+        let mut sweep = swapper.sweep(kind, ending, passage.slots)?;
+        let plan = passage.plan;
         let mut values = Vec::new();
         while let Some(mut resident) = sweep.next_chunk()? {
             let index = resident.index();
-            let chunk = self.plan.partition().chunk(index);
+            let chunk = plan.partition().chunk(index);
             let params = &params[chunk.shard_offset as usize..][..chunk.elems as usize];
-            let halves = halves_of(&self.plan, params);
+            let halves = halves_of(plan, params);
             passage.take_in(&resident, halves)?;
-            let (mut sections, uppers) = sections_mut(&self.plan, index, &mut resident);
-            let state = sections.iter_mut().zip(self.plan.tensors()).skip(1);
+            let (mut sections, uppers) = sections_mut(plan, index, &mut resident);
+            let state = sections.iter_mut().zip(plan.tensors()).skip(1);
             for (section, tensor) in state {
                 values.clear();
                 values.resize(chunk.elems as usize, tensor.initial);

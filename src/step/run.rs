@@ -7,7 +7,7 @@ use half::bf16;
 use super::gradients::{Gradients, ShardGradients};
 use super::norm::{Stop, WorldNorm, reduce};
 use super::optimizer::SwappedOptimizer;
-use super::passage::Passage;
+use super::passage::{Parts, Passage};
 use super::plan::Plan;
 use super::source::StepGradients;
 use super::update::Updates;
@@ -136,28 +136,15 @@ impl SwappedOptimizer {
         if !outcome.is_taken {
             return Ok(outcome);
         }
-        let result = self.swapper.resume().and_then(|sweep| {
+        let Parts { swapper, passage, groups, update_counts, .. } = self.parts();
+        let result = swapper.resume().and_then(|sweep| {
             if outcome.skipped {
                 return sweep.abandon();
             }
             begun.activity.turn_to(Phase::SwapAndUpdate);
-            let updates = Updates {
-                plan: &self.plan,
-                pool: &self.pool,
-                groups: &self.groups,
-                update_counts: &self.update_counts,
-                grad_scale: outcome.grad_scale,
-                dice: self.plan.dice(self.attempts),
-            };
-            let passage = Passage {
-                plan: &self.plan,
-                pool: &self.pool,
-                attempt: self.attempts,
-                slots: &mut self.slots,
-                checksums: &mut self.checksums,
-                snapshot: self.snapshot.as_mut(),
-                timers: &mut self.recorder.timers,
-            };
+            let (plan, pool) = (passage.plan, passage.pool);
+            let (grad_scale, dice) = (outcome.grad_scale, plan.dice(passage.attempt));
+            let updates = Updates { plan, pool, groups, update_counts, grad_scale, dice };
             run_updates(&updates, &gradients, passage, sweep, params)
         });
         let updated = if outcome.skipped { Vec::new() } else { gradients.params(&self.plan) };
