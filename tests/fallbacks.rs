@@ -71,20 +71,23 @@ fn registered_buffers_refused() {
     run.expect(0, &["registered buffers refused", "ulimit -l", "unregistered buffers"]);
 }
 
+/// Which of a start's opens of the state file is the first with direct I/O, counted from 1: those
+/// before it only look whether a living or a dead job has the file.
+fn first_direct_open(drives: &Drives, state: &str) -> usize {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let trace = ["-o", log.path().to_str().unwrap(), "-e", "trace=openat", "-P", state];
+    digest(&bench(drives, &trace, &[]));
+    let opens = std::fs::read_to_string(log.path()).unwrap();
+    1 + opens.lines().position(|open| open.contains("O_DIRECT")).expect(&opens)
+}
+
 #[test]
 fn direct_io_refused() {
     let drives = Drives::new(1);
     let state = drives.shard("default", 0).join("state");
-    // The first two opens only look whether a living or a dead job has the file.
-    let tamper = [
-        "-e",
-        "trace=openat",
-        "-P",
-        state.to_str().unwrap(),
-        "-e",
-        "inject=openat:error=EINVAL:when=3",
-    ];
-    let run = bench(&drives, &tamper, &[]);
+    let state = state.to_str().unwrap();
+    let inject = format!("inject=openat:error=EINVAL:when={}", first_direct_open(&drives, state));
+    let run = bench(&drives, &["-e", "trace=openat", "-P", state, "-e", &inject], &[]);
     digest(&run);
     run.expect(0, &["direct I/O refused by the file system, falling back to buffered I/O"]);
 }
