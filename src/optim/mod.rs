@@ -11,6 +11,7 @@ mod norm;
 pub mod reference;
 mod rule;
 mod update;
+mod width;
 
 pub use codec::{Section, SectionMut, join_halves, split_halves};
 pub use dice::Dice;

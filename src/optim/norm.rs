@@ -3,6 +3,7 @@
 //! space into ranks, chunks, pieces or threads.
 
 use super::exact_sum::ExactSum;
+use super::width::{Kernel, on_widest};
 use crate::units::BLOCK_ELEMS;
 
 /// Partial sums of a block: element i goes to sum i modulo this.
@@ -39,26 +40,37 @@ impl BlockNorm {
 /// The sum of squares in f64, in sixteen lanes that are added pairwise at the end. A square of f32
 /// values cannot overflow f64, so the sum is finite exactly if every element is.
 pub fn sum_of_squares(block: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let (whole, rest) = block.as_chunks::<LANES>();
-    for values in whole {
-        for (lane, value) in lanes.iter_mut().zip(values) {
+    on_widest(Squares(block))
+}
+
+struct Squares<'a>(&'a [f32]);
+
+impl Kernel for Squares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (whole, rest) = self.0.as_chunks::<LANES>();
+        for values in whole {
+            for (lane, value) in lanes.iter_mut().zip(values) {
+                let value = f64::from(*value);
+                *lane += value * value;
+            }
+        }
+        for (lane, value) in lanes.iter_mut().zip(rest) {
             let value = f64::from(*value);
             *lane += value * value;
         }
-    }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        let value = f64::from(*value);
-        *lane += value * value;
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
         }
+        lanes[0]
     }
-    lanes[0]
 }
 
 #[cfg(test)]
@@ -72,6 +84,15 @@ mod tests {
         assert_eq!(sum_of_squares(&[3.0, 4.0]), 25.0);
         let large = 2f32.powi(127);
         assert_eq!(sum_of_squares(&[large; 4096]), 4096.0 * f64::from(large).powi(2));
+    }
+
+    #[test]
+    fn every_width_gives_the_same_bits() {
+        let block: Vec<f32> = (0..4093).map(|i| (i as f32).sin() * 1e3f32.powi(i % 7)).collect();
+        for len in [0, 1, 15, 16, 17, 4093] {
+            let plain = Squares(&block[..len]).run();
+            assert_eq!(sum_of_squares(&block[..len]).to_bits(), plain.to_bits());
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::codec::SectionMut;
 use super::dice::{Dice, TileDice};
 use super::element::{GradElem, ParamElem};
 use super::rule::Rule;
+use super::width::{Kernel, on_widest};
 
 /// Elements of one task: fixed, so that the number of threads decides nothing but the time. 64 Ki
 /// elements are 1.7 MB of memory traffic, some hundred microseconds.
@@ -54,34 +55,15 @@ pub struct UpdateTask<'a, R, G, P> {
 impl<R: Rule, G: GradElem, P: ParamElem> UpdateTask<'_, R, G, P> {
     /// Updates the state in place and emits the parameters.
     pub fn run(self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                // SAFETY: the processor has AVX-512 F and BW, checked on the line above.
-                return unsafe { self.run_avx512() };
-            }
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: the processor has AVX2, checked on the line above.
-                return unsafe { self.run_avx2() };
-            }
-        }
-        self.body();
+        on_widest(self);
     }
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    fn run_avx512(self) {
-        self.body();
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn run_avx2(self) {
-        self.body();
-    }
+impl<R: Rule, G: GradElem, P: ParamElem> Kernel for UpdateTask<'_, R, G, P> {
+    type Output = ();
 
     #[inline(always)]
-    fn body(self) {
+    fn run(self) {
         let Self { master, moments: [first, second], params, segments, dice, flat } = self;
         match (master, first, second) {
             (SectionMut::Fp32(master), SectionMut::Fp32(first), SectionMut::Fp32(second)) => {
@@ -307,7 +289,7 @@ mod tests {
                         dice,
                         flat: 77,
                     };
-                    if is_plain { task.body() } else { task.run() }
+                    if is_plain { Kernel::run(task) } else { task.run() }
                 }
                 for (tensor, (bytes, expected)) in
                     tensors.iter().zip(sections.iter().zip(reference.arrays()))
