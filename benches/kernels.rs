@@ -116,6 +116,7 @@ impl State {
             master: master.cut(SPLIT_ELEMS),
             moments: [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)],
             params,
+            kept: &mut [],
             segments: vec![Segment { at: 0..grad.len(), rule, grad }],
             dice,
             flat: (number * SPLIT_ELEMS) as u64,

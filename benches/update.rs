@@ -55,6 +55,7 @@ fn main() {
                 master: master.cut(SPLIT_ELEMS),
                 moments: [exp_avg.cut(SPLIT_ELEMS), exp_avg_sq.cut(SPLIT_ELEMS)],
                 params,
+                kept: &mut [],
                 segments: vec![Segment { at: 0..grad.len(), rule, grad }],
                 dice: Dice::new(Rounding::Nearest, 1, 1),
                 flat: (number * SPLIT_ELEMS) as u64,

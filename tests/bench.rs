@@ -47,6 +47,8 @@ fn a_result_tells_how_to_get_it_again() {
     assert_eq!(repetition["rank_step_seconds"][0].as_array().map(Vec::len), Some(2));
     let whole = repetition["rank_seconds"][0].as_f64().unwrap();
     assert!((result["step_seconds"][2].as_f64().unwrap() - whole / 2.0).abs() < 1e-9);
+    let done = repetition["rank_done_seconds"][0].as_f64().unwrap();
+    assert!(0.0 < done && done <= whole, "{done} s of {whole} s");
     assert_eq!(result["rank_records"][0]["steps"], 6, "warm-up was counted");
     assert_eq!(result["bytes_read_per_param"], 12.0);
     assert!(drives.are_empty());
@@ -107,13 +109,30 @@ fn bytes_add_up_and_are_held_against_the_limit() {
         "% of limit",
         "GiB/s",
         "repetition 3: ",
-        "first rank done",
+        "until its own last write: first rank",
     ] {
         assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
     }
     let csv = std::fs::read_to_string(csv).unwrap();
     let fields: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
     assert_eq!(fields, [20; 19], "3 repetitions of world, node, 2 drives, 2 ranks\n{csv}");
+}
+
+/// A rank whose drives are slow is done late, though all leave the step together.
+#[test]
+fn the_last_rank_to_be_done_is_named() {
+    let _turn = one_at_a_time();
+    let drives = Drives::new(1);
+    let path = drives.write("result.json", "");
+    let slow = "[[faults]]\nrank = 1\nkind = \"slow\"\nop = 0\ndelay_ms = 20\n";
+    let config = drives.write("slow.toml", slow);
+    let mut command = ranks(2, &optswap());
+    command.args(SMALL).args(["1", "--drives", &drives.list(1), "--config", &config]);
+    let run = Run::of(&command.args(["--json", &path]).output().unwrap());
+    assert!(run.stdout.contains("the last (rank 1)"), "{run:?}");
+    let done = &json(&path)["done_seconds"];
+    assert_eq!(done["max_rank"], 1);
+    assert!(done["min"].as_f64().unwrap() + 0.015 < done["max"].as_f64().unwrap(), "{done}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::engine::Direction;
 
@@ -24,18 +24,29 @@ struct Counter {
     bytes: AtomicU64,
     ops: AtomicU64,
     busy_ns: AtomicU64,
+    /// When the last operation ended, in nanoseconds after the meters' beginning.
+    last_ns: AtomicU64,
 }
 
 /// The meters of all drives: written by the I/O thread, read by whoever wants to know.
 #[derive(Debug)]
 pub struct DriveMeters {
+    beginning: Instant,
     counters: Vec<[Counter; 2]>,
 }
 
 impl DriveMeters {
     /// Meters for so many files.
     pub fn new(files: usize) -> Self {
-        Self { counters: (0..files).map(|_| Default::default()).collect() }
+        let counters = (0..files).map(|_| Default::default()).collect();
+        Self { beginning: Instant::now(), counters }
+    }
+
+    /// When the last operation in a direction came back, from whichever drive; the meters'
+    /// beginning if none has.
+    pub fn last_done(&self, direction: Direction) -> Instant {
+        let last_ns = self.counters.iter().map(|it| it[direction as usize].last_ns.load(Relaxed));
+        self.beginning + Duration::from_nanos(last_ns.max().unwrap_or(0))
     }
 
     /// What every drive has read and written.
@@ -72,6 +83,8 @@ impl Metering {
         let counter = &self.meters.counters[file as usize][direction as usize];
         counter.bytes.fetch_add(bytes, Relaxed);
         counter.ops.fetch_add(1, Relaxed);
+        let since = now.saturating_duration_since(self.meters.beginning);
+        counter.last_ns.store(since.as_nanos() as u64, Relaxed);
     }
 
     fn advance(&mut self, file: u32, direction: Direction, now: Instant, change: i32) {
@@ -97,7 +110,7 @@ mod tests {
     fn time_counts_once_while_anything_is_in_flight_and_not_otherwise() {
         let meters = Arc::new(DriveMeters::new(2));
         let mut metering = Metering::new(Arc::clone(&meters));
-        let start = Instant::now();
+        let start = meters.beginning;
         let at = |ms| start + Duration::from_millis(ms);
         metering.begin(1, Direction::SwapIn, at(0));
         metering.begin(1, Direction::SwapIn, at(2));
@@ -110,5 +123,7 @@ mod tests {
         let expected = Reading { bytes: 157, ops: 3, busy_ns: 10_000_000 };
         assert_eq!(read[1], [expected, Reading::default()]);
         assert_eq!(read[0], [Reading::default(); 2]);
+        assert_eq!(meters.last_done(Direction::SwapIn), at(23));
+        assert_eq!(meters.last_done(Direction::SwapOut), start);
     }
 }

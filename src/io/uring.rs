@@ -64,6 +64,13 @@ impl UringEngine {
     pub fn open(files: &[File], buffers: &[Buffer], depth: usize) -> io::Result<Self> {
         // One entry more for the wake-up read, so that the submission queue cannot be full.
         let (ring, setup) = build_ring(depth as u32 + 1)?;
+        // Waiting for a while needs it; Linux 5.11 and later have it.
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it cannot wait with a timeout",
+            ));
+        }
         let fds: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
         if !fds.is_empty() {
             ring.submitter().register_files(&fds)?;

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use super::node::{NodeFacts, RankPlace, look_around};
-use super::workload::{Workload, synthetic_inventory};
+use super::workload::{Stretch, Workload, synthetic_inventory};
 use crate::config::Config;
 use crate::coord::{Communicator, agree, gather_all};
 use crate::error::Result;
@@ -49,8 +49,22 @@ pub struct BenchOptions {
 pub struct Repetition {
     /// Seconds of all its steps together, until everything is on the rank's drives.
     pub rank_seconds: Vec<f64>,
+    /// The same until the rank's own last write has ended, before it waits for the others.
+    pub rank_done_seconds: Vec<f64>,
     /// Seconds of every `step()`.
     pub rank_step_seconds: Vec<Vec<f64>>,
+}
+
+impl Repetition {
+    /// Collective.
+    fn gather(comm: &dyn Communicator, mine: Stretch) -> Result<Self> {
+        let all: Vec<Stretch> = gather_all(comm, &mine)?;
+        Ok(Self {
+            rank_seconds: all.iter().map(|it| it.seconds).collect(),
+            rank_done_seconds: all.iter().map(|it| it.done_seconds).collect(),
+            rank_step_seconds: all.into_iter().map(|it| it.step_seconds).collect(),
+        })
+    }
 }
 
 /// What the benchmark gathered, on every rank.
@@ -99,10 +113,7 @@ fn run_with<G: GradElem>(
     let mut timed = Vec::new();
     for _ in 0..repetitions {
         let stretch = work.run(steps)?;
-        let all: Vec<(f64, Vec<f64>)> =
-            gather_all(&**comm, &(stretch.seconds, stretch.step_seconds))?;
-        let (rank_seconds, rank_step_seconds) = all.into_iter().unzip();
-        timed.push(Repetition { rank_seconds, rank_step_seconds });
+        timed.push(Repetition::gather(&**comm, stretch)?);
     }
     let records = work.optimizer.gather_records()?;
     work.optimizer.finish_report()?;

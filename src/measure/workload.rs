@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{AccumulateIn, Config, GradientPlace};
 use crate::coord::Communicator;
@@ -36,10 +37,12 @@ pub(super) struct Workload<G> {
 }
 
 /// What one rank measured over several steps.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Stretch {
     /// From the first step's start until everything is on the drives, comparisons left out.
     pub seconds: f64,
+    /// The same, until this rank's own last write ended, before it waits for others.
+    pub done_seconds: f64,
     /// Of each `step()`, in seconds.
     pub step_seconds: Vec<f64>,
 }
@@ -127,7 +130,11 @@ impl<G: GradElem> Workload<G> {
             }
         }
         self.optimizer.flush()?;
-        stretch.seconds = (start.elapsed() - comparing).as_secs_f64();
+        let without = |took: Duration| took.saturating_sub(comparing).as_secs_f64();
+        stretch.seconds = without(start.elapsed());
+        let last = self.optimizer.last_swap_out();
+        // Where all state stays in memory, nothing is written.
+        stretch.done_seconds = if last > start { without(last - start) } else { stretch.seconds };
         Ok(stretch)
     }
 

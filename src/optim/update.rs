@@ -44,6 +44,9 @@ pub struct UpdateTask<'a, R, G, P> {
     /// Parameters to emit, and to take upper halves of masters from: those of the live elements,
     /// which padding may follow.
     pub params: &'a mut [P],
+    /// Where the parameters are to be kept beside the state, which they are the upper halves of: in
+    /// a durable job. Otherwise empty.
+    pub kept: &'a mut [bf16],
     /// The elements that have a gradient, in order.
     pub segments: Vec<Segment<'a, R, G>>,
     /// How moments are rounded.
@@ -64,10 +67,10 @@ impl<R: Rule, G: GradElem, P: ParamElem> Kernel for UpdateTask<'_, R, G, P> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { master, moments: [first, second], params, segments, dice, flat } = self;
+        let Self { master, moments: [first, second], params, kept, segments, dice, flat } = self;
         match (master, first, second) {
             (SectionMut::Fp32(master), SectionMut::Fp32(first), SectionMut::Fp32(second)) => {
-                let mut arrays = Arrays { master, first, second, params };
+                let mut arrays = Arrays { master, first, second, params: &mut *params };
                 // A loop, not for_each: a closure that is not inlined would be compiled for the
                 // plain target. The same below.
                 for segment in &segments {
@@ -75,9 +78,13 @@ impl<R: Rule, G: GradElem, P: ParamElem> Kernel for UpdateTask<'_, R, G, P> {
                 }
             }
             (master, first, second) => {
-                let tiles = Tiles { master, moments: [first, second], params, dice, flat };
+                let moments = [first, second];
+                let tiles = Tiles { master, moments, params: &mut *params, dice, flat };
                 tiles.update(&segments);
             }
+        }
+        if !kept.is_empty() {
+            kept.copy_from_slice(P::upper_halves(params));
         }
     }
 }
@@ -225,6 +232,7 @@ pub fn run_tasks<R: Rule, G: GradElem, P: ParamElem>(
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::width::{on_width, widths};
     use super::*;
     use crate::optim::reference::Reference;
     use crate::optim::{Adagrad, Adam, AdamW, Lion, Sgd};
@@ -248,18 +256,19 @@ mod tests {
             kind.state_tensors(|name| if name == "master" { master } else { moments })
         }
 
-        /// Updates by the kernel, on the widest registers or the plain target, must be those of
-        /// the reference.
+        /// Updates by the kernel, on registers of every width, must be those of the reference.
         fn check<R: Rule>(&self, kind: OptimizerKind) {
             let hyper = Hyperparameters::default();
             let tensors = self.tensors(kind);
-            for is_plain in [false, true] {
+            for width in widths() {
                 let mut reference = Reference::new(kind, self.masters.clone());
                 let mut sections: Vec<Vec<u64>> = tensors
                     .iter()
                     .map(|it| vec![0; it.codec.section_bytes(ELEMS as u64) as usize / 8])
                     .collect();
                 let live = self.masters.len();
+                let keeps = self.codecs[0] == Codec::Remainder16;
+                let mut kept = vec![bf16::ZERO; if keeps { live } else { 0 }];
                 let mut params = vec![bf16::ZERO; live];
                 let mut padded = self.masters.clone();
                 padded.resize(ELEMS, 0.0);
@@ -285,11 +294,12 @@ mod tests {
                         master: next(),
                         moments: [next(), next()],
                         params: &mut params,
+                        kept: &mut kept,
                         segments: vec![segment(0..cut), segment(cut..end)],
                         dice,
                         flat: 77,
                     };
-                    if is_plain { Kernel::run(task) } else { task.run() }
+                    on_width(width, task);
                 }
                 for (tensor, (bytes, expected)) in
                     tensors.iter().zip(sections.iter().zip(reference.arrays()))
@@ -303,9 +313,9 @@ mod tests {
                     };
                     assert_eq!(bits(&found[..live]), bits(expected), "{kind:?} {}", tensor.name);
                 }
-                let is_halved = self.codecs[0] == Codec::Remainder16;
+                assert!(!keeps || kept == params);
                 for (param, master) in params[..self.cuts[1]].iter().zip(&reference.arrays()[0]) {
-                    let nearest = match is_halved {
+                    let nearest = match keeps {
                         true => crate::optim::split_halves(*master).0,
                         false => bf16::from_f32(*master),
                     };

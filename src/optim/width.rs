@@ -11,20 +11,63 @@ pub(super) trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-/// The kernel's output.
-pub(super) fn on_widest<K: Kernel>(kernel: K) -> K::Output {
+/// The registers a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-            // SAFETY: the processor has AVX-512 F and BW, checked on the line above.
-            return unsafe { on_avx512(kernel) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has AVX2, checked on the line above.
-            return unsafe { on_avx2(kernel) };
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Plain,
+}
+
+impl Width {
+    const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        Self::Plain,
+    ];
+
+    fn is_there(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            Self::Plain => true,
         }
     }
-    kernel.run()
+}
+
+/// What this processor has, the widest first.
+pub(super) fn widths() -> impl Iterator<Item = Width> {
+    Width::ALL.iter().copied().filter(|width| width.is_there())
+}
+
+/// The kernel's output, on the widest.
+pub(super) fn on_widest<K: Kernel>(kernel: K) -> K::Output {
+    on_width(widths().next().unwrap_or(Width::Plain), kernel)
+}
+
+/// The kernel's output, on registers of a width of [`widths`]; on others it is the plain target's.
+pub(super) fn on_width<K: Kernel>(width: Width, kernel: K) -> K::Output {
+    match width {
+        #[cfg(target_arch = "x86_64")]
+        Width::Avx512 if width.is_there() => {
+            // SAFETY: the processor has AVX-512 F and BW, checked on the line above.
+            unsafe { on_avx512(kernel) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Width::Avx2 if width.is_there() => {
+            // SAFETY: the processor has AVX2, checked on the line above.
+            unsafe { on_avx2(kernel) }
+        }
+        _ => kernel.run(),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -87,8 +87,8 @@ pub struct BenchResult {
     pub kernel_bytes_written_per_param: f64,
     /// How much of what its drives can do the world reached, in percent.
     pub limit_percent: Option<f64>,
-    /// Each rank's time in a step until its own last completion, seconds: `min` is the first rank
-    /// that is done, `max` the last.
+    /// Each rank's time per step until its own last write has ended, seconds, the median of the
+    /// repetitions: `min` is the first rank that is done, `max` the last.
     pub done_seconds: Option<OverRanks>,
     /// World, nodes, drives and ranks.
     pub throughput: Vec<Throughput>,
@@ -131,8 +131,12 @@ impl BenchResult {
         let over_ranks = |timer: &Timer| {
             OverRanks::of(&per_step(*timer)).map(|over| (timer.name().to_owned(), over))
         };
-        let steps = per_step(Timer::Step).into_iter().zip(per_step(Timer::Agreement));
-        let until_done: Vec<f64> = steps.map(|(step, agreement)| step - agreement).collect();
+        let until_done = |rank: usize| {
+            let steps = setup.options.steps.max(1) as f64;
+            let of = |repetition: &Repetition| repetition.rank_done_seconds[rank] / steps;
+            median(&repetitions.iter().map(of).collect::<Vec<_>>())
+        };
+        let until_done: Vec<f64> = (0..records.len()).map(until_done).collect();
         Self {
             schema: BENCH_SCHEMA,
             optswap: env!("CARGO_PKG_VERSION"),

@@ -31,7 +31,7 @@ pub fn bench_tables(result: &BenchResult) -> String {
     }
     if let Some(done) = &result.done_seconds {
         line(format!(
-            "first rank done {:.4} s after a step's start, the last (rank {}) after {:.4} s: \
+            "until its own last write: first rank {:.4} s per step, the last (rank {}) {:.4} s: \
              imbalance {:.1} %",
             done.min,
             done.max_rank,

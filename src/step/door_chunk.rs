@@ -83,7 +83,7 @@ impl LentChunk {
         let chunk = self.resident.index();
         let live = plan.partition().chunk(chunk).elems as usize;
         let offset = plan.dice_offset(plan.partition().chunk(chunk).shard_offset);
-        let (mut sections, uppers) = sections_mut(plan, chunk, &mut self.resident);
+        let (mut sections, mut uppers) = sections_mut(plan, chunk, &mut self.resident);
         if let (SectionMut::Fp32(master), false) = (&sections[0], plan.is_halved()) {
             let pieces = params.par_chunks_mut(SPLIT_ELEMS);
             let pieces = pieces.zip(master[..live].par_chunks(SPLIT_ELEMS));
@@ -95,25 +95,27 @@ impl LentChunk {
             });
         }
         let mut tasks = Vec::new();
-        let mut halves = P::upper_halves_mut(params);
+        let mut all_halves = P::upper_halves_mut(params);
         for (number, (section, values)) in sections.iter_mut().zip(&self.decoded).enumerate() {
             for (piece, values) in values.chunks(SPLIT_ELEMS).enumerate() {
-                let len = if number == 0 { halves.len().min(SPLIT_ELEMS) } else { 0 };
-                let (uppers, rest) = std::mem::take(&mut halves).split_at_mut(len);
-                halves = rest;
+                let len = if number == 0 { all_halves.len().min(SPLIT_ELEMS) } else { 0 };
+                let (halves, rest) = std::mem::take(&mut all_halves).split_at_mut(len);
+                all_halves = rest;
+                let keeps = if uppers.is_empty() { 0 } else { len };
+                let (kept, rest) = std::mem::take(&mut uppers).split_at_mut(keeps);
+                uppers = rest;
                 let at = offset + (piece * SPLIT_ELEMS) as u64;
-                tasks.push((section.cut(SPLIT_ELEMS), values, uppers, number as u64, at));
+                tasks.push((section.cut(SPLIT_ELEMS), values, halves, kept, number as u64, at));
             }
         }
         pool.install(|| {
-            tasks.into_par_iter().for_each(|(mut section, values, uppers, number, at)| {
-                section.encode_at(values, uppers, dice, number, at);
+            tasks.into_par_iter().for_each(|(mut section, values, halves, kept, number, at)| {
+                section.encode_at(values, halves, dice, number, at);
+                if !kept.is_empty() {
+                    kept.copy_from_slice(halves);
+                }
             });
         });
-        if !uppers.is_empty() {
-            let halves = P::upper_halves(params);
-            uppers[..halves.len()].copy_from_slice(halves);
-        }
     }
 
     /// The chunk, and memory for the next one's values.

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::optimizer::SwappedOptimizer;
 use super::plan::Plan;
 use crate::coord::{Communicator, Topology, gather_all};
 use crate::error::{Error, Result};
-use crate::io::{DriveMeters, Reading};
+use crate::io::{Direction, DriveMeters, Reading};
 use crate::storage::balance::{Change, DriveLoad, NOISE, WeightKeeper, rates};
 use crate::storage::{DRIVES_TARGET, ShardFiles, Shares};
 use crate::units::{DriveIndex, Rank};
@@ -177,23 +177,30 @@ impl Balance {
     ) {
         let rate = rates[change.drive].unwrap_or(0.0);
         let [told, most] = &mut self.told[change.drive];
-        let [before, after] = [100.0 * before, 100.0 * after];
+        let [before, after] = [percent(before), percent(after)];
         let mbps = |rate: f64| format!("{:.0}", rate / 1e6);
         let others = rates.iter().enumerate().filter(|(drive, _)| *drive != change.drive);
         let others: Vec<String> = others.map(|(_, rate)| mbps(rate.unwrap_or(0.0))).collect();
         let (own, others) = (mbps(rate), others.join(", "));
         if (rate / NOISE..rate * NOISE).contains(told) {
-            return tracing::info!(
-                target: DRIVES_TARGET,
-                "the share of {path} on {host} is put right, from {before:.1} % to {after:.1} %: \
-                 it does {own} MB/s each way while it is busy, the others {others}",
-            );
+            if before != after {
+                tracing::info!(
+                    target: DRIVES_TARGET,
+                    "the share of {path} on {host} is put right, from {before} to {after}: it does \
+                     {own} MB/s each way while it is busy, the others {others}",
+                );
+            }
+            return;
         }
+        // Headroom may allow no other share.
+        let moves = match before == after {
+            true => format!("stays at {after}"),
+            false => format!("goes from {before} to {after}"),
+        };
         tracing::warn!(
             target: DRIVES_TARGET,
             "the drive {path} on {host} has become {}: {own} MB/s each way while it is busy (the \
-             others {others}); its share of what is written goes from {before:.1} % to \
-             {after:.1} %",
+             others {others}); its share of what is written {moves}",
             if change.factor < 1.0 { "slower" } else { "faster" },
         );
         // One that is rested does more than it will.
@@ -246,6 +253,11 @@ impl SwappedOptimizer {
         Ok(())
     }
 
+    /// When this rank's last write to its drives ended; long ago if there was none.
+    pub fn last_swap_out(&self) -> Instant {
+        self.balance.meters.last_done(Direction::SwapOut)
+    }
+
     /// The weights of a record count, not those of the layout.
     pub(super) fn begin_balance(&mut self) {
         self.balance.keeper.set(&self.plan.placement().shares());
@@ -253,6 +265,9 @@ impl SwappedOptimizer {
 }
 
 fn percents(shares: &[f64]) -> String {
-    let percents = shares.iter().map(|share| format!("{:.1} %", 100.0 * share));
-    percents.collect::<Vec<_>>().join(", ")
+    shares.iter().map(|share| percent(*share)).collect::<Vec<_>>().join(", ")
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }

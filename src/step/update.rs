@@ -1,5 +1,7 @@
 //! The update of one resident chunk.
 
+use half::bf16;
+
 use super::gradients::ShardGradients;
 use super::plan::Plan;
 use super::view::sections_mut;
@@ -31,8 +33,8 @@ impl Updates<'_> {
         bytes: &mut [u8],
         params: &mut [P],
     ) -> bool {
-        let (sections, uppers) = sections_mut(self.plan, chunk, bytes);
-        let has_changed = match self.plan.config().optimizer.kind {
+        let sections = sections_mut(self.plan, chunk, bytes);
+        match self.plan.config().optimizer.kind {
             OptimizerKind::AdamW => {
                 self.run_rule::<AdamW, G, P>(chunk, gradients, sections, params)
             }
@@ -42,25 +44,22 @@ impl Updates<'_> {
             OptimizerKind::Adagrad => {
                 self.run_rule::<Adagrad, G, P>(chunk, gradients, sections, params)
             }
-        };
-        if !uppers.is_empty() {
-            let halves = P::upper_halves(params);
-            uppers[..halves.len()].copy_from_slice(halves);
         }
-        has_changed
     }
 
     fn run_rule<R: Rule, G: GradElem, P: ParamElem>(
         &self,
         chunk: ChunkIndex,
         gradients: &ShardGradients<'_, G>,
-        sections: Vec<SectionMut<'_>>,
+        (sections, mut uppers): (Vec<SectionMut<'_>>, &mut [bf16]),
         mut params: &mut [P],
     ) -> bool {
         let chunk = self.plan.partition().chunk(chunk);
+        let keeps = !uppers.is_empty();
         let mut sections = sections.into_iter();
         let mut next = || sections.next().unwrap_or(SectionMut::empty());
         let (mut master, mut first, mut second) = (next(), next(), next());
+        let mut has_gradients = false;
         let mut tasks = Vec::with_capacity((chunk.elems as usize).div_ceil(SPLIT_ELEMS));
         for start in (0..chunk.elems as usize).step_by(SPLIT_ELEMS) {
             let live = params.len().min(SPLIT_ELEMS);
@@ -71,15 +70,18 @@ impl Updates<'_> {
                 self.segments(gradients, in_shard, live).collect();
             let moments = [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)];
             let master = master.cut(SPLIT_ELEMS);
-            if !segments.is_empty() {
+            let (kept, rest) =
+                std::mem::take(&mut uppers).split_at_mut(if keeps { live } else { 0 });
+            uppers = rest;
+            has_gradients |= !segments.is_empty();
+            if keeps || !segments.is_empty() {
                 let flat = self.plan.dice_offset(in_shard as u64);
                 let (params, dice) = (piece, self.dice);
-                tasks.push(UpdateTask { master, moments, params, segments, dice, flat });
+                tasks.push(UpdateTask { master, moments, params, kept, segments, dice, flat });
             }
         }
-        let has_work = !tasks.is_empty();
         run_tasks(self.pool, tasks);
-        has_work
+        has_gradients
     }
 
     /// The gradients of some elements of the shard, with their parameters' numbers.

@@ -1,0 +1,68 @@
+//! `cluster/drives`: optswap works on what it makes, with sectors of either size and limits of any
+//! speed, and nothing of it is left.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
+
+mod support;
+
+use std::io::Write;
+use std::process::Command;
+
+use support::{Run, one_at_a_time, optswap};
+
+/// A set of emulated drives, gone at the end.
+struct Set {
+    name: String,
+}
+
+impl Set {
+    /// So many drives; none without root, and then the test says so and ends.
+    fn up(options: &[&str]) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            // Not through a macro: those are captured.
+            let _ = writeln!(std::io::stderr(), "emulated drives are not tested: they need root");
+            return None;
+        }
+        let set = Self { name: format!("test-{}", std::process::id()) };
+        set.drives("up", options).expect(0, &[]);
+        Some(set)
+    }
+
+    fn drives(&self, command: &str, arguments: &[&str]) -> Run {
+        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/drives"));
+        script.env("OPTSWAP_DRIVES_NAME", &self.name).arg(command).args(arguments);
+        Run::of(&script.output().unwrap())
+    }
+}
+
+impl Drop for Set {
+    fn drop(&mut self) {
+        self.drives("down", &[]);
+    }
+}
+
+#[test]
+fn sectors_of_4096_bytes_and_unequal_speeds() {
+    let _turn = one_at_a_time();
+    let Some(set) = Set::up(&["--count", "2", "--size", "64MiB", "--sector", "4096"]) else {
+        return;
+    };
+    let paths = set.drives("list", &[]).stdout.trim().to_owned();
+    let first = std::fs::metadata(paths.split(',').next().unwrap()).unwrap();
+    let device = std::os::unix::fs::MetadataExt::dev(&first);
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let sector = format!("/sys/dev/block/{major}:{minor}/queue/logical_block_size");
+    assert_eq!(std::fs::read_to_string(sector).unwrap().trim(), "4096");
+
+    // Half of the bytes lie on a drive of 20 MB/s: 6 MiB in a step, each way.
+    let program = optswap().display().to_string();
+    let bench = ["bench", "--params", "1Mi", "--steps", "2", "--verify", "--drives", &paths];
+    let limits = ["--mbps", "200,20", "--", &program];
+    let run = set.drives("run", &[&limits[..], &bench, &["--limit-mbps", "20"]].concat());
+    assert!(run.code == 0 && run.stdout.contains(", verified"), "{run:?}");
+
+    set.drives("run", &["--mbps", "fast", "--", "true"]).expect(64, &["fast is no speed"]);
+    set.drives("down", &[]).expect(0, &[]);
+    assert!(!std::path::Path::new(paths.split(',').next().unwrap()).exists());
+    set.drives("list", &[]).expect(69, &["there are no drives"]);
+}
