@@ -13,7 +13,7 @@ use optswap::config::{Config, EngineName, FaultConfig, FaultKind};
 use optswap::error::{Error, Result};
 use optswap::step::SwappedOptimizer;
 use support::world::{all, config_for, durable_config_for, on_ranks, start, step_into, step_until};
-use support::{Drives, one_at_a_time};
+use support::{Drives, alone, one_at_a_time, optswap};
 
 /// 16 blocks: chunks of three stripe units.
 const SIZES: [usize; 3] = [30_000, 17_000, 18_536];
@@ -262,4 +262,27 @@ fn a_drive_that_becomes_slow_gets_less_and_when_it_recovers_as_much_as_before() 
             assert!((0.35..0.65).contains(late), "{engine:?}, {ranks} ranks: {shares:?}");
         }
     }
+}
+
+/// The log names the drive, in the words of its user, before a fourth step is slow.
+#[test]
+fn a_drive_that_becomes_slow_is_named_within_three_steps() {
+    let _turn = one_at_a_time();
+    let drives = Drives::new(2);
+    // Initialisation, and four whole steps with the warm-up.
+    let onset = 48 + 4 * 96;
+    let slow = |rest: &str| format!("[[faults]]\nrank = 0\nkind = \"slow\"\n{rest}\n");
+    let config = format!(
+        "[drives]\nstripe_unit = \"16KiB\"\nweights = [1.0, 1.0]\nstripe_headroom = 1.0\n\
+         [io]\ndepth = 4\n\
+         [swap]\nchunk_elements = 4096\nprefetch = false\nwrite_behind = false\n{}{}",
+        slow(&format!("op = {onset}\ndrive = 1\ndelay_ms = 8")),
+        slow("op = 0\ndelay_ms = 1"),
+    );
+    let config = drives.write("slow.toml", &config);
+    let (paths, steps) = (drives.list(2), "7");
+    let job = ["bench", "--params", "65536", "--repetitions", "1", "--steps", steps, "--verify"];
+    let run = alone(&optswap(), &[&job[..], &["--drives", &paths, "--config", &config]].concat());
+    let drive = drives.paths()[1].display().to_string();
+    run.expect(0, &[&format!("the drive {drive} on "), "has become slower"]);
 }

@@ -11,7 +11,7 @@ use super::plan::Plan;
 use crate::coord::{Communicator, Topology, gather_all};
 use crate::error::{Error, Result};
 use crate::io::{Direction, DriveMeters, Reading};
-use crate::storage::balance::{Change, DriveLoad, NOISE, WeightKeeper, rates};
+use crate::storage::balance::{Change, DriveLoad, NOISE, WeightKeeper, rates as rates_of};
 use crate::storage::{DRIVES_TARGET, ShardFiles, Shares};
 use crate::units::{DriveIndex, Rank};
 
@@ -41,8 +41,8 @@ pub(super) struct Balance {
     /// The last whole measurement.
     measured: Vec<DriveLoad>,
     has_evidence: bool,
-    /// What the log has last said, or could have, that each drive does, and the most that it ever
-    /// did while it was busy all the time; bytes per second, 0 if that is not known.
+    /// What the log has last said, or could have, that each drive does for this rank, and the most
+    /// that it ever did while it was busy all the time; bytes per second, 0 if that is not known.
     told: Vec<[f64; 2]>,
     has_told_bound: bool,
 }
@@ -78,17 +78,22 @@ impl Balance {
         }
     }
 
-    /// Whether this rank has seen enough to ask the others.
-    pub fn has_evidence(&self) -> bool {
+    /// A step has ended, and took so long.
+    pub fn end_step(&mut self, took: Duration) {
+        self.steps += took;
+    }
+
+    /// Before the ranks speak to each other: whether this one has seen enough to ask the others. It
+    /// looks now, not when a step ends, so that what was written behind the last one counts for
+    /// this one.
+    pub fn has_evidence(&mut self) -> bool {
+        if self.is_on && self.steps > Duration::ZERO {
+            self.look();
+        }
         self.has_evidence
     }
 
-    /// A step has ended, and took so long.
-    pub fn end_step(&mut self, took: Duration) {
-        if !self.is_on {
-            return;
-        }
-        self.steps += took;
+    fn look(&mut self) {
         let now = self.meters.read();
         let busiest = now
             .iter()
@@ -154,7 +159,7 @@ impl Balance {
         let before = plan.placement().shares();
         let shares = plan.reweigh(self.keeper.weights());
         if self.local.first() == Some(&comm.rank()) {
-            let rates = rates(&loads);
+            let rates = rates_of(&loads);
             for change in changes {
                 let drive = change.drive;
                 let path = plan.config().drives.paths[drive].display().to_string();
@@ -176,13 +181,14 @@ impl Balance {
         [before, after]: [f64; 2],
     ) {
         let rate = rates[change.drive].unwrap_or(0.0);
+        let own_rate = rates_of(&self.measured)[change.drive].unwrap_or(0.0);
         let [told, most] = &mut self.told[change.drive];
         let [before, after] = [percent(before), percent(after)];
         let mbps = |rate: f64| format!("{:.0}", rate / 1e6);
         let others = rates.iter().enumerate().filter(|(drive, _)| *drive != change.drive);
         let others: Vec<String> = others.map(|(_, rate)| mbps(rate.unwrap_or(0.0))).collect();
         let (own, others) = (mbps(rate), others.join(", "));
-        if (rate / NOISE..rate * NOISE).contains(told) {
+        if (own_rate / NOISE..own_rate * NOISE).contains(told) {
             if before != after {
                 tracing::info!(
                     target: DRIVES_TARGET,
@@ -204,7 +210,7 @@ impl Balance {
             if change.factor < 1.0 { "slower" } else { "faster" },
         );
         // One that is rested does more than it will.
-        *told = if *most > 0.0 { rate.min(*most) } else { rate };
+        *told = if *most > 0.0 { own_rate.min(*most) } else { own_rate };
     }
 
     fn tell_bound(&mut self, host: &str, shares: &Shares) {
