@@ -73,7 +73,12 @@ class Drives:
         script = [ROOT / "cluster" / "drives"]
         subprocess.run([*script, "down"], check=False, capture_output=True)
         sizes = ["--count", str(self.count), "--size", self.size, "--sector", str(self.sector)]
-        made = subprocess.run([*script, "up", *sizes], check=True, capture_output=True, text=True)
+        made = subprocess.run(
+            [*script, "up", *sizes], check=False, stdout=subprocess.PIPE, text=True
+        )
+        if made.returncode:
+            # It has said why.
+            sys.exit(made.returncode)
         self.paths = made.stdout.split()[-1].split(",")
         return self
 

@@ -37,7 +37,7 @@ const UNSAFE: [&str; 9] = [
     "src/io/threads.rs",
     "src/io/transfer.rs",
     "src/io/uring.rs",
-    "src/optim/update.rs",
+    "src/optim/width.rs",
     "src/coord/mpi/mail.rs",
     "src/coord/mpi/mod.rs",
 ];

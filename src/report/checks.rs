@@ -185,7 +185,7 @@ fn huge_pages(facts: &MachineFacts) -> Check {
     let name = "huge pages";
     let reserved = match facts.reserved_huge_pages {
         None | Some(0) => String::new(),
-        Some(count) => format!("; {count} more are set aside, which optswap does not use"),
+        Some(count) => format!("; {count} are set aside, which optswap takes first"),
     };
     match facts.huge_pages.as_deref() {
         Some("always" | "madvise") => Check::ok(name, format!("transparent ones{reserved}")),
