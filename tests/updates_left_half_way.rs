@@ -7,9 +7,12 @@
 mod handed_over;
 mod support;
 
+use std::rc::Rc;
+
 use half::bf16;
 use handed_over::{GRADIENT_BYTES, hand_over};
 use optswap::config::{Config, FaultConfig, FaultKind, GradientPlace};
+use optswap::coord::Communicator;
 use optswap::error::Result;
 use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
 use optswap::units::ParamIndex;
@@ -108,18 +111,29 @@ fn a_drive_that_fails_under_the_door_is_an_error_on_all_ranks() {
     }
 }
 
+/// A job before its first step, its digest, and gradients, among them one of the first rank with
+/// which no step can be taken.
+fn before_a_skipped_step(
+    config: &Config,
+    comm: Rc<dyn Communicator>,
+    wrong: f32,
+) -> Result<(SwappedOptimizer, String, Vec<f32>)> {
+    let is_first = comm.rank().0 == 0;
+    let mut optimizer = support::world::start(config, &sizes(1), comm)?;
+    let before = optimizer.state_digest()?;
+    let mut shard = shard_gradients(&optimizer, 1);
+    if is_first {
+        shard[3] = wrong;
+    }
+    Ok((optimizer, before, shard))
+}
+
 #[test]
 fn a_skipped_step_has_no_sub_groups() {
     let drives = Drives::new(1);
     let config = rmsprop_config(&drives, true);
     all(on_ranks(2, |comm| {
-        let is_first = comm.rank().0 == 0;
-        let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
-        let before = optimizer.state_digest()?;
-        let mut shard = shard_gradients(&optimizer, 1);
-        if is_first {
-            shard[3] = f32::NAN;
-        }
+        let (mut optimizer, before, shard) = before_a_skipped_step(&config, comm, f32::NAN)?;
         let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
         let mut params = vec![7.0f32; shard.len()];
         let groups = optimizer.begin_update(&gradients, &mut params, StepOptions::default())?;
@@ -213,13 +227,8 @@ fn a_skipped_step_has_no_sub_groups_and_drops_stored_gradients() {
         let drives = Drives::new(1);
         let config = config_with_gradients(&drives, false, place);
         all(on_ranks(2, |comm| {
-            let is_first = comm.rank().0 == 0;
-            let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
-            let before = optimizer.state_digest()?;
-            let mut shard = shard_gradients(&optimizer, 1);
-            if is_first {
-                shard[3] = f32::INFINITY;
-            }
+            let (mut optimizer, before, shard) =
+                before_a_skipped_step(&config, comm, f32::INFINITY)?;
             hand_over(&mut optimizer, &shard, |_| true, 3, true)?;
             let mut params = vec![7.0f32; shard.len()];
             let options = StepOptions::default();

@@ -86,7 +86,7 @@ impl Balance {
     /// Before the ranks speak to each other: whether this one has seen enough to ask the others. It
     /// looks now, not when a step ends, so that what was written behind the last one counts for
     /// this one.
-    pub fn has_evidence(&mut self) -> bool {
+    pub fn find_evidence(&mut self) -> bool {
         if self.is_on && self.steps > Duration::ZERO {
             self.look();
         }

@@ -173,7 +173,7 @@ impl SwappedOptimizer {
             Err(_) => BlockNorm::default(),
         });
         let has_failed = ready.is_err();
-        let (stop, has_news) = (options.stop, [self.balance.has_evidence(), options.wants_table]);
+        let (stop, has_news) = (options.stop, [self.balance.find_evidence(), options.wants_table]);
         let world = timers
             .time(Timer::GradientNorm, || reduce(&*self.comm, norm, has_failed, stop, has_news))?;
         if world.failed > 0 {
