@@ -54,7 +54,7 @@ fn ranks_on_several_hosts_train_as_on_one() {
     // More ranks than cores, synthetic gradients.
     let over = cluster.run(8, 4, &optswap(), &["bench", "--params", "300001", "--steps", "2"]);
     assert_eq!(digest(&over), digest_here(1, "300001"));
-    over.expect(0, &["8 ranks on 4 hosts"]);
+    over.expect(0, &["8 ranks on 4 nodes"]);
 
     // MPICH under srun, if there is a program that is built with it.
     let Ok(program) = std::env::var("OPTSWAP_MPICH") else { return };
@@ -62,7 +62,7 @@ fn ranks_on_several_hosts_train_as_on_one() {
     let job = ["bench", "--params", "300001", "--steps", "2"];
     let over = cluster.exec(&[&srun[..], &job].concat());
     assert_eq!(digest(&over), digest_here(1, "300001"));
-    over.expect(0, &["4 ranks on 2 hosts"]);
+    over.expect(0, &["4 ranks on 2 nodes"]);
 }
 
 #[test]

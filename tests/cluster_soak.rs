@@ -169,7 +169,7 @@ fn sixty_four_ranks_on_few_cores_give_the_bits_of_one() {
     let Some(cluster) = up("4") else { return };
     let bench = ["bench", "--params", "600001", "--steps", "2"];
     let over = cluster.run(64, 4, &optswap(), &bench);
-    over.expect(0, &["64 ranks on 4 hosts"]);
+    over.expect(0, &["64 ranks on 4 nodes"]);
     let drives = Drives::new(1);
     let here = alone(&optswap(), &[&bench[..], &["--drives", &drives.list(1)]].concat());
     let digest = |run: &Run| {

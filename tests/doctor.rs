@@ -18,7 +18,7 @@ fn doctor(tamper: &[&str], arguments: &[&str]) -> (Run, Value) {
         command.args(["strace", "-f", "-qq", "-o", "/dev/null"]).args(tamper);
     }
     command.arg(optswap()).args(["doctor", "--json"]).args(arguments);
-    for name in ["OPTSWAP_DRIVES", "SLURM_TMPDIR", "TMPDIR"] {
+    for name in ["OPTSWAP_DRIVES", "SLURM_TMPDIR", "TMPDIR", "LOCAL_SCRATCH", "PBS_JOBFS"] {
         command.env_remove(name);
     }
     let run = Run::of(&command.output().expect("strace is installed by launch/setup --tests"));
@@ -35,6 +35,13 @@ fn check(value: &Value, name: &str) -> [String; 3] {
     ["state", "found", "fix"].map(|key| found[key].as_str().unwrap_or_default().to_owned())
 }
 
+/// Whatever is not in order says what to do.
+#[track_caller]
+fn all_have_fixes(value: &Value) {
+    let is_told = |check: &Value| (check["state"] == "ok") == check["fix"].is_null();
+    assert!(value["checks"].as_array().unwrap().iter().all(is_told), "{value:#}");
+}
+
 #[test]
 fn a_usable_drive() {
     let drives = Drives::new(1);
@@ -49,9 +56,7 @@ fn a_usable_drive() {
         assert_eq!(check(&value, &format!("{name} on {list}"))[0], "ok");
     }
     assert!(check(&value, &format!("drive {list}"))[1].contains("free"));
-    // Whatever is no problem or good says what to do.
-    let is_told = |check: &Value| (check["state"] == "ok") == check["fix"].is_null();
-    assert!(value["checks"].as_array().unwrap().iter().all(is_told), "{value:#}");
+    all_have_fixes(&value);
     assert!(drives.are_empty());
 }
 
@@ -73,9 +78,11 @@ fn drives_that_cannot_be_used() {
     let (list, memory) = (drives.list(1), tempfile::tempdir_in("/dev/shm").unwrap());
     let memory = memory.path().to_str().unwrap();
     let missing = format!("{list}/missing");
-    let all = format!("{list},{missing},{memory},{list}");
+    let file = drives.write("file", "no directory");
+    let all = format!("{list},{missing},{memory},{list},{file}");
     let (run, value) = doctor(&[], &["--drives", &all]);
-    run.expect(69, &["optswap cannot work here: 3 problems"]);
+    run.expect(69, &["optswap cannot work here: 4 problems"]);
+    all_have_fixes(&value);
     let [state, found, fix] = check(&value, &format!("drive {missing}"));
     assert_eq!(state, "problem");
     assert!(found.contains("cannot be found") && fix.contains("--drives DIR,DIR"), "{found} {fix}");
@@ -113,6 +120,18 @@ fn io_uring_refused() {
     assert_eq!(check(&value, "io_uring")[0], "problem");
 }
 
+/// `srun optswap doctor`, without `--mpi`: this command needs no ranks.
+#[test]
+fn a_launcher_that_would_not_do_for_ranks_is_a_warning() {
+    let mut command = Command::new(optswap());
+    command.args(["doctor", "--json"]).env("SLURM_STEP_NUM_TASKS", "2").env("SLURM_PROCID", "0");
+    let run = Run::of(&command.output().unwrap());
+    run.expect(0, &[]);
+    let [state, found, fix] = check(&run.result().unwrap(), "launcher for ranks");
+    assert_eq!(state, "warning");
+    assert!(found.contains("srun offers") && fix.contains("srun --mpi="), "{found} {fix}");
+}
+
 #[test]
 fn registered_buffers_refused() {
     let inject = "inject=io_uring_register:error=ENOMEM";
@@ -146,6 +165,10 @@ fn locked_memory_is_short() {
     let [state, found, _] = check(&value, "io_uring");
     assert_eq!(state, "warning");
     assert!(found.contains("registering 4MiB is refused"), "{found}");
+    // What is enough for one rank may not be enough for all of a node.
+    let [state, found, _] = check(&doctor(&[], &["--ranks-per-node", "1000000"]).1, "memory");
+    assert_eq!(state, "problem");
+    assert!(found.contains("of 1000000 ranks' buffers"), "{found}");
     // The job runs all the same.
     let run = run_as(&["bench", "--params", "100k", "--steps", "1", "--verify", "--drives", &list]);
     run.expect(0, &["registered buffers refused", "unregistered buffers"]);

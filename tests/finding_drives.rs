@@ -14,7 +14,8 @@ fn bench(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     let mut command = Command::new("timeout");
     command.args(["-k", "5", "60"]).arg(optswap()).args(["bench", "--params", "100k"]);
     command.args(["--steps", "1", "--warmup", "0", "--keep-files"]).args(arguments);
-    let own = ["OPTSWAP_DRIVES", "OPTSWAP_SITE", "SLURM_TMPDIR", "TMPDIR"];
+    let own =
+        ["OPTSWAP_DRIVES", "OPTSWAP_SITE", "SLURM_TMPDIR", "TMPDIR", "LOCAL_SCRATCH", "PBS_JOBFS"];
     let jobs = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID"];
     own.iter().chain(&jobs).for_each(|name| {
         command.env_remove(name);
@@ -73,6 +74,10 @@ fn a_batch_jobs_own_directory_is_taken() {
         run.expect(0, &[&format!("drives: {second} (from $TMPDIR)")]);
     }
     assert_eq!(used(&drives), [true, true]);
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let memory = memory.path().to_str().unwrap();
+    let variables = [("TMPDIR", memory), ("LOCAL_SCRATCH", first.as_str()), ("PBS_JOBID", "7")];
+    bench(&[], &variables).expect(0, &[&format!("drives: {first} (from $LOCAL_SCRATCH)")]);
 }
 
 #[test]

@@ -77,7 +77,8 @@ pub struct SwapArgs {
     /// One directory on each drive, separated by commas; `*`, `?` and `[...]` match as in a shell.
     ///
     /// Without it, and without any in the configuration, --site counts, then $OPTSWAP_DRIVES (also
-    /// separated by commas), then $SLURM_TMPDIR, then, in a batch job, $TMPDIR.
+    /// separated by commas), then $SLURM_TMPDIR, then, in a batch job, $TMPDIR, $LOCAL_SCRATCH,
+    /// $PBS_JOBFS, /local/scratch and /mnt/bb/$USER: none in memory, one on the system's disk last.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
 

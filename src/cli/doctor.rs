@@ -30,6 +30,10 @@ pub(super) struct DoctorArgs {
     #[arg(long, value_name = "FILE")]
     site: Option<PathBuf>,
 
+    /// Ranks on this node, whose buffers memory must hold [default: as the launcher says, else 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    ranks_per_node: Option<u64>,
+
     /// Force a file system that would be refused, such as tmpfs; may be repeated.
     #[arg(long, value_name = "NAME")]
     allow_fs: Vec<String>,
@@ -48,10 +52,12 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<()> {
     let chosen = drives::choose(&args.drives, &config.drives.paths, args.site.as_deref())?;
 
     let facts = MachineFacts::probe();
-    let mut checks = machine_checks(&facts, config.swap.memory_budget);
+    let launcher = Launcher::detect(&|name| std::env::var(name).ok());
+    let ranks = args.ranks_per_node.or(launcher.local_size.map(|size| size as u64)).unwrap_or(1);
+    let mut checks = machine_checks(&facts, ranks, config.swap.memory_budget);
     checks.insert(1, uring_check(&UringTrial::run(), &facts, config.io.engine));
     checks.push(threads_check());
-    checks.extend(mpi_checks());
+    checks.extend(mpi_checks(&launcher));
     match chosen {
         Some(Chosen { paths, .. }) => {
             let examine = |path: &PathBuf| examine(path, &config.drives.allow_filesystems);
@@ -93,12 +99,14 @@ fn threads_check() -> Check {
     }
 }
 
-fn mpi_checks() -> Vec<Check> {
+fn mpi_checks(launcher: &Launcher) -> Vec<Check> {
     let library = mpi_library();
-    let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     let started = match launcher.check_before_start(library.as_deref()) {
         Ok(()) => Check::ok("launcher", launcher.describe()),
-        Err(error) => Check::of_error("launcher", &error),
+        // This command needs no ranks; a job started in the same way would end.
+        Err(error) => {
+            Check { state: State::Warning, ..Check::of_error("launcher for ranks", &error) }
+        }
     };
     let mut checks = vec![mpi_check(library.as_deref(), &launchers()), started];
     checks.extend(slurm_check(library.as_deref(), srun_plugins().as_deref()));

@@ -6,10 +6,15 @@ use std::path::{Path, PathBuf};
 use super::site;
 use crate::config::expand_wildcards;
 use crate::error::{Error, Result};
-use crate::storage::{filesystem_of, is_memory_filesystem, same_device};
+use crate::storage::{filesystem_of, is_memory_filesystem, may_create_in, same_disk};
 
 /// Variables that batch systems set inside of a job: Slurm, PBS, LSF, Flux.
 const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID"];
+
+/// Where systems have a place for a job's own files, in the order in which they are looked for
+/// within one.
+const JOB_PLACES: [&str; 5] =
+    ["$TMPDIR", "$LOCAL_SCRATCH", "$PBS_JOBFS", "/local/scratch", "/mnt/bb/$USER"];
 
 /// Drives, and what named them.
 #[derive(Debug, PartialEq)]
@@ -54,7 +59,7 @@ pub(super) fn choose(
 fn announce(Chosen { paths, rule, .. }: &Chosen) {
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     tracing::info!("drives: {} (from {rule})", names.join(", "));
-    if rule == "$TMPDIR" && same_device(&paths[0], Path::new("/")) {
+    if JOB_PLACES.contains(&rule.as_str()) && same_disk(&paths[0], Path::new("/")) {
         tracing::warn!(
             "{} lies on the system's own disk: name the node's drives with --drives if it has any",
             names[0]
@@ -63,8 +68,9 @@ fn announce(Chosen { paths, rule, .. }: &Chosen) {
 }
 
 /// Looks for drives in the environment, which is read through `variable`: `$OPTSWAP_DRIVES`, then
-/// `$SLURM_TMPDIR`, then, inside of a batch job, `$TMPDIR` if that is no memory file system.
-/// Outside of a job `$TMPDIR` is a place for small files, most often on the system's own disk.
+/// `$SLURM_TMPDIR`, then, inside of a batch job, the first of [`JOB_PLACES`] that lies on a disk of
+/// its own, and else on the system's; none in memory. Outside of a job `$TMPDIR` is a place for small
+/// files, most often on the system's own disk.
 ///
 /// # Errors
 /// As [`expand_wildcards`], for `$OPTSWAP_DRIVES`.
@@ -85,12 +91,25 @@ pub(super) fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Opti
     if let Some(path) = set("SLURM_TMPDIR") {
         return Ok(one(path, "$SLURM_TMPDIR"));
     }
-    let Some(path) = set("TMPDIR").filter(|_| JOB_VARIABLES.iter().any(|name| set(name).is_some()))
-    else {
+    if !JOB_VARIABLES.iter().any(|name| set(name).is_some()) {
         return Ok(None);
-    };
-    let in_memory = filesystem_of(Path::new(&path)).is_some_and(|name| is_memory_filesystem(&name));
-    Ok(if in_memory { None } else { one(path, "$TMPDIR") })
+    }
+    let places = JOB_PLACES.iter().filter_map(|rule| match rule.split_once('$') {
+        None => Some(((*rule).to_owned(), *rule)),
+        Some((before, name)) => Some((before.to_owned() + &set(name)?, *rule)),
+    });
+    let places: Vec<(String, &str)> = places.filter(|(path, rule)| is_place(path, rule)).collect();
+    let has_own_disk = |(path, _): &&(String, &str)| !same_disk(Path::new(path), Path::new("/"));
+    let found = places.iter().find(has_own_disk).or(places.first());
+    Ok(found.and_then(|(path, rule)| one(path.clone(), rule)))
+}
+
+/// Whether a job may have its files there. What a variable names and is not there is no reason to
+/// look further: the error says so.
+fn is_place(path: &str, rule: &str) -> bool {
+    let path = Path::new(path);
+    let is_usable = rule.starts_with('$') || (path.is_dir() && may_create_in(path).is_ok());
+    is_usable && !filesystem_of(path).is_some_and(|name| is_memory_filesystem(&name))
 }
 
 /// The error of a job without drives: it lists the rules.
@@ -98,7 +117,8 @@ pub(super) fn none_named() -> Error {
     Error::usage("no drive is named").hint(
         "name a directory on each drive with --drives DIR,DIR, in [drives] paths of the \
          configuration, in a site description (--site), or in $OPTSWAP_DRIVES; else $SLURM_TMPDIR \
-         is taken, or in a batch job $TMPDIR, if that is no memory file system",
+         is taken, or in a batch job $TMPDIR, $LOCAL_SCRATCH, $PBS_JOBFS, /local/scratch or \
+         /mnt/bb/$USER, where that is no memory file system",
     )
 }
 
@@ -128,6 +148,13 @@ mod tests {
         for name in JOB_VARIABLES {
             assert_eq!(with(&[tmp, (name, "7")]), found(&["/proc"], "$TMPDIR"));
         }
+        // A disk of its own counts more than the system's; memory never does.
+        let (scratch, pbs) = (("LOCAL_SCRATCH", "/proc/sys"), ("PBS_JOBFS", "/proc/self"));
+        assert_eq!(with(&[("TMPDIR", "/"), pbs, job]), found(&["/proc/self"], "$PBS_JOBFS"));
+        assert_eq!(with(&[("TMPDIR", "/"), job]), found(&["/"], "$TMPDIR"));
+        assert_eq!(with(&[tmp, scratch, job]), found(&["/proc"], "$TMPDIR"));
+        let in_memory = ("TMPDIR", "/dev/shm");
+        assert_eq!(with(&[in_memory, scratch, pbs, job]), found(&["/proc/sys"], "$LOCAL_SCRATCH"));
         // Outside of a job, in memory, or empty.
         assert_eq!(with(&[tmp]), None);
         assert_eq!(with(&[("TMPDIR", "/dev/shm"), job]), None);

@@ -98,6 +98,19 @@ pub fn cpu_list(list: &str) -> Vec<u32> {
     list.trim().split(',').filter_map(range).flatten().collect()
 }
 
+/// The opposite of [`cpu_list`]; `-` if there are none.
+pub fn number_ranges(numbers: &[u32]) -> String {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let runs = sorted.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        only => only.iter().map(ToString::to_string).collect(),
+    });
+    let text = runs.collect::<Vec<_>>().join(",");
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
 fn numa_nodes(root: &Path) -> Vec<(u32, Vec<u32>)> {
     let listing = std::fs::read_dir(root).into_iter().flatten().flatten();
     let node = |entry: std::fs::DirEntry| {
@@ -133,6 +146,8 @@ mod tests {
         assert_eq!(chosen("always\n"), None);
         assert!(cpu_list("\n").is_empty());
         assert_eq!(cpu_list("0-1,x,7"), [0, 1, 7]);
+        assert_eq!(number_ranges(&[3, 0, 1, 7]), "0-1,3,7");
+        assert_eq!(number_ranges(&[]), "-");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use gradients::{
     AccumulateIn, GradientPlace, GradientsConfig, LossScaleConfig, LossScaleMode, MissingGradient,
 };
 pub use hosts::{HostRanges, compress_names};
-pub use machine::{MachineFacts, cpu_list};
+pub use machine::{MachineFacts, cpu_list, number_ranges};
 pub use probe::{allotted_cpus, memory_limit};
 pub use sections::{
     CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,

@@ -35,7 +35,7 @@ pub use topology::Topology;
 /// whose other ranks are silent should let these through.
 pub const STALL_TARGET: &str = "optswap::stall";
 
-/// The ranks of a job and what they can do together. Every method but the first three and the last
+/// The ranks of a job and what they can do together. Every method but the first four and the last
 /// is collective: all ranks call it, in the same order, and it ends on all of them or gives an
 /// error within the communicator's deadline.
 ///
@@ -49,6 +49,12 @@ pub trait Communicator {
 
     /// The host's name.
     fn host(&self) -> &str;
+
+    /// A number that the ranks of this rank's node have in common, and no others; none if ranks
+    /// share a node where their hosts have one name.
+    fn node(&self) -> Option<u32> {
+        None
+    }
 
     /// Waits for all ranks.
     ///

@@ -4,10 +4,13 @@ use super::{Communicator, gather_all};
 use crate::error::Result;
 use crate::units::Rank;
 
-/// Where every rank runs. A node is a host name.
+/// Where every rank runs: its host's name, and its node. Ranks share a node if the communicator
+/// says so; where it does not know, if their hosts have one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     hosts: Vec<String>,
+    /// The ranks of every node, in rank order; nodes in the order of their first ranks.
+    nodes: Vec<Vec<Rank>>,
     rank: Rank,
 }
 
@@ -17,8 +20,24 @@ impl Topology {
     /// # Errors
     /// As every collective.
     pub fn discover(comm: &dyn Communicator) -> Result<Self> {
-        let hosts = gather_all(comm, &comm.host().to_owned())?;
-        Ok(Self { hosts, rank: comm.rank() })
+        let seats = gather_all(comm, &(comm.host().to_owned(), comm.node()))?;
+        Ok(Self::new(seats, comm.rank()))
+    }
+
+    /// From every rank's host and [`Communicator::node`].
+    fn new(seats: Vec<(String, Option<u32>)>, rank: Rank) -> Self {
+        let mut order = std::collections::HashMap::new();
+        let mut nodes: Vec<Vec<Rank>> = Vec::new();
+        for (rank, (host, node)) in seats.iter().enumerate() {
+            // A number counts more than a name.
+            let name = if node.is_none() { host.as_str() } else { "" };
+            let place = *order.entry((*node, name)).or_insert(nodes.len());
+            if place == nodes.len() {
+                nodes.push(Vec::new());
+            }
+            nodes[place].push(Rank::from_index(rank));
+        }
+        Self { hosts: seats.into_iter().map(|(host, _)| host).collect(), nodes, rank }
     }
 
     /// The host of every rank.
@@ -26,10 +45,77 @@ impl Topology {
         &self.hosts
     }
 
+    /// The ranks of every node, in rank order; nodes in the order of their first ranks.
+    pub fn nodes(&self) -> &[Vec<Rank>] {
+        &self.nodes
+    }
+
     /// The ranks on this rank's node, in rank order.
     pub fn local_ranks(&self) -> impl Iterator<Item = Rank> {
-        let here = &self.hosts[self.rank.index()];
-        let ranks = self.hosts.iter().enumerate();
-        ranks.filter(move |(_, host)| *host == here).map(|(rank, _)| Rank::from_index(rank))
+        let mine = self.nodes.iter().find(|ranks| ranks.contains(&self.rank));
+        mine.into_iter().flatten().copied()
+    }
+
+    /// Where names of hosts and nodes do not fit, in words.
+    pub fn misnamed(&self) -> Option<String> {
+        let host = |rank: &Rank| self.hosts[rank.index()].as_str();
+        for ranks in &self.nodes {
+            if let Some(other) = ranks.iter().find(|rank| host(rank) != host(&ranks[0])) {
+                return Some(format!(
+                    "{} and {other} share a node, but call it {} and {}: tables that go by \
+                     names show two nodes",
+                    ranks[0],
+                    host(&ranks[0]),
+                    host(other)
+                ));
+            }
+        }
+        let mut first_of = std::collections::HashMap::new();
+        for first in self.nodes.iter().map(|ranks| ranks[0]) {
+            if let Some(other) = first_of.insert(host(&first), first) {
+                return Some(format!(
+                    "{other} and {first} do not share a node, but both call it {}: tables \
+                     that go by names show one node. Give every host a name of its own; containers \
+                     of one host need its shared memory to count as one node",
+                    host(&first)
+                ));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topology(seats: &[(&str, Option<u32>)], rank: u32) -> Topology {
+        let seats = seats.iter().map(|(host, node)| ((*host).to_owned(), *node));
+        Topology::new(seats.collect(), Rank(rank))
+    }
+
+    fn local(topology: &Topology) -> Vec<u32> {
+        topology.local_ranks().map(|rank| rank.0).collect()
+    }
+
+    #[test]
+    fn names_tell_nodes_where_nothing_else_does() {
+        let found = topology(&[("a", None), ("b", None), ("a", None)], 2);
+        assert_eq!(local(&found), [0, 2]);
+        assert_eq!(found.nodes(), [vec![Rank(0), Rank(2)], vec![Rank(1)]]);
+        assert_eq!(found.misnamed(), None);
+    }
+
+    #[test]
+    fn what_the_communicator_knows_counts_more_than_names() {
+        let twins = topology(&[("a", Some(0)), ("a", Some(1)), ("a", Some(0))], 1);
+        assert_eq!(local(&twins), [1]);
+        let words = twins.misnamed().unwrap();
+        assert!(words.starts_with("rank 0 and rank 1 do not share a node"), "{words}");
+        let aliases = topology(&[("a", Some(0)), ("b", Some(0))], 1);
+        assert_eq!(local(&aliases), [0, 1]);
+        assert!(aliases.misnamed().unwrap().contains("call it a and b"));
+        let plain = topology(&[("a", Some(0)), ("b", Some(1)), ("b", Some(1))], 0);
+        assert_eq!(plain.misnamed(), None);
     }
 }

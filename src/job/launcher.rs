@@ -215,8 +215,8 @@ impl Launcher {
         Err(Error::usage(format!("{size} {alone}")).hint(fix))
     }
 
-    /// Where the launcher says something else than MPI and the host names, in words. `local` are
-    /// this process's place among the ranks of its host, and their number.
+    /// Where the launcher says something else than MPI, in words. `local` are this process's place
+    /// among the ranks of its node, and their number.
     pub fn disagreement(
         &self,
         (rank, size): (usize, usize),
@@ -233,9 +233,9 @@ impl Launcher {
         if differs(self.local_size, local_size) || differs(self.local_rank, local_rank) {
             let (told_rank, told_size) = (shown(self.local_rank), shown(self.local_size));
             return Some(format!(
-                "the launcher calls rank {rank} number {told_rank} of {told_size} on its host, by \
-                 host names it is number {local_rank} of {local_size}: do several hosts have one \
-                 name, or do ranks see different names? Space and memory are checked per name"
+                "the launcher calls rank {rank} number {told_rank} of {told_size} on its node, MPI \
+                 calls it number {local_rank} of {local_size}: MPI counts. Ranks in containers of \
+                 one node need its shared memory to see each other"
             ));
         }
         None
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(launcher.disagreement((5, 8), (1, 4)), None);
         let words = |world, local| launcher.disagreement(world, local).unwrap();
         assert!(words((4, 8), (1, 4)).contains("5 of 8, MPI calls it 4 of 8"));
-        assert!(words((5, 8), (5, 8)).contains("do several hosts have one name"));
+        assert!(words((5, 8), (5, 8)).contains("1 of 4 on its node, MPI calls it number 5 of 8"));
         assert_eq!(started(&[]).disagreement((0, 1), (0, 1)), None);
     }
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::coord::{Communicator, Topology, agree};
+use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
@@ -94,14 +94,21 @@ pub fn mpi_library() -> Option<String> {
     None
 }
 
-/// Collective: says where the launcher disagrees with MPI and the host names.
+/// Collective: says where launcher, MPI and the names of hosts disagree, on rank 0.
 fn cross_check(launcher: &Launcher, comm: &dyn Communicator) -> Result<()> {
     let topology = Topology::discover(comm)?;
     let locals: Vec<Rank> = topology.local_ranks().collect();
     let place = locals.iter().position(|rank| *rank == comm.rank()).unwrap_or(0);
     let world = (comm.rank().index(), comm.size());
-    if let Some(words) = launcher.disagreement(world, (place, locals.len())) {
-        tracing::warn!("{words}");
+    let words = launcher.disagreement(world, (place, locals.len()));
+    let all: Vec<String> = gather_all(comm, &words)?.into_iter().flatten().collect();
+    if comm.rank().0 == 0 {
+        let more = match all.len() {
+            0 | 1 => String::new(),
+            count => format!(" (and so for {} more ranks)", count - 1),
+        };
+        all.first().iter().for_each(|words| tracing::warn!("{words}{more}"));
+        topology.misnamed().iter().for_each(|words| tracing::warn!("{words}"));
     }
     Ok(())
 }

@@ -106,7 +106,7 @@ fn run_with<G: GradElem>(
 ) -> Result<BenchRun> {
     let BenchOptions { params, repetitions, steps, warmup, seed, verify, .. } = *options;
     let inventory = agree(&**comm, synthetic_inventory(params))?;
-    let (nodes, places) = look_around(&**comm, &config.drives.paths)?;
+    let (nodes, places) = look_around(&**comm, &config.drives)?;
     let mut work = Workload::create(comm, config, inventory, seed, verify, convert)?;
     work.run(warmup)?;
     work.optimizer.reset_records();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::MachineFacts;
+use crate::config::{DrivesConfig, MachineFacts, number_ranges};
 use crate::coord::{Communicator, Topology, gather_all};
 use crate::error::Result;
 use crate::storage::{DriveDetails, DriveProfile};
@@ -45,6 +45,15 @@ pub struct RankPlace {
     pub host: String,
     /// The processors that it may use, such as `0-7`.
     pub cpus: String,
+    /// Their NUMA nodes.
+    #[serde(default)]
+    pub numa_nodes: String,
+    /// Its drives.
+    #[serde(default)]
+    pub drives: Vec<PathBuf>,
+    /// What named them.
+    #[serde(default)]
+    pub drives_named_by: String,
 }
 
 /// Collective: every node, as its first rank sees it, and every rank's place.
@@ -53,15 +62,19 @@ pub struct RankPlace {
 /// As every collective.
 pub fn look_around(
     comm: &dyn Communicator,
-    roots: &[PathBuf],
+    drives: &DrivesConfig,
 ) -> Result<(Vec<NodeFacts>, Vec<RankPlace>)> {
     let topology = Topology::discover(comm)?;
     let facts = MachineFacts::probe();
     let place = RankPlace {
         rank: comm.rank().0,
         host: comm.host().to_owned(),
-        cpus: ranges(&facts.cpus_allowed),
+        cpus: number_ranges(&facts.cpus_allowed),
+        numa_nodes: number_ranges(&facts.nodes_allowed()),
+        drives: drives.paths.clone(),
+        drives_named_by: drives.named_by.clone(),
     };
+    let roots = drives_of_node(comm, &topology, &drives.paths)?;
     let is_first = topology.local_ranks().next() == Some(comm.rank());
     let node = is_first.then(|| NodeFacts {
         host: comm.host().to_owned(),
@@ -77,6 +90,25 @@ pub fn look_around(
     Ok((nodes.collect(), gather_all(comm, &place)?))
 }
 
+/// Collective: the drives that any rank of this node names, in the order in which they do.
+///
+/// # Errors
+/// As every collective.
+pub(super) fn drives_of_node(
+    comm: &dyn Communicator,
+    topology: &Topology,
+    roots: &[PathBuf],
+) -> Result<Vec<PathBuf>> {
+    let named: Vec<Vec<PathBuf>> = gather_all(comm, &roots.to_vec())?;
+    let mut of_node: Vec<PathBuf> = Vec::new();
+    for root in topology.local_ranks().flat_map(|rank| &named[rank.index()]) {
+        if !of_node.contains(root) {
+            of_node.push(root.clone());
+        }
+    }
+    Ok(of_node)
+}
+
 fn drive(root: &Path) -> NodeDrive {
     let unknown = || DriveDetails { root: root.to_owned(), ..DriveDetails::default() };
     let profile = DriveProfile::read(root).unwrap_or_else(|error| {
@@ -84,31 +116,4 @@ fn drive(root: &Path) -> NodeDrive {
         None
     });
     NodeDrive { details: DriveDetails::of(root).unwrap_or_else(|_| unknown()), profile }
-}
-
-/// Sorted numbers as the kernel writes them: `0-3,8`.
-fn ranges(numbers: &[u32]) -> String {
-    let mut parts: Vec<(u32, u32)> = Vec::new();
-    for number in numbers {
-        match parts.last_mut() {
-            Some((_, last)) if *last + 1 == *number => *last = *number,
-            _ => parts.push((*number, *number)),
-        }
-    }
-    let part = |(first, last): &(u32, u32)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    };
-    parts.iter().map(part).collect::<Vec<_>>().join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_written_as_ranges() {
-        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
-        assert_eq!(ranges(&[]), "");
-    }
 }

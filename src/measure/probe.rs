@@ -6,13 +6,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::node::drives_of_node;
 use crate::config::EngineName;
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{EngineSpec, Load, LoadKind, LoadResult, Loader, Part, allocate_buffers};
 use crate::job::stop_request;
 use crate::step::ProcessIo;
-use crate::storage::{Device, Drive, DriveProfile, same_device, scratch_file};
+use crate::storage::{Device, Drive, DriveProfile, same_disk, scratch_file};
 
 /// One operation: as large as a stripe unit is by default.
 const BLOCK_BYTES: u64 = 1 << 20;
@@ -57,7 +58,7 @@ pub struct DriveProbe {
     pub filesystem: String,
     /// Its device.
     pub device: String,
-    /// An earlier drive of this node that lies on the same device.
+    /// An earlier drive of this node that lies on the same disk.
     pub shares_device_with: Option<PathBuf>,
     /// Whether the kernel moved all bytes between memory and the drive itself (`/proc/self/io`).
     pub is_direct: bool,
@@ -88,13 +89,7 @@ pub fn probe_nodes(
     options: &ProbeOptions,
 ) -> Result<Vec<NodeProbe>> {
     let topology = Topology::discover(comm)?;
-    let named: Vec<Vec<PathBuf>> = gather_all(comm, &roots.to_vec())?;
-    let mut of_node: Vec<PathBuf> = Vec::new();
-    for rank in topology.local_ranks() {
-        let new = named[rank.index()].iter().filter(|root| !of_node.contains(root));
-        let new: Vec<PathBuf> = new.cloned().collect();
-        of_node.extend(new);
-    }
+    let of_node = drives_of_node(comm, &topology, roots)?;
     let is_first = topology.local_ranks().next() == Some(comm.rank());
     let probed = match is_first {
         true => probe_node(comm, &of_node, options).map(Some),
@@ -120,7 +115,7 @@ fn probe_node(
     measure_together(comm, &mut trials, options)?;
     let mut drives: Vec<DriveProbe> = Vec::new();
     for trial in trials {
-        let twin = drives.iter().find(|earlier| same_device(&earlier.root, &trial.drive.root));
+        let twin = drives.iter().find(|earlier| same_disk(&earlier.root, &trial.drive.root));
         let device = Device::of(&trial.drive.root).unwrap_or_default();
         let probe = DriveProbe {
             shares_device_with: twin.map(|twin| twin.root.clone()),

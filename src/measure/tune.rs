@@ -16,7 +16,7 @@ use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::io::{EngineSpec, LoadKind, Loader, Part, allocate_buffers};
 use crate::storage::{Drive, ExtentLayout, Placement, scratch_file};
-use crate::units::{Bytes, Elems, ExtentIndex};
+use crate::units::{Bytes, Elems, ExtentIndex, Rank};
 
 /// The file of each rank on each drive.
 const FILE_BYTES: u64 = 256 << 20;
@@ -198,7 +198,7 @@ impl<'a> Bench<'a> {
             Ok((0..lanes.len()).map(|file| result.file_bytes_per_s(file)).collect::<Vec<f64>>())
         });
         let all: Vec<Vec<f64>> = gather_all(&**self.comm, &agree(&**self.comm, measured)?)?;
-        Ok(unequal_speeds(&all, self.topology.hosts()))
+        Ok(unequal_speeds(&all, self.topology.nodes()))
     }
 
     /// Collective: how fast reads and writes go with this setting, the slowest node's ranks
@@ -244,38 +244,36 @@ impl<'a> Bench<'a> {
         let load = run(&**self.comm, &mut loader, &lanes, LoadKind::Cycle, TRIAL_SECONDS);
         let mine = agree(&**self.comm, load)?.bytes_per_s();
         let all: Vec<f64> = gather_all(&**self.comm, &mine)?;
-        Ok(Some(slowest_node(&all, self.topology.hosts())))
+        Ok(Some(slowest_node(&all, self.topology.nodes())))
     }
 }
 
-/// The sum over each host's ranks; the least of them.
-fn slowest_node(of_ranks: &[f64], hosts: &[String]) -> f64 {
-    let of_host = |host: &String| -> f64 {
-        of_ranks.iter().zip(hosts).filter(|(_, it)| *it == host).map(|(speed, _)| speed).sum()
-    };
-    hosts.iter().map(of_host).fold(f64::INFINITY, f64::min)
+/// The sum over each node's ranks; the least of them.
+fn slowest_node(of_ranks: &[f64], nodes: &[Vec<Rank>]) -> f64 {
+    let of_node = |ranks: &Vec<Rank>| ranks.iter().map(|rank| of_ranks[rank.index()]).sum();
+    nodes.iter().map(of_node).fold(f64::INFINITY, f64::min)
 }
 
 /// Speeds of the drives of every rank, as weights relative to the fastest: of each node the sum
 /// over its ranks. Empty if the drives are alike, or not the same on all nodes.
-fn unequal_speeds(of_ranks: &[Vec<f64>], hosts: &[String]) -> Vec<f64> {
-    let of_host = |host: &String| -> Vec<f64> {
+fn unequal_speeds(of_ranks: &[Vec<f64>], nodes: &[Vec<Rank>]) -> Vec<f64> {
+    let of_node = |ranks: &Vec<Rank>| -> Vec<f64> {
         let drives = of_ranks.iter().map(Vec::len).min().unwrap_or(0);
-        let ranks = of_ranks.iter().zip(hosts).filter(|(_, it)| *it == host);
-        let sum = ranks.fold(vec![0.0; drives], |mut sum, (speeds, _)| {
+        let sum = ranks.iter().fold(vec![0.0; drives], |mut sum, rank| {
+            let speeds = &of_ranks[rank.index()];
             sum.iter_mut().zip(speeds).for_each(|(sum, speed)| *sum += speed);
             sum
         });
         let fastest = sum.iter().copied().fold(0.0, f64::max);
         sum.iter().map(|speed| (speed / fastest * 100.0).round().max(1.0) / 100.0).collect()
     };
-    let first = hosts.first().map(of_host).unwrap_or_default();
+    let first = nodes.first().map(of_node).unwrap_or_default();
     let is_alike = |weights: &Vec<f64>| {
         let pairs = weights.iter().zip(&first);
         pairs.into_iter().all(|(a, b)| a / b < UNEQUAL && b / a < UNEQUAL)
     };
     let slowest = first.iter().copied().fold(1.0, f64::min);
-    match slowest * UNEQUAL < 1.0 && hosts.iter().map(of_host).all(|it| is_alike(&it)) {
+    match slowest * UNEQUAL < 1.0 && nodes.iter().map(of_node).all(|it| is_alike(&it)) {
         true => first,
         false => Vec::new(),
     }
@@ -352,23 +350,23 @@ fn pairs(
 mod tests {
     use super::*;
 
-    fn hosts(names: &[&str]) -> Vec<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
+    fn nodes(of: &[&[u32]]) -> Vec<Vec<Rank>> {
+        of.iter().map(|ranks| ranks.iter().copied().map(Rank).collect()).collect()
     }
 
     #[test]
     fn weights_are_those_of_nodes() {
-        let two = hosts(&["a", "a"]);
+        let two = nodes(&[&[0, 1]]);
         assert_eq!(unequal_speeds(&[vec![2.0, 1.0], vec![2.0, 1.0]], &two), [1.0, 0.5]);
         assert!(unequal_speeds(&[vec![1.0, 1.04], vec![1.0, 1.0]], &two).is_empty());
         // Nodes that differ have no weights in common.
-        let apart = hosts(&["a", "b"]);
+        let apart = nodes(&[&[0], &[1]]);
         assert!(unequal_speeds(&[vec![2.0, 1.0], vec![1.0, 2.0]], &apart).is_empty());
         assert_eq!(unequal_speeds(&[vec![9.0, 3.0], vec![3.0, 1.0]], &apart), [1.0, 0.33]);
     }
 
     #[test]
     fn a_node_is_as_fast_as_its_ranks_together() {
-        assert_eq!(slowest_node(&[1.0, 2.0, 2.5], &hosts(&["a", "a", "b"])), 2.5);
+        assert_eq!(slowest_node(&[1.0, 2.0, 2.5], &nodes(&[&[0, 1], &[2]])), 2.5);
     }
 }

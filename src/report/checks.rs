@@ -66,12 +66,13 @@ impl Check {
     }
 }
 
-/// What the machine's settings mean for a rank with this much memory for buffers.
-pub fn machine_checks(facts: &MachineFacts, budget: Bytes) -> Vec<Check> {
+/// What the machine's settings mean for so many ranks, each with this much memory for buffers.
+pub fn machine_checks(facts: &MachineFacts, ranks: u64, budget: Bytes) -> Vec<Check> {
+    let buffers = Buffers { ranks, of_all: Bytes(budget.0.saturating_mul(ranks)) };
     vec![
         Check::ok("kernel", format!("Linux {} on {}", facts.kernel, std::env::consts::ARCH)),
-        locked_memory(facts, budget),
-        memory(facts, budget),
+        locked_memory(facts, &buffers),
+        memory(facts, &buffers),
         huge_pages(facts),
         processors(facts),
         Check::ok("NUMA", numa(facts)),
@@ -142,40 +143,54 @@ const ENOSYS: i32 = 38;
 const LOCKED_MEMORY_FIX: &str = "raise the limit: ulimit -l unlimited, LimitMEMLOCK=infinity in \
      the batch system's service, or memlock in /etc/security/limits.conf";
 
-fn locked_memory(facts: &MachineFacts, budget: Bytes) -> Check {
+/// What the I/O buffers of a node's ranks take together.
+struct Buffers {
+    ranks: u64,
+    of_all: Bytes,
+}
+
+impl std::fmt::Display for Buffers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.ranks {
+            1 => write!(f, "the {} of a rank's buffers", self.of_all.human()),
+            ranks => write!(f, "the {} of {ranks} ranks' buffers", self.of_all.human()),
+        }
+    }
+}
+
+fn locked_memory(facts: &MachineFacts, buffers: &Buffers) -> Check {
     let name = "locked memory";
     match facts.locked_memory_limit {
         None => Check::ok(name, "no limit"),
         Some(limit) if facts.may_lock_all => {
             Check::ok(name, format!("limit {}, not for this process (CAP_IPC_LOCK)", limit.human()))
         }
-        Some(limit) if limit >= budget => {
+        Some(limit) if limit >= buffers.of_all => {
             let found = format!("limit {}, for all ranks of a user together", limit.human());
-            Check::ok(name, format!("{found}; a rank's buffers take {}", budget.human()))
+            Check::ok(name, format!("{found}, above {buffers}"))
         }
         Some(limit) => {
             let found = format!(
-                "limit {}, for all ranks of a user together, but a rank's buffers take {}: they \
+                "limit {}, for all ranks of a user together, less than {buffers}: those beyond it \
                  will not be registered with io_uring, which costs processor time",
-                limit.human(),
-                budget.human()
+                limit.human()
             );
             Check::warning(name, found, LOCKED_MEMORY_FIX)
         }
     }
 }
 
-fn memory(facts: &MachineFacts, budget: Bytes) -> Check {
+fn memory(facts: &MachineFacts, buffers: &Buffers) -> Check {
     let name = "memory";
     let Some((limit, source)) = facts.memory else {
         return Check::ok(name, "nothing tells how much there is");
     };
     let found = format!("{} ({source})", limit.human());
-    match limit >= budget {
+    match limit >= buffers.of_all {
         true => Check::ok(name, found),
         false => Check::problem(
             name,
-            format!("{found}, less than the {} of a rank's buffers", budget.human()),
+            format!("{found}, less than {buffers}"),
             "give the job more memory, or lower swap.memory_budget",
         ),
     }
@@ -300,16 +315,18 @@ mod tests {
 
     #[test]
     fn locked_memory_counts_unless_it_does_not() {
-        let budget = Bytes(256 << 20);
-        let state = |limit: Option<u64>, may_lock_all| {
+        let state_for = |ranks, limit: Option<u64>, may_lock_all| {
             let locked_memory_limit = limit.map(Bytes);
             let facts =
                 MachineFacts { locked_memory_limit, may_lock_all, ..MachineFacts::default() };
-            locked_memory(&facts, budget).state
+            let checks = machine_checks(&facts, ranks, Bytes(256 << 20));
+            checks.into_iter().find(|check| check.name == "locked memory").unwrap().state
         };
+        let state = |limit, may_lock_all| state_for(1, limit, may_lock_all);
         assert_eq!(state(Some(8 << 20), false), State::Warning);
         assert_eq!(state(Some(8 << 20), true), State::Ok);
         assert_eq!(state(Some(256 << 20), false), State::Ok);
+        assert_eq!(state_for(2, Some(256 << 20), false), State::Warning, "two ranks share it");
         assert_eq!(state(None, false), State::Ok);
     }
 

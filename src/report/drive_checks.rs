@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Check, State};
 use crate::config::MachineFacts;
 use crate::error::Error;
-use crate::storage::{Device, Drive, DriveProfile, DriveTrial};
+use crate::storage::{Device, Drive, DriveProfile, DriveTrial, is_local_filesystem};
 use crate::units::Bytes;
 
 /// One drive, as far as it could be looked at.
@@ -43,8 +43,6 @@ pub fn drive_checks(drives: &[ExaminedDrive], facts: &MachineFacts) -> Vec<Check
     checks
 }
 
-const REMOTE: [&str; 5] = ["nfs", "lustre", "gpfs", "fuse", "overlay"];
-
 fn one_drive(drive: &Drive, device: Option<&Device>, facts: &MachineFacts) -> Check {
     let name = format!("drive {}", drive.root.display());
     let device = device.cloned().unwrap_or_default();
@@ -59,7 +57,7 @@ fn one_drive(drive: &Drive, device: Option<&Device>, facts: &MachineFacts) -> Ch
     if drive.free_bytes < 1 << 30 {
         return Check::warning(name, found, "free some space, or name another drive");
     }
-    if REMOTE.contains(&drive.filesystem.as_str()) {
+    if !is_local_filesystem(&drive.filesystem) {
         return Check::warning(
             name,
             format!("{found}; this is no local drive's own file system"),

@@ -148,7 +148,7 @@ impl SwappedOptimizer {
         let drives = &config.drives;
         let inspected = inspect_drives(&drives.paths, &drives.allow_filesystems);
         let inspected = agree(&*comm, inspected)?;
-        seats::announce(config, &*comm)?;
+        seats::announce(config, &*comm, &topology)?;
         let weights = starting_weights(config, &inspected, &*comm, &topology)?;
         let plan = agree(&*comm, weighed(plan, &weights))?;
         let found = match looks_back {

@@ -1,16 +1,20 @@
 //! Where ranks run and what their drives are near to: told once at the start, as a table that
 //! stays short for many ranks, with a warning where it could be better.
 
+use std::fmt;
+
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, MachineFacts, allotted_cpus, compress_names, cpu_list};
-use crate::coord::{Communicator, gather_all};
+use crate::config::{Config, MachineFacts, allotted_cpus, compress_names, cpu_list, number_ranges};
+use crate::coord::{Communicator, Topology, gather_all};
 use crate::error::Result;
 use crate::storage::Device;
+use crate::units::Rank;
 
-/// Rows of the table; a job that needs more is placed without a pattern.
+/// Rows of the table; of a job that needs more, placed without a pattern, each rank's own log tells
+/// its place.
 const ROWS_MAX: usize = 40;
 
 /// Where one rank runs.
@@ -55,17 +59,36 @@ impl Seat {
     }
 }
 
-/// Collective: tells where the ranks run, in the log of rank 0.
+impl fmt::Display for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [drives, near, named_by] = drive_cells(self);
+        write!(
+            f,
+            "cores {}, NUMA {}, drives {drives} (NUMA {near}, named by {named_by})",
+            number_ranges(&self.cpus),
+            number_ranges(&self.nodes)
+        )
+    }
+}
+
+/// Collective: tells where the ranks run, in the log of rank 0, and every other rank's place in its
+/// own.
 ///
 /// # Errors
 /// As every collective.
-pub(super) fn announce(config: &Config, comm: &dyn Communicator) -> Result<()> {
+pub(super) fn announce(
+    config: &Config,
+    comm: &dyn Communicator,
+    topology: &Topology,
+) -> Result<()> {
     let seats = gather_all(comm, &Seat::look(config, comm))?;
     if comm.rank().0 != 0 {
+        tracing::info!("this rank: {}", seats[comm.rank().index()]);
         return Ok(());
     }
-    let hosts = hosts(&seats);
-    tracing::info!("{} on {}:\n{}", counted(seats.len(), "rank"), counted(hosts.len(), "host"), {
+    let numbers = |ranks: &Vec<Rank>| ranks.iter().map(|rank| rank.index()).collect();
+    let hosts: Vec<Vec<usize>> = topology.nodes().iter().map(numbers).collect();
+    tracing::info!("{} on {}:\n{}", counted(seats.len(), "rank"), counted(hosts.len(), "node"), {
         table(&seats, &hosts)
     });
     for warning in warnings(&seats, &hosts) {
@@ -76,20 +99,6 @@ pub(super) fn announce(config: &Config, comm: &dyn Communicator) -> Result<()> {
 
 fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
-/// The ranks of every host, hosts in the order of their first ranks.
-fn hosts(seats: &[Seat]) -> Vec<Vec<usize>> {
-    let mut order = std::collections::BTreeMap::new();
-    let mut hosts: Vec<Vec<usize>> = Vec::new();
-    for (rank, seat) in seats.iter().enumerate() {
-        let place = *order.entry(seat.host.as_str()).or_insert(hosts.len());
-        if place == hosts.len() {
-            hosts.push(Vec::new());
-        }
-        hosts[place].push(rank);
-    }
-    hosts
 }
 
 /// Hosts whose ranks sit alike.
@@ -123,8 +132,11 @@ fn table(seats: &[Seat], hosts: &[Vec<usize>]) -> String {
     let mut left_out = 0;
     for group in alike(seats, hosts) {
         let first = group.hosts[0];
-        // Local ranks with the same cores share a row.
-        for (index, run) in first.chunk_by(|a, b| seats[*a].cpus == seats[*b].cpus).enumerate() {
+        let has_own = |rank: usize| (&seats[rank].drives, &seats[rank].named_by);
+        // Local ranks with the same cores and drives share a row.
+        let alike =
+            |a: &usize, b: &usize| seats[*a].cpus == seats[*b].cpus && has_own(*a) == has_own(*b);
+        for (index, run) in first.chunk_by(alike).enumerate() {
             if table.row_count() >= ROWS_MAX {
                 left_out += 1;
                 continue;
@@ -133,32 +145,42 @@ fn table(seats: &[Seat], hosts: &[Vec<usize>]) -> String {
             let places = start..start + run.len();
             let ranks = group.hosts.iter().flat_map(|ranks| ranks[places.clone()].iter().copied());
             let seat = &seats[run[0]];
-            let cores = [rank_list(ranks), cpu_ranges(&seat.cpus), cpu_ranges(&seat.nodes)];
-            let whole = match index {
-                0 => host_cells(seats, &group, seat),
-                _ => [const { String::new() }; 4],
+            let [ranks, cores, numa] =
+                [rank_list(ranks), number_ranges(&seat.cpus), number_ranges(&seat.nodes)];
+            let hosts = match index {
+                0 => host_names(seats, &group),
+                _ => String::new(),
             };
-            let [hosts, drives, near, named_by] = whole;
-            let [ranks, cores, numa] = cores;
+            let [drives, near, named_by] = match index == 0 || has_own(run[0]) != has_own(first[0])
+            {
+                true => drive_cells(seat),
+                false => [const { String::new() }; 3],
+            };
             table.add_row([hosts, ranks, cores, numa, drives, near, named_by]);
         }
     }
     match left_out {
         0 => table.to_string(),
-        more => format!("{table}\nand {more} more rows: the ranks sit without a pattern"),
+        more => format!(
+            "{table}\nand {more} more rows: the ranks sit without a pattern (--log-ranks all or \
+             --log-dir DIR: each tells its own place)"
+        ),
     }
 }
 
-/// What a row tells of whole hosts: their names, drives, the drives' NUMA nodes, what named them.
-fn host_cells(seats: &[Seat], group: &Alike<'_>, seat: &Seat) -> [String; 4] {
-    let names = group.hosts.iter().map(|ranks| seats[ranks[0]].host.as_str());
+fn host_names(seats: &[Seat], group: &Alike<'_>) -> String {
+    compress_names(group.hosts.iter().map(|ranks| seats[ranks[0]].host.as_str()))
+}
+
+/// Drives, their NUMA nodes, and what named them.
+fn drive_cells(seat: &Seat) -> [String; 3] {
     let drives = compress_names(seat.drives.iter().map(|(path, _)| path.as_str()));
     let node = |(_, node): &(String, Option<u32>)| node.map_or("-".to_owned(), |it| it.to_string());
     let mut near: Vec<String> = seat.drives.iter().map(node).collect();
     if near.iter().all(|node| *node == near[0]) {
         near.truncate(1);
     }
-    [compress_names(names), drives, near.join(","), seat.named_by.clone()]
+    [drives, near.join(","), seat.named_by.clone()]
 }
 
 fn warnings(seats: &[Seat], hosts: &[Vec<usize>]) -> Vec<String> {
@@ -170,9 +192,9 @@ fn warnings(seats: &[Seat], hosts: &[Vec<usize>]) -> Vec<String> {
             "the cores of {} are on other NUMA nodes ({} on {}) than their drives ({}): bind the \
              ranks there (mpirun --map-by numa, srun --cpu-bind), or name other drives",
             ranks_in_words(&far),
-            cpu_ranges(&example.nodes),
+            number_ranges(&example.nodes),
             example.host,
-            cpu_ranges(&nodes),
+            number_ranges(&nodes),
         ));
     }
     let crowded: Vec<&Vec<usize>> = hosts.iter().filter(|ranks| is_crowded(seats, ranks)).collect();
@@ -183,7 +205,7 @@ fn warnings(seats: &[Seat], hosts: &[Vec<usize>]) -> Vec<String> {
             "ranks share cores although others are idle ({} on {}): on {}; give each rank its own \
              (mpirun --map-by slot:PE=k, srun --cpus-per-task=k), or all of them to all \
              (mpirun --bind-to none)",
-            cpu_ranges(&idle),
+            number_ranges(&idle),
             seats[ranks[0]].host,
             compress_names(names),
         ));
@@ -214,19 +236,6 @@ fn is_crowded(seats: &[Seat], ranks: &[usize]) -> bool {
     !idle_cpus(seats, ranks).is_empty() && ranks.iter().any(shares)
 }
 
-/// The kernel's notation, `0-3,8`.
-fn cpu_ranges(numbers: &[u32]) -> String {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_unstable();
-    sorted.dedup();
-    let runs = sorted.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
-        [first, .., last] => format!("{first}-{last}"),
-        only => only.iter().map(ToString::to_string).collect(),
-    });
-    let text = runs.collect::<Vec<_>>().join(",");
-    if text.is_empty() { "-".to_owned() } else { text }
-}
-
 /// Ranks, with strides: `0-7`, `3-507:8`.
 fn rank_list(ranks: impl Iterator<Item = usize>) -> String {
     let mut sorted: Vec<usize> = ranks.collect();
@@ -253,6 +262,13 @@ fn rank_list(ranks: impl Iterator<Item = usize>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The ranks of every host.
+    fn hosts(seats: &[Seat]) -> Vec<Vec<usize>> {
+        let numbers: Vec<usize> = (0..seats.len()).collect();
+        let chunks = numbers.chunk_by(|a, b| seats[*a].host == seats[*b].host);
+        chunks.map(<[usize]>::to_vec).collect()
+    }
 
     fn seat(host: &str, cpus: &[u32], drives: &[(&str, Option<u32>)]) -> Seat {
         let drives = drives.iter().map(|(path, node)| ((*path).to_owned(), *node)).collect();
@@ -299,7 +315,22 @@ mod tests {
         let seats: Vec<Seat> = (0..100).map(place).collect();
         let text = table(&seats, &hosts(&seats));
         assert_eq!(text.lines().count(), 2 + ROWS_MAX + 1);
-        assert!(text.ends_with("and 60 more rows: the ranks sit without a pattern"));
+        assert!(text.contains("and 60 more rows: the ranks sit without a pattern"), "{text}");
+    }
+
+    #[test]
+    fn local_ranks_with_drives_of_their_own_have_rows_of_their_own() {
+        let own = |name: &str| seat("a", &[0, 1], &[(name, Some(0))]);
+        let seats = [own("/x"), own("/y"), seat("b", &[0, 1], &NEAR), seat("b", &[2, 3], &NEAR)];
+        let text = table(&seats, &hosts(&seats));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[2].contains("/x") && lines[3].contains("/y"), "{text}");
+        assert!(lines[4].contains("/nvme") && !lines[5].contains("/nvme"), "{text}");
+        assert!(
+            seats[1].to_string().contains("cores 0-1, NUMA 0, drives /y (NUMA 0"),
+            "{}",
+            seats[1]
+        );
     }
 
     #[test]
@@ -336,7 +367,5 @@ mod tests {
         assert_eq!(ranks(&[0, 1, 8, 9]), "0-1,8-9");
         assert_eq!(ranks(&[5, 0]), "0,5");
         assert_eq!(ranks(&[]), "");
-        assert_eq!(cpu_ranges(&[3, 0, 1, 7]), "0-1,3,7");
-        assert_eq!(cpu_ranges(&[]), "-");
     }
 }

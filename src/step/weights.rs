@@ -34,11 +34,11 @@ pub(super) fn starting_weights(
     Ok(weights.clone())
 }
 
-/// Those of the profiles if every drive has one, else equal ones. Directories on one device share
+/// Those of the profiles if every drive has one, else equal ones. Directories on one disk share
 /// what it can do.
 fn measured_weights(drives: &[Drive]) -> (Vec<f64>, &'static str) {
-    let on_device = |drive: &Drive| drives.iter().filter(|it| it.device == drive.device).count();
-    let divided = |weight: f64, drive: &Drive| weight / on_device(drive) as f64;
+    let on_disk = |drive: &Drive| drives.iter().filter(|it| it.disk == drive.disk).count();
+    let divided = |weight: f64, drive: &Drive| weight / on_disk(drive) as f64;
     let profile = |drive: &Drive| {
         let read = DriveProfile::read(&drive.root);
         read.inspect_err(|error| tracing::warn!("{error}")).ok().flatten()
@@ -68,12 +68,13 @@ mod tests {
     #[test]
     fn profiles_count_if_every_drive_has_one_and_one_device_is_shared() {
         let folder = tempfile::tempdir().unwrap();
-        let drive = |name: &str, device: u64| {
+        let drive = |name: &str, disk: &str, device: u64| {
             let root = folder.path().join(name);
             std::fs::create_dir_all(&root).unwrap();
-            Drive { root, device, filesystem: "ext4".to_owned(), free_bytes: 0 }
+            let (disk, filesystem) = (disk.to_owned(), "ext4".to_owned());
+            Drive { root, device, disk, filesystem, free_bytes: 0 }
         };
-        let drives = [drive("a", 1), drive("b", 2), drive("c", 2)];
+        let drives = [drive("a", "nvme0n1", 1), drive("b", "nvme1n1", 2), drive("c", "nvme1n1", 3)];
         assert_eq!(measured_weights(&drives).0, [1.0, 0.5, 0.5]);
         let probe = |root: &Path, mixed: f64, together: f64| {
             let profile = DriveProfile {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
 
+use super::trial::Device;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is known of a drive before anything is created on it.
@@ -11,8 +12,11 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Drive {
     /// The directory that the user named.
     pub root: PathBuf,
-    /// The device that the directory lies on (`st_dev`): equal numbers are the same device.
+    /// The device that the directory lies on (`st_dev`): drives of equal numbers share its space.
     pub device: u64,
+    /// The whole disk that the device is a part of ([`Device::disk`]): drives of equal names share
+    /// its speed.
+    pub disk: String,
     /// The file system's name, such as `ext4`.
     pub filesystem: String,
     /// Bytes that this process may still allocate.
@@ -20,6 +24,12 @@ pub struct Drive {
 }
 
 const MEMORY_FILESYSTEMS: [&str; 2] = ["tmpfs", "ramfs"];
+
+/// Those of other machines, of programs, and of containers.
+const REMOTE_FILESYSTEMS: [&str; 12] = [
+    "nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "orangefs", "panfs", "9p", "fuse",
+    "overlay",
+];
 
 impl Drive {
     /// Looks at one drive.
@@ -37,16 +47,17 @@ impl Drive {
                 .hint("name a directory on each drive with --drives DIR,DIR or in [drives] paths")
         })?;
         if !metadata.is_dir() {
-            return Err(refused("the drive is no directory"));
+            return Err(refused("the drive is no directory").hint("name a directory on the drive"));
         }
-        rustix::fs::accessat(CWD, root, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-            .map_err(|errno| {
-                refused("the drive is not writable")
-                    .because(std::io::Error::from(errno))
-                    .hint("give this user a directory of its own on the drive")
-            })?;
+        may_create_in(root).map_err(|error| {
+            refused("the drive is not writable")
+                .because(error)
+                .hint("give this user a directory of its own on the drive")
+        })?;
         let io_error = |errno: rustix::io::Errno| {
-            refused("the drive does not answer").because(std::io::Error::from(errno))
+            refused("the drive does not answer")
+                .because(std::io::Error::from(errno))
+                .hint("look at the kernel's log (dmesg), or name another drive")
         };
         let space = rustix::fs::statvfs(root).map_err(io_error)?;
         let filesystem = filesystem_name(rustix::fs::statfs(root).map_err(io_error)?.f_type as u64);
@@ -62,13 +73,15 @@ impl Drive {
         Ok(Self {
             root: root.to_owned(),
             device,
+            disk: Device::of_number(device).disk,
             filesystem,
             free_bytes: space.f_bavail * space.f_frsize,
         })
     }
 }
 
-/// Looks at all drives; the same device twice is no error, but it is said.
+/// Looks at all drives. The same disk twice is no error, but it is said, as is a file system that is
+/// no local drive's own.
 ///
 /// # Errors
 /// As [`Drive::inspect`]; usage if the same directory is named twice.
@@ -81,14 +94,22 @@ pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result
             return Err(Error::usage("the same directory is named twice as a drive")
                 .with("drive", drive.root.display()));
         }
-        let Some(twin) = earlier.iter().find(|twin| twin.device == drive.device) else {
-            continue;
-        };
-        tracing::warn!(
-            "{} and {} lie on the same device: striping over both gains nothing",
-            twin.root.display(),
-            drive.root.display()
-        );
+        if let Some(twin) = earlier.iter().find(|twin| twin.disk == drive.disk) {
+            tracing::warn!(
+                "{} and {} lie on the same device ({}): striping over both gains nothing",
+                twin.root.display(),
+                drive.root.display(),
+                drive.disk
+            );
+        }
+        if !is_local_filesystem(&drive.filesystem) {
+            tracing::warn!(
+                "{} is on {}, no local drive's own file system: slower, and shared with others. \
+                 Name a directory on a local drive; in a container, mount it from the host",
+                drive.root.display(),
+                drive.filesystem
+            );
+        }
     }
     Ok(drives)
 }
@@ -103,9 +124,23 @@ pub fn is_memory_filesystem(name: &str) -> bool {
     MEMORY_FILESYSTEMS.contains(&name)
 }
 
-/// Whether two paths lie on one device, as far as both can be asked.
-pub fn same_device(a: &Path, b: &Path) -> bool {
-    matches!((rustix::fs::stat(a), rustix::fs::stat(b)), (Ok(a), Ok(b)) if a.st_dev == b.st_dev)
+/// Whether a file system of this name keeps its files on drives of this machine.
+pub fn is_local_filesystem(name: &str) -> bool {
+    !REMOTE_FILESYSTEMS.contains(&name)
+}
+
+/// Whether two paths lie on one disk, as far as both can be asked.
+pub fn same_disk(a: &Path, b: &Path) -> bool {
+    matches!((Device::of(a), Device::of(b)), (Ok(a), Ok(b)) if a.disk == b.disk)
+}
+
+/// Whether this process may create files in a directory.
+///
+/// # Errors
+/// What the kernel says, if it may not.
+pub fn may_create_in(directory: &Path) -> std::io::Result<()> {
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    Ok(rustix::fs::accessat(CWD, directory, access, AtFlags::EACCESS)?)
 }
 
 fn same_directory(a: &Path, b: &Path) -> bool {
@@ -134,6 +169,13 @@ fn filesystem_name(magic: u64) -> String {
         0x6969 => "nfs",
         0x0bd0_0bd0 => "lustre",
         0x4750_4653 => "gpfs",
+        0x1983_0326 => "beegfs",
+        0x00c3_6400 => "ceph",
+        0xff53_4d42 => "cifs",
+        0xfe53_4d42 => "smb",
+        0x2003_0528 => "orangefs",
+        0xaad7_aaea => "panfs",
+        0x0102_1997 => "9p",
         0x2fc1_2fc1 => "zfs",
         0xf2f5_2010 => "f2fs",
         0x6573_5546 => "fuse",

@@ -30,7 +30,10 @@ mod trial;
 
 pub use details::DriveDetails;
 pub use directory::ShardDirectory;
-pub use drive::{Drive, filesystem_of, inspect_drives, is_memory_filesystem, same_device};
+pub use drive::{
+    Drive, filesystem_of, inspect_drives, is_local_filesystem, is_memory_filesystem, may_create_in,
+    same_disk,
+};
 pub use extent::ExtentLayout;
 pub use found::FoundShard;
 pub use owner::{Owner, boot_id};

@@ -85,26 +85,36 @@ impl Device {
     /// # Errors
     /// If the directory cannot be looked at.
     pub fn of(root: &Path) -> io::Result<Self> {
-        let number = std::fs::metadata(root)?.dev();
+        Ok(Self::of_number(std::fs::metadata(root)?.dev()))
+    }
+
+    /// The device of this number (`st_dev`).
+    pub(super) fn of_number(number: u64) -> Self {
         let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
         let name = format!("{major}:{minor}");
         // Network file systems, overlays and btrfs have numbers without a device.
         let Ok(path) = Path::new("/sys/dev/block").join(&name).canonicalize() else {
-            return Ok(Self { name: name.clone(), disk: name, ..Self::default() });
+            return Self { name: name.clone(), disk: name, ..Self::default() };
         };
-        Ok(Self::at(&path))
+        Self::at(&path)
     }
 
     /// Reads a block device's directory below /sys/devices.
     fn at(path: &Path) -> Self {
         let is_part = path.join("partition").exists();
         let disk = if is_part { path.parent().unwrap_or(path) } else { path };
-        let name =
-            |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // A logical volume, or an encrypted device, on one other device.
+        let below = std::fs::read_dir(disk.join("slaves")).into_iter().flatten().flatten();
+        let below: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
+        if let [only] = below.as_slice()
+            && let Ok(lower) = only.canonicalize()
+        {
+            return Self { name: file_name(path), ..Self::at(&lower) };
+        }
         let read = |path: PathBuf| Some(std::fs::read_to_string(path).ok()?.trim().to_owned());
         Self {
-            name: name(path),
-            disk: name(disk),
+            name: file_name(path),
+            disk: file_name(disk),
             rotates: read(disk.join("queue/rotational")).map(|text| text == "1"),
             // The controller, or the bus that it is on, knows; -1 is no node.
             numa_node: disk
@@ -113,6 +123,10 @@ impl Device {
                 .and_then(|text| text.parse().ok()),
         }
     }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -145,5 +159,13 @@ mod tests {
             numa_node: Some(1),
         };
         assert_eq!(Device::at(&partition), expected);
+
+        let volume = folder.path().join("virtual/dm-0");
+        std::fs::create_dir_all(volume.join("slaves")).unwrap();
+        std::os::unix::fs::symlink(&partition, volume.join("slaves/nvme0n1p1")).unwrap();
+        assert_eq!(Device::at(&volume), Device { name: "dm-0".to_owned(), ..expected });
+        // Over several there is one disk of its own.
+        std::os::unix::fs::symlink(&disk, volume.join("slaves/nvme1n1")).unwrap();
+        assert_eq!(Device::at(&volume).disk, "dm-0");
     }
 }

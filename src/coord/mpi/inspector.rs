@@ -85,7 +85,7 @@ impl Inspector {
         let number = self.presence.enter_collective(collective);
         let begin_ms = now_ms();
         let mut first_words_ms = self.limits.warning_ms;
-        if self.rank == HUB && self.hosts().iter().any(|host| *host != self.hosts()[0]) {
+        if self.rank == HUB && self.presence.topology().nodes().len() > 1 {
             // The others' notices are sent when they have waited as long, and are on their way.
             first_words_ms += self.limits.warning_ms / 4;
         }

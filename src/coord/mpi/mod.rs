@@ -17,7 +17,7 @@ use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::topology::{Color, SimpleCommunicator};
-use mpi::traits::{AsRaw, Communicator as _};
+use mpi::traits::{AsRaw, Communicator as _, Group as _};
 
 use self::inspector::{Inspector, timed_out};
 use self::mail::Mail;
@@ -48,8 +48,13 @@ impl World {
     /// A communicator of all ranks, apart from MPI_COMM_WORLD so that messages cannot meet.
     /// Collectives give up after `timeout`.
     pub fn communicator(&self, timeout: Duration) -> MpiCommunicator {
-        let comm = self.universe.world().duplicate();
-        MpiCommunicator { comm, host: host_name(), timeout, inspector: OnceCell::new() }
+        let world = self.universe.world();
+        let comm = world.duplicate();
+        // MPI 3.1, section 6.4.2: ranks that can share memory. The first of them names the node.
+        let local = world.split_shared(world.rank());
+        let first = local.group().translate_rank(0, &world.group());
+        let node = first.map(|rank| rank as u32);
+        MpiCommunicator { comm, host: host_name(), node, timeout, inspector: OnceCell::new() }
     }
 
     /// Collective, once: from now on the ranks find out who is late, say so in the log after
@@ -101,6 +106,7 @@ pub fn abort_world(exit_code: u8) {
 pub struct MpiCommunicator {
     comm: SimpleCommunicator,
     host: String,
+    node: Option<u32>,
     timeout: Duration,
     inspector: OnceCell<Inspector>,
 }
@@ -205,6 +211,10 @@ impl Communicator for MpiCommunicator {
         &self.host
     }
 
+    fn node(&self) -> Option<u32> {
+        self.node
+    }
+
     fn presence(&self) -> Option<&Arc<Presence>> {
         self.inspector.get().map(Inspector::presence)
     }
@@ -217,8 +227,8 @@ impl Communicator for MpiCommunicator {
             .map_err(|_| Error::usage("a color is beyond 2^31").with("color", color))?;
         let comm = self.comm.split_by_color(Color::with_value(color));
         let comm = comm.ok_or_else(|| Error::internal("MPI has divided a rank from all others"))?;
-        let (host, timeout) = (self.host.clone(), self.timeout);
-        Ok(Rc::new(Self { comm, host, timeout, inspector: OnceCell::new() }))
+        let (host, node, timeout) = (self.host.clone(), self.node, self.timeout);
+        Ok(Rc::new(Self { comm, host, node, timeout, inspector: OnceCell::new() }))
     }
 
     /// MPI_Ibarrier, MPI 3.1 section 5.12.1.
