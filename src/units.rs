@@ -237,6 +237,11 @@ impl<'de> Deserialize<'de> for StepRange {
     }
 }
 
+/// `1 node`, `2 nodes`.
+pub fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

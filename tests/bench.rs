@@ -26,7 +26,7 @@ fn a_result_tells_how_to_get_it_again() {
     let path = drives.write("result.json", "");
     bench(&drives, &["--seed", "7", "--label", "a try", "--json", &path]).expect(0, &[]);
     let result = json(&path);
-    assert_eq!((&result["schema"], &result["label"]), (&3.into(), &"a try".into()));
+    assert_eq!((&result["schema"], &result["label"]), (&4.into(), &"a try".into()));
     let command: Vec<&str> =
         result["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
     assert_eq!(command[1..7], SMALL);
@@ -40,7 +40,17 @@ fn a_result_tells_how_to_get_it_again() {
     for key in ["filesystem", "mount_options", "device", "disk"] {
         assert!(drive[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {drive}");
     }
-    assert_eq!(result["places"][0]["host"], node["host"]);
+    let place = &result["places"][0];
+    assert_eq!(place["host"], node["host"]);
+    assert_eq!(place["drives"], serde_json::json!(drives.paths()));
+    assert_eq!(
+        (&place["drives_named_by"], &place["direct_io"]),
+        (&"--drives".into(), &serde_json::json!([true, true]))
+    );
+    assert!(place["numa_nodes"].as_str().is_some_and(|text| !text.is_empty()));
+    assert_eq!(result["dataset"][0]["host"], node["host"]);
+    assert_eq!(result["dataset"][0]["state_bytes"], 12 << 20);
+    assert_eq!(result["buffered_ranks"], serde_json::json!([]));
     // Raw samples: 3 repetitions of one rank with 2 steps.
     assert_eq!(result["step_seconds"].as_array().map(Vec::len), Some(3));
     let repetition = &result["repetitions"][2];
@@ -62,6 +72,7 @@ fn bytes_add_up_and_are_held_against_the_limit() {
     let [path, csv] = ["result.json", "result.csv"].map(|name| drives.write(name, ""));
     let mut command = ranks(2, &optswap());
     command.args(SMALL).args(["1", "--drives", &drives.list(2), "--limit-mbps", "100,50"]);
+    command.env("OPTSWAP_TOLD", "yes");
     let run = Run::of(&command.args(["--json", &path, "--csv", &csv]).output().unwrap());
     run.expect(0, &[]);
     let result = json(&path);
@@ -84,6 +95,28 @@ fn bytes_add_up_and_are_held_against_the_limit() {
     assert!((number(&of("drive")[1], "limit_seconds") - slow).abs() < 1e-9);
     let percent = world / result["step_seconds_median"].as_f64().unwrap() * 100.0;
     assert!((number(&result, "limit_percent") - percent).abs() < 1e-6);
+    // Every scope has its own figures, and they agree with each other.
+    for it in result["throughput"].as_array().unwrap() {
+        let seconds = number(it, "median_seconds");
+        let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 1e-9;
+        let (gb, gib) = (number(it, "read_gb_per_s"), number(it, "read_gib_per_s"));
+        assert!(near(gb, number(it, "read_bytes") / seconds / 1e9), "{it}");
+        assert!(near(gib * f64::from(1 << 30), gb * 1e9), "{it}");
+        assert!(near(number(it, "ns_per_param"), seconds * 1e9 / number(it, "params")), "{it}");
+        let (done, ranks) = (&it["done_seconds"], number(it, "ranks"));
+        let [first, mean, last] = ["min", "mean", "max"].map(|key| number(done, key));
+        assert!(0.0 < first && first <= mean && mean <= last && last <= seconds, "{it}");
+        assert!(ranks == 2.0 || first == last, "{it}");
+        assert_eq!(it["done"].as_array().map(Vec::len), Some(3), "{it}");
+        let limit = it["limit_percent"].as_f64();
+        let expected = it["limit_seconds"].as_f64().map(|limit| limit / seconds * 100.0);
+        assert!(limit.zip(expected).is_none_or(|(a, b)| near(a, b)), "{it}");
+        assert_eq!(limit.is_some(), it["scope"] != "rank", "{it}");
+    }
+    // Whoever sees the table can run it again.
+    let launched = result["launcher_command"].as_array().unwrap();
+    assert!(launched[0].as_str().is_some_and(|word| word.contains("mpirun")), "{launched:?}");
+    assert_eq!(result["environment"]["OPTSWAP_TOLD"], "yes");
     // Latencies of all ranks together: operations add up, percentiles are in order.
     let operations = |scope: &str, direction: &str| -> u64 {
         let of = of(scope);
@@ -110,12 +143,21 @@ fn bytes_add_up_and_are_held_against_the_limit() {
         "GiB/s",
         "repetition 3: ",
         "until its own last write: first rank",
+        "\ncommand: ",
+        "\nlaunched: mpirun",
+        "state: master fp32, exp_avg fp32, exp_avg_sq fp32; gradients bf16; seed 0",
+        "settings other than the defaults: none",
+        "OPTSWAP_TOLD=yes",
+        "last done s",
+        "last done over 2 drives: ",
+        "direct I/O: 4 of 4 files; verified on every rank",
+        "dataset: on ",
     ] {
         assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
     }
     let csv = std::fs::read_to_string(csv).unwrap();
     let fields: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
-    assert_eq!(fields, [20; 19], "3 repetitions of world, node, 2 drives, 2 ranks\n{csv}");
+    assert_eq!(fields, [28; 19], "3 repetitions of world, node, 2 drives, 2 ranks\n{csv}");
 }
 
 /// A rank whose drives are slow is done late, though all leave the step together.
@@ -158,6 +200,64 @@ fn profiles_give_the_limit() {
 }
 
 #[test]
+fn a_site_gives_the_limit_of_drives_that_were_never_probed() {
+    let drives = Drives::new(2);
+    let path = drives.write("result.json", "");
+    let text = format!(
+        "name = 'here'\n[[nodes]]\nhosts = '*'\n[[nodes.drives]]\npath = '{}/drive*'\n\
+         read_gb_per_s = 1.0\nwrite_gb_per_s = 0.1\nmixed_gb_per_s = 1.0\n",
+        drives.path().display()
+    );
+    let site = drives.write("site.toml", &text);
+    let run = alone(&optswap(), &[&SMALL[..], &["2", "--site", &site, "--json", &path]].concat());
+    run.expect(0, &[]);
+    let result = json(&path);
+    let expected = serde_json::json!([1.0, 0.1, 1.0]);
+    assert_eq!(result["nodes"][0]["drives"][1]["expected_gb_per_s"], expected);
+    let world = &result["throughput"][0];
+    assert_eq!(world["bound_by"], "write");
+    let limit = 12.0 * f64::from(1 << 20) / 2e8;
+    assert!((world["limit_seconds"].as_f64().unwrap() - limit).abs() < 1e-9);
+    assert!(run.stdout.contains("(named by site here, *)"), "{}", run.stdout);
+}
+
+#[test]
+fn results_are_compared() {
+    let _turn = one_at_a_time();
+    let drives = Drives::new(1);
+    let [one, two, weak] = ["one.json", "two.json", "weak.json"].map(|name| drives.write(name, ""));
+    for (count, params, path) in [(1, "1Mi", &one), (2, "1Mi", &two), (2, "2Mi", &weak)] {
+        let mut command = ranks(count, &optswap());
+        command.args(["bench", "--params", params, "--repetitions", "2", "--steps", "1"]);
+        command.args(["--drives", &drives.list(1), "--job", path.rsplit('/').next().unwrap()]);
+        Run::of(&command.args(["--json", path]).output().unwrap()).expect(0, &[]);
+    }
+    let compare = |files: &[&String]| {
+        let files = files.iter().map(|file| file.as_str());
+        alone(&optswap(), &["compare"].into_iter().chain(files).collect::<Vec<_>>())
+    };
+    for (other, title) in [(&two, "strong scaling"), (&weak, "weak scaling")] {
+        // The order in which they are named does not matter.
+        let run = compare(&[other, &one]);
+        run.expect(0, &[]);
+        assert!(run.stdout.starts_with(title), "{}", run.stdout);
+        let rows: Vec<&str> = run.stdout.lines().filter(|line| line.starts_with("| /")).collect();
+        assert!(rows[0].contains("one.json") && rows[0].contains("100.0 %"), "{rows:?}");
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        assert!(!run.stdout.contains("differs: job"), "{}", run.stdout);
+        // Speed-ups are those of the medians in the files.
+        let median = |path: &str| json(path)["step_seconds_median"].as_f64().unwrap();
+        let work = if other == &weak { 2.0 } else { 1.0 };
+        let speed_up = work * median(&one) / median(other);
+        assert!(rows[1].contains(&format!("{speed_up:.3}")), "{speed_up}: {}", rows[1]);
+    }
+    let run = alone(&optswap(), &["compare", "--json", &one, &two]);
+    assert_eq!(run.result().unwrap()["scaling"], "strong");
+    compare(&[&one, &two, &weak]).expect(64, &["neither weak nor strong", "2097152 parameters"]);
+    compare(&[&one, &drives.write("x.json", "{}")]).expect(64, &["x.json"]);
+}
+
+#[test]
 fn doubtful_results_are_flagged() {
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let root = memory.path().to_str().unwrap();
@@ -172,8 +272,9 @@ fn doubtful_results_are_flagged() {
     );
     run.expect(0, &[]);
     assert_eq!(json(&json_path)["flags"], serde_json::json!(["short", "buffered"]));
-    for words in ["short: ", "buffered: ", "which holds it", "verified: comparisons", ", verified"]
-    {
+    assert_eq!(json(&json_path)["buffered_ranks"], serde_json::json!([0]));
+    let state = "which could hold it";
+    for words in ["short: ", "buffered: on rank 0", state, "verified: comparisons", ", verified"] {
         assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
     }
 }

@@ -213,6 +213,7 @@ impl SwapArgs {
         let chosen = chosen.ok_or_else(drives::none_named)?;
         drives.paths = chosen.paths;
         drives.named_by = chosen.rule;
+        drives.expected_gb_per_s = chosen.expected;
         // What was measured here counts more than what a site expects.
         let is_probed = |path: &PathBuf| matches!(DriveProfile::read(path), Ok(Some(_)));
         if drives.weights.is_empty() && !drives.paths.iter().all(is_probed) {

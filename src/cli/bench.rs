@@ -10,7 +10,7 @@ use super::args::SwapArgs;
 use super::out::{say, to_json, write_to};
 use crate::coord::{Communicator, agree};
 use crate::error::{Error, Result};
-use crate::job::{Launcher, mpi_library};
+use crate::job::{Launcher, launcher_command, mpi_library, settings};
 use crate::measure::{BenchOptions, GradientFormat, run_bench};
 use crate::report::{BenchResult, BenchSetup, Limits, bench_csv, bench_tables};
 use crate::units::Elems;
@@ -49,7 +49,7 @@ pub(super) struct BenchArgs {
     verify: bool,
 
     /// What each drive can do, MB/s in each direction; the last counts for all that follow. Without
-    /// it, drives that were probed have their profiles.
+    /// it, drives that were probed have their profiles, and others what the site expects of them.
     #[arg(long, value_name = "MBPS,MBPS", value_delimiter = ',')]
     limit_mbps: Vec<f64>,
 
@@ -73,6 +73,8 @@ pub(super) fn run(args: &BenchArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
     let setup = BenchSetup {
         command: std::env::args().collect(),
         launcher: Launcher::detect(&|name| std::env::var(name).ok()).describe(),
+        launcher_command: launcher_command(),
+        environment: settings(),
         mpi: mpi_library(),
         started_at_unix_s: now.map_or(0, |now| now.as_secs()),
         label: args.label.clone(),

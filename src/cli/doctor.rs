@@ -15,6 +15,7 @@ use crate::report::{
     Check, ExaminedDrive, State, drive_checks, machine_checks, mpi_check, slurm_check, uring_check,
 };
 use crate::storage::{Device, Drive, DriveProfile, DriveTrial};
+use crate::units::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -164,18 +165,15 @@ fn publish(args: &DoctorArgs, facts: &MachineFacts, checks: &[Check]) -> Result<
                 say(format_args!("{:<8} fix: {fix}", ""))?;
             }
         }
-        let (some, more) = (counted(problems, "problem"), counted(warnings, "warning"));
+        let (some, more) =
+            (counted(problems as u64, "problem"), counted(warnings as u64, "warning"));
         say(format_args!("{}: {some}, {more}", facts.host))?;
     }
     match problems {
         0 => Ok(()),
         some => Err(Error::new(
             ErrorKind::Unavailable,
-            format!("optswap cannot work here: {}, see above", counted(some, "problem")),
+            format!("optswap cannot work here: {}, see above", counted(some as u64, "problem")),
         )),
     }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

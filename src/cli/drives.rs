@@ -22,8 +22,17 @@ pub(super) struct Chosen {
     pub paths: Vec<PathBuf>,
     /// Relative speeds, if the site tells them; else empty.
     pub weights: Vec<f64>,
+    /// What the site expects of each, [`SiteDrive::gb_per_s`](crate::config::SiteDrive::gb_per_s);
+    /// else empty.
+    pub expected: Vec<Option<[f64; 3]>>,
     /// For messages.
     pub rule: String,
+}
+
+impl Chosen {
+    fn plain(paths: Vec<PathBuf>, rule: &str) -> Self {
+        Self { paths, weights: Vec::new(), expected: Vec::new(), rule: rule.to_owned() }
+    }
 }
 
 /// This node's drives by the first rule that names any; wildcards are taken away. `site` is the
@@ -38,7 +47,7 @@ pub(super) fn choose(
 ) -> Result<Option<Chosen>> {
     let plain = |paths: &[PathBuf], rule: &str| -> Result<Option<Chosen>> {
         let paths = expand_wildcards(paths)?;
-        Ok(Some(Chosen { paths, weights: Vec::new(), rule: rule.to_owned() }))
+        Ok(Some(Chosen::plain(paths, rule)))
     };
     match (named, configured) {
         ([], []) => {}
@@ -82,12 +91,9 @@ pub(super) fn discover(variable: &dyn Fn(&str) -> Option<String>) -> Result<Opti
     if !patterns.is_empty() {
         let paths = expand_wildcards(&patterns);
         let paths = paths.map_err(|error| error.with("from", "$OPTSWAP_DRIVES"))?;
-        return Ok(Some(Chosen { paths, weights: Vec::new(), rule: "$OPTSWAP_DRIVES".to_owned() }));
+        return Ok(Some(Chosen::plain(paths, "$OPTSWAP_DRIVES")));
     }
-    let one = |path: String, rule: &str| {
-        let paths = vec![PathBuf::from(path)];
-        Some(Chosen { paths, weights: Vec::new(), rule: rule.to_owned() })
-    };
+    let one = |path: String, rule: &str| Some(Chosen::plain(vec![PathBuf::from(path)], rule));
     if let Some(path) = set("SLURM_TMPDIR") {
         return Ok(one(path, "$SLURM_TMPDIR"));
     }
@@ -135,8 +141,7 @@ mod tests {
     }
 
     fn found(paths: &[&str], rule: &'static str) -> Option<Chosen> {
-        let paths = paths.iter().map(PathBuf::from).collect();
-        Some(Chosen { paths, weights: Vec::new(), rule: rule.to_owned() })
+        Some(Chosen::plain(paths.iter().map(PathBuf::from).collect(), rule))
     }
 
     #[test]

@@ -16,7 +16,6 @@ use crate::storage::{Drive, DriveProfile};
 const NODES_MAX: usize = 1 << 20;
 /// How much a drive's speed varies within a fifth of a second, if it was not probed.
 const SPREAD: f64 = 0.05;
-const GB: f64 = 1e9;
 
 /// `300`, or `3000:1000:1500`: MB/s.
 #[derive(Clone, Copy, Debug)]
@@ -177,7 +176,7 @@ impl Finder<'_> {
                     return Ok(told(probed));
                 }
             }
-            let bandwidth = expected(entry).ok_or_else(|| {
+            let bandwidth = entry.gb_per_s().map(Bandwidth::expected).ok_or_else(|| {
                 Error::usage("the site's description does not tell how fast a drive is")
                     .with("path", entry.path.display())
                     .hint(
@@ -229,16 +228,6 @@ impl Finder<'_> {
         drives.iter_mut().zip(weights).for_each(|(drive, weight)| drive.weight = *weight);
         Ok(())
     }
-}
-
-/// What a site expects of a drive.
-fn expected(drive: &SiteDrive) -> Option<Bandwidth> {
-    let mixed = drive.step_gb_per_s()?;
-    Some(Bandwidth {
-        read: drive.read_gb_per_s.unwrap_or(mixed) * GB,
-        write: drive.write_gb_per_s.unwrap_or(mixed) * GB,
-        mixed: mixed * GB,
-    })
 }
 
 /// How many nodes of each entry a job on these hosts has.

@@ -58,14 +58,15 @@ impl Place {
     pub fn drives(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Chosen> {
         let nodes = self.site.nodes_of(&self.host)?;
         let rule = format!("{}, {}", self.from, nodes.hosts);
-        let (mut paths, mut speeds) = (Vec::new(), Vec::new());
+        let (mut paths, mut speeds, mut expected) = (Vec::new(), Vec::new(), Vec::new());
         for drive in &nodes.drives {
             let found = directories(drive, variable)
                 .map_err(|error| error.with("host", &self.host).with("from", &rule))?;
+            expected.extend(std::iter::repeat_n(drive.gb_per_s(), found.len()));
             speeds.extend(std::iter::repeat_n(drive.step_gb_per_s(), found.len()));
             paths.extend(found);
         }
-        Ok(Chosen { paths, weights: weights(&speeds), rule })
+        Ok(Chosen { paths, weights: weights(&speeds), expected, rule })
     }
 
     /// Where checkpoints go, if it says.

@@ -18,6 +18,10 @@ pub struct DrivesConfig {
     /// What named the paths, for the log. No key of the file.
     #[serde(skip)]
     pub named_by: String,
+    /// What the site's description expects of each: GB/s reading, writing, and both directions
+    /// together. Empty if it did not name them. No key of the file.
+    #[serde(skip)]
+    pub expected_gb_per_s: Vec<Option<[f64; 3]>>,
     /// Relative speeds of the drives at the start; a drive of weight 0 is not used. Empty means
     /// those of the drives' profiles if every drive has one, and equal ones otherwise.
     pub weights: Vec<f64>,
@@ -280,6 +284,7 @@ impl Default for DrivesConfig {
         Self {
             paths: Vec::new(),
             named_by: "configuration".to_owned(),
+            expected_gb_per_s: Vec::new(),
             weights: Vec::new(),
             reweight: true,
             stripe_headroom: 0.25,

@@ -173,6 +173,12 @@ impl SiteDrive {
         self.count.or_else(|| self.path.to_str().map_or(Some(1), matches_at_most))
     }
 
+    /// What is expected of the drive in GB/s: reading, writing, both directions together.
+    pub fn gb_per_s(&self) -> Option<[f64; 3]> {
+        let mixed = self.step_gb_per_s()?;
+        Some([self.read_gb_per_s.unwrap_or(mixed), self.write_gb_per_s.unwrap_or(mixed), mixed])
+    }
+
     /// How fast the drive is expected to be in a step, which reads as much as it writes: the mixed
     /// bandwidth, or what the two others leave if each byte read waits for a byte written.
     pub fn step_gb_per_s(&self) -> Option<f64> {

@@ -34,6 +34,12 @@ impl Bandwidth {
         Self { read: bytes_per_s, write: bytes_per_s, mixed: 2.0 * bytes_per_s }
     }
 
+    /// A drive of which this is expected, in GB/s: reading, writing, both directions together.
+    pub fn expected(gb_per_s: [f64; 3]) -> Self {
+        let [read, write, mixed] = gb_per_s.map(|gb| gb * 1e9);
+        Self { read, write, mixed }
+    }
+
     /// A drive as it was probed, while its neighbours work too.
     pub fn of(profile: &DriveProfile) -> Self {
         // What a shared ceiling takes from both directions it takes from each.

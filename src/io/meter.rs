@@ -42,11 +42,11 @@ impl DriveMeters {
         Self { beginning: Instant::now(), counters }
     }
 
-    /// When the last operation in a direction came back, from whichever drive; the meters'
-    /// beginning if none has.
-    pub fn last_done(&self, direction: Direction) -> Instant {
+    /// When the last operation in a direction came back from each drive; the meters' beginning if
+    /// none has.
+    pub fn last_done(&self, direction: Direction) -> Vec<Instant> {
         let last_ns = self.counters.iter().map(|it| it[direction as usize].last_ns.load(Relaxed));
-        self.beginning + Duration::from_nanos(last_ns.max().unwrap_or(0))
+        last_ns.map(|ns| self.beginning + Duration::from_nanos(ns)).collect()
     }
 
     /// What every drive has read and written.
@@ -123,7 +123,7 @@ mod tests {
         let expected = Reading { bytes: 157, ops: 3, busy_ns: 10_000_000 };
         assert_eq!(read[1], [expected, Reading::default()]);
         assert_eq!(read[0], [Reading::default(); 2]);
-        assert_eq!(meters.last_done(Direction::SwapIn), at(23));
-        assert_eq!(meters.last_done(Direction::SwapOut), start);
+        assert_eq!(meters.last_done(Direction::SwapIn), [start, at(23)]);
+        assert_eq!(meters.last_done(Direction::SwapOut), [start; 2]);
     }
 }

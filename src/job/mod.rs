@@ -1,6 +1,7 @@
 //! A process as a rank of a job: how it was started, MPI, logs, panics, and the exit code. Programs
 //! call [`run_main`]; a library that embeds optswap does not, and keeps its own hooks and handlers.
 
+mod environment;
 mod launcher;
 mod logging;
 mod signals;
@@ -17,6 +18,7 @@ use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
+pub use environment::{launcher_command, settings};
 pub use launcher::Launcher;
 pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};

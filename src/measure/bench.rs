@@ -51,6 +51,9 @@ pub struct Repetition {
     pub rank_seconds: Vec<f64>,
     /// The same until the rank's own last write has ended, before it waits for the others.
     pub rank_done_seconds: Vec<f64>,
+    /// The same until its last write to each of its drives has ended; 0 where nothing was written.
+    #[serde(default)]
+    pub rank_drive_done_seconds: Vec<Vec<f64>>,
     /// Seconds of every `step()`.
     pub rank_step_seconds: Vec<Vec<f64>>,
 }
@@ -62,6 +65,7 @@ impl Repetition {
         Ok(Self {
             rank_seconds: all.iter().map(|it| it.seconds).collect(),
             rank_done_seconds: all.iter().map(|it| it.done_seconds).collect(),
+            rank_drive_done_seconds: all.iter().map(|it| it.drive_done_seconds.clone()).collect(),
             rank_step_seconds: all.into_iter().map(|it| it.step_seconds).collect(),
         })
     }
@@ -106,8 +110,10 @@ fn run_with<G: GradElem>(
 ) -> Result<BenchRun> {
     let BenchOptions { params, repetitions, steps, warmup, seed, verify, .. } = *options;
     let inventory = agree(&**comm, synthetic_inventory(params))?;
-    let (nodes, places) = look_around(&**comm, &config.drives)?;
+    let (nodes, mut places) = look_around(&**comm, &config.drives)?;
     let mut work = Workload::create(comm, config, inventory, seed, verify, convert)?;
+    let are_direct = gather_all(&**comm, &work.optimizer.are_direct())?;
+    places.iter_mut().zip(are_direct).for_each(|(place, it)| place.direct_io = it);
     work.run(warmup)?;
     work.optimizer.reset_records();
     let mut timed = Vec::new();

@@ -34,6 +34,9 @@ pub struct NodeDrive {
     pub details: DriveDetails,
     /// What it can do, if it was probed.
     pub profile: Option<DriveProfile>,
+    /// What the site's description expects of it, in GB/s: reading, writing, both directions
+    /// together.
+    pub expected_gb_per_s: Option<[f64; 3]>,
 }
 
 /// Where one rank runs.
@@ -54,6 +57,9 @@ pub struct RankPlace {
     /// What named them.
     #[serde(default)]
     pub drives_named_by: String,
+    /// Whether the file on each of its drives was opened for direct I/O.
+    #[serde(default)]
+    pub direct_io: Vec<bool>,
 }
 
 /// Collective: every node, as its first rank sees it, and every rank's place.
@@ -73,6 +79,7 @@ pub fn look_around(
         numa_nodes: number_ranges(&facts.nodes_allowed()),
         drives: drives.paths.clone(),
         drives_named_by: drives.named_by.clone(),
+        direct_io: Vec::new(),
     };
     let roots = drives_of_node(comm, &topology, &drives.paths)?;
     let is_first = topology.local_ranks().next() == Some(comm.rank());
@@ -81,7 +88,7 @@ pub fn look_around(
         kernel: facts.kernel.clone(),
         cpus: facts.cpus_online.len(),
         memory_bytes: facts.memory.map_or(0, |(bytes, _)| bytes.0),
-        drives: roots.iter().map(|root| drive(root)).collect(),
+        drives: roots.iter().map(|root| drive(root, drives)).collect(),
     });
     // A flattened value is a map, which the ranks' own encoding does not know.
     let node = node.and_then(|node| serde_json::to_string(&node).ok());
@@ -109,11 +116,17 @@ pub(super) fn drives_of_node(
     Ok(of_node)
 }
 
-fn drive(root: &Path) -> NodeDrive {
+fn drive(root: &Path, drives: &DrivesConfig) -> NodeDrive {
     let unknown = || DriveDetails { root: root.to_owned(), ..DriveDetails::default() };
     let profile = DriveProfile::read(root).unwrap_or_else(|error| {
         tracing::warn!("{error}");
         None
     });
-    NodeDrive { details: DriveDetails::of(root).unwrap_or_else(|_| unknown()), profile }
+    let index = drives.paths.iter().position(|path| path == root);
+    let expected = index.and_then(|index| drives.expected_gb_per_s.get(index));
+    NodeDrive {
+        details: DriveDetails::of(root).unwrap_or_else(|_| unknown()),
+        profile,
+        expected_gb_per_s: expected.copied().flatten(),
+    }
 }

@@ -43,6 +43,8 @@ pub(super) struct Stretch {
     pub seconds: f64,
     /// The same, until this rank's own last write ended, before it waits for others.
     pub done_seconds: f64,
+    /// The same, until its last write to each of its drives ended.
+    pub drive_done_seconds: Vec<f64>,
     /// Of each `step()`, in seconds.
     pub step_seconds: Vec<f64>,
 }
@@ -132,9 +134,15 @@ impl<G: GradElem> Workload<G> {
         self.optimizer.flush()?;
         let without = |took: Duration| took.saturating_sub(comparing).as_secs_f64();
         stretch.seconds = without(start.elapsed());
-        let last = self.optimizer.last_swap_out();
-        // Where all state stays in memory, nothing is written.
-        stretch.done_seconds = if last > start { without(last - start) } else { stretch.seconds };
+        let done = |last: Instant| match last > start {
+            true => without(last - start),
+            // Where all state stays in memory, nothing is written.
+            false => 0.0,
+        };
+        let of_drives = self.optimizer.last_swap_outs().into_iter().map(done);
+        stretch.drive_done_seconds = of_drives.collect();
+        let last = stretch.drive_done_seconds.iter().copied().fold(0.0, f64::max);
+        stretch.done_seconds = if last > 0.0 { last } else { stretch.seconds };
         Ok(stretch)
     }
 

@@ -1,5 +1,7 @@
 //! The result of `optswap bench`, as it is written to JSON.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::stats::{OverRanks, median};
@@ -11,7 +13,7 @@ use crate::step::RankRecord;
 use crate::timers::Timer;
 
 /// The version of the layout below.
-pub const BENCH_SCHEMA: u32 = 3;
+pub const BENCH_SCHEMA: u32 = 4;
 /// The oldest one that has all that a comparison needs.
 pub const BENCH_SCHEMA_OLDEST: u32 = 2;
 /// A repetition shorter than this says little.
@@ -29,6 +31,20 @@ pub enum Flag {
     Buffered,
 }
 
+/// What a node's ranks have on its drives, against its memory: as much as fits could be answered by a
+/// page cache, or a drive's own.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Dataset {
+    /// The node.
+    pub host: String,
+    /// Bytes that its ranks read in one step.
+    pub state_bytes: u64,
+    /// Memory that they may use together; 0 if nothing tells.
+    pub memory_bytes: u64,
+    /// Whether memory could hold it.
+    pub fits_memory: bool,
+}
+
 /// How the benchmark was started, and with what.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchSetup {
@@ -36,6 +52,10 @@ pub struct BenchSetup {
     pub command: Vec<String>,
     /// Who started the ranks.
     pub launcher: String,
+    /// The launcher's own command line, where it is known.
+    pub launcher_command: Option<Vec<String>>,
+    /// Variables of the environment that matter.
+    pub environment: BTreeMap<String, String>,
     /// The MPI library.
     pub mpi: Option<String>,
     /// When: seconds since 1970.
@@ -98,8 +118,12 @@ pub struct BenchResult {
     pub timers_over_ranks: Vec<(String, OverRanks)>,
     /// Digest of master and moments after the last step.
     pub state_digest: String,
+    /// State and memory of every node.
+    pub dataset: Vec<Dataset>,
     /// What makes the result doubtful.
     pub flags: Vec<Flag>,
+    /// Ranks whose reads or writes the page cache answered.
+    pub buffered_ranks: Vec<u32>,
     /// Everything that was timed.
     pub repetitions: Vec<Repetition>,
     /// Timers and counters of every rank, over all repetitions.
@@ -120,7 +144,7 @@ impl BenchResult {
         let BenchRun { nodes, places, repetitions, records: rank_records, state_digest } = run;
         let records = &rank_records;
         let params: u64 = records.iter().map(|record| record.elems).sum();
-        let throughput = throughputs(&nodes, records, &repetitions, limits);
+        let throughput = throughputs(&nodes, &places, records, &repetitions, limits);
         let world = throughput.iter().find(|it| it.scope == Scope::World);
         let step_seconds = world.map(|world| world.seconds.clone()).unwrap_or_default();
         let step_seconds_median = median(&step_seconds);
@@ -131,12 +155,8 @@ impl BenchResult {
         let over_ranks = |timer: &Timer| {
             OverRanks::of(&per_step(*timer)).map(|over| (timer.name().to_owned(), over))
         };
-        let until_done = |rank: usize| {
-            let steps = setup.options.steps.max(1) as f64;
-            let of = |repetition: &Repetition| repetition.rank_done_seconds[rank] / steps;
-            median(&repetitions.iter().map(of).collect::<Vec<_>>())
-        };
-        let until_done: Vec<f64> = (0..records.len()).map(until_done).collect();
+        let buffered_ranks = buffered_ranks(records);
+        let dataset = datasets(&nodes, &throughput);
         Self {
             schema: BENCH_SCHEMA,
             optswap: env!("CARGO_PKG_VERSION"),
@@ -145,18 +165,20 @@ impl BenchResult {
             params,
             verified: setup.options.verify,
             ns_per_param: step_seconds_median * 1e9 / params.max(1) as f64,
-            limit_percent: world.and_then(|world| world.limit_percent(step_seconds_median)),
+            limit_percent: world.and_then(|world| world.limit_percent),
             step_seconds_median,
             bytes_read_per_param: bytes_per_param(records, RankRecord::read_bytes),
             bytes_written_per_param: bytes_per_param(records, RankRecord::written_bytes),
             kernel_bytes_read_per_param: bytes_per_param(records, |r| r.kernel_read_bytes),
             kernel_bytes_written_per_param: bytes_per_param(records, |r| r.kernel_written_bytes),
-            done_seconds: OverRanks::of(&until_done),
+            done_seconds: world.and_then(|world| world.done_seconds.clone()),
             throughput,
             overlap: overlap(records),
             timers_over_ranks: Timer::ALL.iter().filter_map(over_ranks).collect(),
             state_digest,
-            flags: flags(&step_seconds, &setup.options, records),
+            dataset,
+            flags: flags(&step_seconds, &setup.options, &buffered_ranks),
+            buffered_ranks,
             step_seconds,
             repetitions,
             nodes,
@@ -165,30 +187,30 @@ impl BenchResult {
             rank_records,
         }
     }
-
-    /// Bytes of state on the drives of each node, and its memory: host, state, memory.
-    pub fn data_against_memory(&self) -> Vec<(&str, u64, u64)> {
-        let of_node = |node: &'_ NodeFacts| {
-            let read =
-                self.throughput.iter().find(|it| it.scope == Scope::Node && it.name == node.host);
-            read.map_or(0, |it| it.read_bytes as u64)
-        };
-        let nodes = self.nodes.iter();
-        nodes.map(|node| (node.host.as_str(), of_node(node), node.memory_bytes)).collect()
-    }
 }
 
-fn flags(step_seconds: &[f64], options: &BenchOptions, records: &[RankRecord]) -> Vec<Flag> {
-    let mut flags = Vec::new();
-    if median(step_seconds) * (options.steps as f64) < SHORT_SECONDS {
-        flags.push(Flag::Short);
-    }
-    let sum = |bytes: fn(&RankRecord) -> u64| records.iter().map(bytes).sum::<u64>() as f64;
-    let is_below = |kernel: f64, ours: f64| kernel < DIRECT_SHARE * ours;
-    if is_below(sum(|r| r.kernel_read_bytes), sum(RankRecord::read_bytes))
-        || is_below(sum(|r| r.kernel_written_bytes), sum(RankRecord::written_bytes))
-    {
-        flags.push(Flag::Buffered);
-    }
-    flags
+fn datasets(nodes: &[NodeFacts], throughput: &[Throughput]) -> Vec<Dataset> {
+    let of_node = |node: &NodeFacts| {
+        let same = |it: &&Throughput| it.scope == Scope::Node && it.name == node.host;
+        let state_bytes = throughput.iter().find(same).map_or(0, |it| it.read_bytes as u64);
+        let (host, memory_bytes) = (node.host.clone(), node.memory_bytes);
+        Dataset { host, state_bytes, memory_bytes, fits_memory: state_bytes < memory_bytes }
+    };
+    nodes.iter().map(of_node).collect()
+}
+
+/// Ranks for which the kernel moved less than optswap did.
+fn buffered_ranks(records: &[RankRecord]) -> Vec<u32> {
+    let is_below = |kernel: u64, ours: u64| (kernel as f64) < DIRECT_SHARE * ours as f64;
+    let is_buffered = |record: &&RankRecord| {
+        is_below(record.kernel_read_bytes, record.read_bytes())
+            || is_below(record.kernel_written_bytes, record.written_bytes())
+    };
+    records.iter().filter(is_buffered).map(|record| record.rank).collect()
+}
+
+fn flags(step_seconds: &[f64], options: &BenchOptions, buffered_ranks: &[u32]) -> Vec<Flag> {
+    let is_short = median(step_seconds) * (options.steps as f64) < SHORT_SECONDS;
+    let found = [(is_short, Flag::Short), (!buffered_ranks.is_empty(), Flag::Buffered)];
+    found.into_iter().filter(|(is, _)| *is).map(|(_, flag)| flag).collect()
 }

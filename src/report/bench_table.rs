@@ -1,16 +1,14 @@
-//! The result of `optswap bench` for people, and as comma-separated values.
+//! The result of `optswap bench` for people.
 
-use std::fmt::Write;
-
-use super::bench::{BenchResult, Flag};
-use super::latency::{CSV_HEADER, latency_table};
+use super::bench::{BenchResult, Dataset, Flag};
+use super::bench_head::head;
+use super::latency::latency_table;
 use super::stats::{OverRanks, standard_deviation};
-use super::table::{counted, rank_table, table};
-use super::throughput::{Scope, Throughput};
-use crate::telemetry::world_report;
-use crate::units::Bytes;
-
-const GIB_PER_GB: f64 = 1e9 / (1u64 << 30) as f64;
+use super::table::{rank_table, table};
+use super::throughput::{GIB_PER_GB, Scope, Throughput};
+use crate::config::number_ranges;
+use crate::telemetry::{rank_lines, world_report};
+use crate::units::{Bytes, counted};
 
 /// Everything that people want to see.
 pub fn bench_tables(result: &BenchResult) -> String {
@@ -39,27 +37,15 @@ pub fn bench_tables(result: &BenchResult) -> String {
             done.imbalance * 100.0
         ));
     }
+    let spreads = [(Scope::Node, "nodes"), (Scope::Drive, "drives")];
+    let spreads = spreads.map(|(scope, what)| spread(&result.throughput, scope, what));
+    spreads.into_iter().flatten().for_each(&mut line);
     line(summary(result));
     remarks(result).into_iter().for_each(&mut line);
     let verified = if result.verified { ", verified" } else { "" };
     line(format!("state digest {}{verified}", result.state_digest));
     text.truncate(text.trim_end().len());
     text
-}
-
-fn head(result: &BenchResult) -> String {
-    let options = &result.setup.options;
-    format!(
-        "optswap {} ({}): {} parameters, {} on {}, {} of {}, {} of warm-up before",
-        result.optswap,
-        result.commit,
-        result.params,
-        counted(result.ranks as u64, "rank"),
-        counted(result.nodes.len() as u64, "node"),
-        counted(options.repetitions, "repetition"),
-        counted(options.steps, "step"),
-        options.warmup
-    )
 }
 
 /// Seconds per step of every rank and repetition.
@@ -75,44 +61,89 @@ fn world(result: &BenchResult) -> Option<&Throughput> {
 /// `read 1.2 GB/s (1.1 GiB/s), written ...` for a step of so many seconds.
 fn rates_in(result: &BenchResult, seconds: f64) -> String {
     let Some(world) = world(result).filter(|_| seconds > 0.0) else { return String::new() };
-    let rate = |bytes: f64| {
-        let gb = bytes / seconds / 1e9;
-        format!("{gb:.3} GB/s ({:.3} GiB/s)", gb * GIB_PER_GB)
-    };
-    let of_limit = match world.limit_percent(seconds) {
+    let rate = |gb: f64| format!("{gb:.3} GB/s ({:.3} GiB/s)", gb * GIB_PER_GB);
+    let [read, written] = world.gb_per_s(seconds).map(rate);
+    let of_limit = match world.limit_percent_in(seconds) {
         Some(percent) => format!(", {percent:.1} % of limit"),
         None => String::new(),
     };
-    format!("read {}, written {}{of_limit}", rate(world.read_bytes), rate(world.written_bytes))
+    format!("read {read}, written {written}{of_limit}")
 }
 
-/// World, nodes and drives.
+/// World, nodes and drives; of many, the slowest and the fastest.
 fn throughput_table(all: &[Throughput]) -> String {
     let mut table = table(&[
         "place",
+        "ranks",
         "GB/s in",
         "GB/s out",
         "GiB/s in",
         "GiB/s out",
+        "ns/param",
+        "first done s",
+        "last done s",
+        "imbalance",
         "limit s",
         "bound by",
         "% of limit",
     ]);
-    for it in all.iter().filter(|it| it.scope != Scope::Rank) {
-        let [read, written] = it.gb_per_s();
-        let limit = it.limit_percent(it.median_seconds());
+    let (lines, left_out) = lines_of(all);
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for it in lines {
+        let done = it.done_seconds.as_ref();
         table.add_row([
             it.name.clone(),
-            format!("{read:.3}"),
-            format!("{written:.3}"),
-            format!("{:.3}", read * GIB_PER_GB),
-            format!("{:.3}", written * GIB_PER_GB),
-            it.limit_seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.4}")),
-            it.bound_by.map_or("-".to_owned(), |by| format!("{by:?}").to_lowercase()),
-            limit.map_or("-".to_owned(), |percent| format!("{percent:.1}")),
+            it.ranks.to_string(),
+            format!("{:.3}", it.read_gb_per_s),
+            format!("{:.3}", it.written_gb_per_s),
+            format!("{:.3}", it.read_gib_per_s),
+            format!("{:.3}", it.written_gib_per_s),
+            format!("{:.2}", it.ns_per_param),
+            or_none(done.map(|done| format!("{:.4}", done.min))),
+            or_none(done.map(|done| format!("{:.4}", done.max))),
+            or_none(done.map(|done| format!("{:.1} %", done.imbalance * 100.0))),
+            or_none(it.limit_seconds.map(|seconds| format!("{seconds:.4}"))),
+            or_none(it.bound_by.map(|by| format!("{by:?}").to_lowercase())),
+            or_none(it.limit_percent.map(|percent| format!("{percent:.1}"))),
         ]);
     }
-    table.to_string()
+    match left_out {
+        0 => table.to_string(),
+        count => format!("{table}\n({count} more nodes and drives, neither slow nor fast)"),
+    }
+}
+
+/// The world, then nodes and drives: all of few, of many the last and the first to be done. And how
+/// many were left out.
+pub(super) fn lines_of(all: &[Throughput]) -> (Vec<&Throughput>, usize) {
+    let (mut lines, mut left_out) = (Vec::new(), 0);
+    for scope in [Scope::World, Scope::Node, Scope::Drive] {
+        let these: Vec<&Throughput> = all.iter().filter(|it| it.scope == scope).collect();
+        let last = |it: &&Throughput| it.done_seconds.as_ref().map_or(0.0, |done| done.max);
+        let (shown, more) = rank_lines(&these.iter().map(last).collect::<Vec<f64>>());
+        lines.extend(shown.into_iter().map(|index| these[index]));
+        left_out += more;
+    }
+    (lines, left_out)
+}
+
+/// How far apart nodes, or drives, were done; nothing if there is one.
+fn spread(all: &[Throughput], scope: Scope, what: &str) -> Option<String> {
+    let these = all.iter().filter(|it| it.scope == scope);
+    let last: Vec<(&str, f64)> =
+        these.filter_map(|it| Some((it.name.as_str(), it.done_seconds.as_ref()?.max))).collect();
+    let seconds: Vec<f64> = last.iter().map(|(_, seconds)| *seconds).collect();
+    let over = OverRanks::of(&seconds).filter(|_| last.len() > 1)?;
+    Some(format!(
+        "last done over {} {what}: {:.4} s per step min, {:.4} mean, {:.4} max ({}): imbalance \
+         {:.1} %",
+        last.len(),
+        over.min,
+        over.mean,
+        over.max,
+        last[over.max_rank].0,
+        over.imbalance * 100.0
+    ))
 }
 
 fn summary(result: &BenchResult) -> String {
@@ -147,62 +178,46 @@ fn remarks(result: &BenchResult) -> Vec<String> {
     }
     if result.flags.contains(&Flag::Buffered) {
         remarks.push(format!(
-            "buffered: the kernel read {:.2} B and wrote {:.2} B per parameter, less than optswap \
-             did: the page cache answered, not the drives",
-            result.kernel_bytes_read_per_param, result.kernel_bytes_written_per_param
+            "buffered: on {} the kernel moved less than optswap did ({:.2} B read and {:.2} B \
+             written per parameter over all): the page cache answered, not the drives",
+            ranks_in_words(&result.buffered_ranks),
+            result.kernel_bytes_read_per_param,
+            result.kernel_bytes_written_per_param
         ));
-        for (host, state, memory) in result.data_against_memory() {
-            let holds = if state < memory { "holds it" } else { "does not hold it" };
-            remarks.push(format!(
-                "{host}: {} of state, {} of memory, which {holds}",
-                Bytes(state).human(),
-                Bytes(memory).human()
-            ));
-        }
     }
+    remarks.push(direct_io(result));
+    remarks.extend(dataset(result));
     if result.verified {
         remarks.push("verified: comparisons are left out of the times".to_owned());
     }
     remarks
 }
 
-/// One line for each repetition and each of world, nodes, drives and ranks.
-pub fn bench_csv(result: &BenchResult) -> String {
-    let mut csv = String::from(
-        "label,repetition,scope,name,seconds_per_step,read_bytes_per_step,written_bytes_per_step,\
-         read_gb_per_s,written_gb_per_s,read_gib_per_s,written_gib_per_s,limit_percent,",
-    );
-    csv.push_str(CSV_HEADER);
-    let label = quoted(result.setup.label.as_deref().unwrap_or_default());
-    for it in &result.throughput {
-        let scope = format!("{:?}", it.scope).to_lowercase();
-        for (number, seconds) in it.seconds.iter().enumerate() {
-            let gb = |bytes: f64| if *seconds > 0.0 { bytes / seconds / 1e9 } else { 0.0 };
-            let (read, written) = (gb(it.read_bytes), gb(it.written_bytes));
-            let limit = it.limit_percent(*seconds).map(|percent| format!("{percent:.3}"));
-            // Writing to a text does not fail.
-            let _ = write!(
-                csv,
-                "\n{label},{},{scope},{},{seconds:.9},{:.0},{:.0},{read:.6},{written:.6},{:.6},\
-                 {:.6},{},{}",
-                number + 1,
-                quoted(&it.name),
-                it.read_bytes,
-                it.written_bytes,
-                read * GIB_PER_GB,
-                written * GIB_PER_GB,
-                limit.unwrap_or_default(),
-                it.latency.csv(),
-            );
-        }
-    }
-    csv
+fn direct_io(result: &BenchResult) -> String {
+    let files: Vec<bool> = result.places.iter().flat_map(|it| it.direct_io.clone()).collect();
+    let direct = files.iter().filter(|is| **is).count();
+    let verified = match result.buffered_ranks.is_empty() {
+        true => "verified on every rank by the kernel's count",
+        false => "not so by the kernel's count",
+    };
+    format!("direct I/O: {direct} of {}; {verified}", counted(files.len() as u64, "file"))
 }
 
-/// A field as RFC 4180 wants it.
-fn quoted(text: &str) -> String {
-    match text.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_owned(),
-    }
+/// State against memory, of the node where there is the least of the first for the second.
+fn dataset(result: &BenchResult) -> Option<String> {
+    let known = result.dataset.iter().filter(|it| it.memory_bytes > 0);
+    let part = |it: &Dataset| it.state_bytes as f64 / it.memory_bytes as f64;
+    let least = known.min_by(|a, b| part(a).total_cmp(&part(b)))?;
+    let fits = if least.fits_memory { "which could hold it" } else { "which cannot hold it" };
+    Some(format!(
+        "dataset: on {} {} of state, {} of memory, {fits}",
+        least.host,
+        Bytes(least.state_bytes).human(),
+        Bytes(least.memory_bytes).human()
+    ))
+}
+
+fn ranks_in_words(ranks: &[u32]) -> String {
+    let word = if ranks.len() == 1 { "rank" } else { "ranks" };
+    format!("{word} {}", number_ranges(ranks))
 }

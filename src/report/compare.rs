@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::bench::{BENCH_SCHEMA, BENCH_SCHEMA_OLDEST, Flag};
 use super::stats::median;
-use super::table::{counted, table};
+use super::table::table;
 use crate::error::{Error, Result};
+use crate::units::counted;
 
 /// What a comparison needs of a result file.
 #[derive(Clone, Debug, Deserialize)]
@@ -239,14 +240,14 @@ fn differences(all: &[(String, Bench)]) -> BTreeMap<String, Vec<Value>> {
             differences.insert(key.clone(), values);
         }
     }
-    // Ranks and parameters are in the table; the seed decides no time.
-    for key in ["bench.params", "bench.seed"] {
+    // Ranks and parameters are in the table; the seed and the job's name decide no time.
+    for key in ["bench.params", "bench.seed", "job"] {
         differences.remove(key);
     }
     differences
 }
 
-fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+pub(super) fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
     let Value::Object(table) = value else {
         into.insert(prefix.to_owned(), value.clone());
         return;
@@ -362,8 +363,8 @@ mod tests {
             (file("x", 2, 3000, &[1.0], &none), "x: 2 ranks, 3000 parameters"),
             (file("x", 1, 1000, &[1.0], &json!({"flags": ["buffered"]})), "page cache"),
             (file("x", 1, 1000, &[1.0], &json!({"verified": true})), "one and x"),
-            (file("x", 1, 1000, &[1.0], &json!({"schema": 1})), "version 1, not 2 to 3"),
-            (file("x", 1, 1000, &[1.0], &json!({"schema": 4})), "version 4, not 2 to 3"),
+            (file("x", 1, 1000, &[1.0], &json!({"schema": 1})), "version 1, not 2 to 4"),
+            (file("x", 1, 1000, &[1.0], &json!({"schema": 5})), "version 5, not 2 to 4"),
             (file("x", 1, 1000, &[1.0], &json!({"options": {"gradients": "f32"}})), "formats"),
             (file("x", 1, 1000, &[], &none), "no repetitions"),
             (("x".to_owned(), "{}".to_owned()), "file x"),

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::bench_table::lines_of;
 use super::table::table;
-use super::throughput::{Scope, Throughput};
+use super::throughput::Throughput;
 use crate::step::RankRecord;
 use crate::timers::Latency;
 
@@ -82,11 +83,12 @@ impl Latencies {
     }
 }
 
-/// World, nodes and drives, for people.
+/// World, nodes and drives, for people; of many, as [`lines_of`].
 pub(super) fn latency_table(all: &[Throughput]) -> String {
     let mut table =
         table(&["latency, ms", "", "operations", "mean", "50 %", "99 %", "99.9 %", "max"]);
-    for it in all.iter().filter(|it| it.scope != Scope::Rank) {
+    let (lines, left_out) = lines_of(all);
+    for it in lines {
         for (direction, of) in [("in", it.latency.read), ("out", it.latency.write)] {
             let ms = |seconds: f64| format!("{:.3}", seconds * 1e3);
             let [p50, p99, p999, max] = of.percentiles().map(ms);
@@ -95,7 +97,10 @@ pub(super) fn latency_table(all: &[Throughput]) -> String {
             table.add_row([name, direction.to_owned(), operations, mean, p50, p99, p999, max]);
         }
     }
-    table.to_string()
+    match left_out {
+        0 => table.to_string(),
+        count => format!("{table}\n({count} more nodes and drives)"),
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //! machine's facts mean. It formats and judges what was gathered and measures nothing itself.
 
 mod bench;
+mod bench_csv;
+mod bench_head;
 mod bench_table;
 mod checks;
 mod compare;
@@ -24,8 +26,9 @@ pub use crate::telemetry::{
     OverRanks, RunResult, median, milliseconds_table as timer_table, standard_deviation,
     world_report,
 };
-pub use bench::{BENCH_SCHEMA, BenchResult, BenchSetup, Flag, bytes_per_param};
-pub use bench_table::{bench_csv, bench_tables};
+pub use bench::{BENCH_SCHEMA, BenchResult, BenchSetup, Dataset, Flag, bytes_per_param};
+pub use bench_csv::bench_csv;
+pub use bench_table::bench_tables;
 pub use checks::{Check, State, machine_checks, mpi_check, uring_check};
 pub use compare::{Comparison, Row, Scaling, compare, compare_table};
 pub use drive_checks::{ExaminedDrive, drive_checks};

@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::table::{counted, table};
+use super::table::table;
 use crate::forecast::{
     BoundBy, Cluster, DriveForecast, Forecast, Model, NodeForecast, NodeKind, Percentiles,
     Simulation, StateBytes, Swapping,
 };
-use crate::units::Bytes;
+use crate::units::{Bytes, counted};
 
 /// A forecast with the question that it answers.
 #[derive(Clone, Debug, Serialize)]

@@ -17,11 +17,6 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// `1 node`, `2 nodes`.
-pub(super) fn counted(count: u64, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
 /// How fast each rank, and the world, moved its state during the steps. `seconds` are each rank's
 /// step times; a step of the world takes as long as its slowest rank.
 pub fn rank_table(records: &[RankRecord], seconds: &[Vec<f64>]) -> String {

@@ -1,11 +1,11 @@
 //! What tuning tried and found, for people, and the configuration that comes of it.
 
 use super::stats::{OverRanks, median};
-use super::table::{counted, table};
+use super::table::table;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::measure::Tuning;
-use crate::units::{Bytes, Elems};
+use crate::units::{Bytes, Elems, counted};
 
 /// What was tried, and what it gains.
 pub fn tune_table(tuning: &Tuning) -> String {

@@ -259,9 +259,14 @@ impl SwappedOptimizer {
         Ok(())
     }
 
-    /// When this rank's last write to its drives ended; long ago if there was none.
-    pub fn last_swap_out(&self) -> Instant {
+    /// When this rank's last write to each of its drives ended; long ago if there was none.
+    pub fn last_swap_outs(&self) -> Vec<Instant> {
         self.balance.meters.last_done(Direction::SwapOut)
+    }
+
+    /// Whether this rank's file on each drive was opened for direct I/O.
+    pub fn are_direct(&self) -> Vec<bool> {
+        self.files.are_direct()
     }
 
     /// The weights of a record count, not those of the layout.

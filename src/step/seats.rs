@@ -11,7 +11,7 @@ use crate::config::{Config, MachineFacts, allotted_cpus, compress_names, cpu_lis
 use crate::coord::{Communicator, Topology, gather_all};
 use crate::error::Result;
 use crate::storage::Device;
-use crate::units::Rank;
+use crate::units::{Rank, counted};
 
 /// Rows of the table; of a job that needs more, placed without a pattern, each rank's own log tells
 /// its place.
@@ -88,17 +88,16 @@ pub(super) fn announce(
     }
     let numbers = |ranks: &Vec<Rank>| ranks.iter().map(|rank| rank.index()).collect();
     let hosts: Vec<Vec<usize>> = topology.nodes().iter().map(numbers).collect();
-    tracing::info!("{} on {}:\n{}", counted(seats.len(), "rank"), counted(hosts.len(), "node"), {
-        table(&seats, &hosts)
-    });
+    tracing::info!(
+        "{} on {}:\n{}",
+        counted(seats.len() as u64, "rank"),
+        counted(hosts.len() as u64, "node"),
+        { table(&seats, &hosts) }
+    );
     for warning in warnings(&seats, &hosts) {
         tracing::warn!("{warning}");
     }
     Ok(())
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Hosts whose ranks sit alike.

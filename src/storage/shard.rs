@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
+
 use super::directory::ShardDirectory;
 use super::owner::Owner;
 use super::record::{RecordFiles, ShardLayout};
@@ -128,6 +130,12 @@ impl ShardFiles {
     /// The state file on one drive.
     pub fn file(&self, drive: DriveIndex) -> &File {
         &self.files[drive.index()]
+    }
+
+    /// Whether the state file on each drive was opened for direct I/O; file systems may refuse it.
+    pub fn are_direct(&self) -> Vec<bool> {
+        let flags = self.files.iter().map(rustix::fs::fcntl_getfl);
+        flags.map(|flags| flags.is_ok_and(|flags| flags.contains(OFlags::DIRECT))).collect()
     }
 
     /// Flushes what was written to the drives themselves.

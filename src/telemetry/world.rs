@@ -8,7 +8,7 @@ use super::records::RankRecord;
 use super::stats::OverRanks;
 use super::verdict::Verdict;
 use crate::timers::{Counter, Timer};
-use crate::units::Bytes;
+use crate::units::{Bytes, counted};
 
 /// So many ranks or drives have a line each; of more, some of the slowest and fastest.
 const LINES_MAX: usize = 16;
@@ -149,21 +149,22 @@ pub fn world_report(records: &[RankRecord], endurance: Bytes) -> String {
     let steps = records.iter().map(|record| record.steps).max().unwrap_or(0);
     let sum = |value: fn(&RankRecord) -> u64| records.iter().map(value).sum::<u64>();
     let mut text = format!(
-        "{steps} steps on {} ranks: {} B read, {} B written (the kernel counts {} and {})\n",
-        records.len(),
+        "{} on {}: {} B read, {} B written (the kernel counts {} and {})\n",
+        counted(steps, "step"),
+        counted(records.len() as u64, "rank"),
         sum(RankRecord::read_bytes),
         sum(RankRecord::written_bytes),
         sum(|record| record.kernel_read_bytes),
         sum(|record| record.kernel_written_bytes),
     );
-    let counted = |counter| records.iter().map(|it| it.counted(counter)).sum::<u64>();
-    let hits = counted(Counter::CacheHitBytes);
+    let sum_of = |counter| records.iter().map(|it| it.counted(counter)).sum::<u64>();
+    let hits = sum_of(Counter::CacheHitBytes);
     if hits > 0 {
         let all = hits + sum(RankRecord::read_bytes);
         let share = hits as f64 / all as f64 * 100.0;
         text.push_str(&format!("{hits} B were still in memory ({share:.1} % of state)\n"));
     }
-    let spilled = counted(Counter::SpilledGradientBytes);
+    let spilled = sum_of(Counter::SpilledGradientBytes);
     if spilled > 0 {
         text.push_str(&format!("{spilled} B of gradients were spilled to drives\n"));
     }
