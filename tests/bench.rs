@@ -252,7 +252,8 @@ fn results_are_compared() {
         assert!(rows[1].contains(&format!("{speed_up:.3}")), "{speed_up}: {}", rows[1]);
     }
     let run = alone(&optswap(), &["compare", "--json", &one, &two]);
-    assert_eq!(run.result().unwrap()["scaling"], "strong");
+    let whole: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(whole["scaling"], "strong");
     compare(&[&one, &two, &weak]).expect(64, &["neither weak nor strong", "2097152 parameters"]);
     compare(&[&one, &drives.write("x.json", "{}")]).expect(64, &["x.json"]);
 }

@@ -63,6 +63,11 @@ fn ranks_on_several_hosts_train_as_on_one() {
     let over = cluster.exec(&[&srun[..], &job].concat());
     assert_eq!(digest(&over), digest_here(1, "300001"));
     over.expect(0, &["4 ranks on 2 nodes"]);
+    // And by its own mpirun.
+    let hydra = ["mpirun.mpich", "-hosts", "node1,node2", "-ppn", "2", "-n", "4", &program];
+    let over = cluster.exec(&[&hydra[..], &job].concat());
+    assert_eq!(digest(&over), digest_here(1, "300001"));
+    over.expect(0, &["4 ranks on 2 nodes"]);
 }
 
 #[test]
@@ -113,10 +118,17 @@ fn the_shipped_batch_scripts_complete() {
         assert!(result["step_seconds_median"].as_f64().unwrap() > 0.0, "{file}");
     }
     assert!(cluster.read("bench/doctor").contains("node2: 0 problems"));
-    let table = cluster.read("scaling-3.log");
-    let rows =
-        table.lines().filter(|line| line.starts_with("weak ") || line.starts_with("strong "));
-    assert_eq!(rows.count(), 4, "{table}");
+    let log = cluster.read("scaling-3.log");
+    for mode in ["weak", "strong"] {
+        assert!(log.contains(&format!("\n{mode} scaling: ")), "{log}");
+        let rows = log.lines().filter(|line| line.starts_with(&format!("| {mode}, ")));
+        assert_eq!(rows.count(), 2, "{log}");
+    }
+    // The nodes were probed, so there is a limit.
+    let whole: serde_json::Value = serde_json::from_str(&cluster.read("bench/bench.json")).unwrap();
+    assert!(whole["limit_percent"].as_f64().is_some(), "{whole:#}");
+    assert!(cluster.path("bench/probe.json").exists());
+    assert!(cluster.read("bench/bench.csv").contains(",node,node2,2,"));
 
     // PBS, as far as its variables go; the same training gives the same bits.
     let results = |name: &str| format!("RESULTS={}", cluster.path(name).display());
@@ -131,7 +143,14 @@ fn the_shipped_batch_scripts_complete() {
     let variables = format!("{},PARAMS=2Mi,STEPS=2", results("pbs-bench"));
     let run = cluster.local("qsub", &["-v", &variables, "launch/bench.pbs"]);
     assert_eq!(run.code, 0, "{run:?}");
-    assert!(cluster.path("pbs-bench/bench.json").exists());
+    let whole: serde_json::Value =
+        serde_json::from_str(&cluster.read("pbs-bench/bench.json")).unwrap();
+    assert!(whole["limit_percent"].as_f64().is_some(), "{whole:#}");
+    // Each rank has a core of its own.
+    let cores: Vec<&str> =
+        whole["places"].as_array().unwrap().iter().map(|it| it["cpus"].as_str().unwrap()).collect();
+    assert!(cores.len() == 4 && cores[0] != cores[1], "{cores:?}");
+    assert!(cores.iter().all(|it| it.parse::<u32>().is_ok()), "{cores:?}");
 }
 
 /// Everything of this machine that names a cluster.

@@ -15,16 +15,20 @@ use support::{Drives, Run, alone, one_at_a_time, optswap, ranks, train_lm};
 const LONG: &str = "ARGUMENTS=--steps 600 --layers 1 --dim 32 --heads 2 --context 32 --batch 8 \
                     --validate-every 100000";
 
+/// The same with ten times as many steps, for what takes half a minute to happen.
+const LONGER: &str = "ARGUMENTS=--steps 6000 --layers 1 --dim 32 --heads 2 --context 32 --batch 8 \
+                      --validate-every 100000";
+
 fn up(nodes: &str) -> Option<Cluster> {
     Cluster::up(&["--nodes", nodes, "--drives", "2,1", "--size", "64MiB"])
 }
 
 /// The same job, undisturbed and on one host.
-fn undisturbed() -> serde_json::Value {
+fn undisturbed(arguments: &str) -> serde_json::Value {
     let drives = Drives::new(1);
     let mut command = ranks(4, &train_lm());
     command.args(["--drives", &drives.list(1)]);
-    command.args(LONG.trim_start_matches("ARGUMENTS=").split_whitespace());
+    command.args(arguments.trim_start_matches("ARGUMENTS=").split_whitespace());
     Run::of(&command.output().unwrap()).json()
 }
 
@@ -38,9 +42,14 @@ fn wait_until(seconds: u64, what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Starts the long job, and waits until it has saved something.
 fn start(cluster: &Cluster, every: &str) -> String {
+    start_with(cluster, every, &[LONG])
+}
+
+fn start_with(cluster: &Cluster, every: &str, more: &[&str]) -> String {
     let checkpoints = format!("CHECKPOINT_DIR={}", cluster.path("checkpoints").display());
     let every = format!("CHECKPOINT_EVERY={every}");
-    let job = cluster.sbatch("train.sbatch", "train", &[&checkpoints, &every, LONG]);
+    let variables = [&[checkpoints.as_str(), &every], more].concat();
+    let job = cluster.sbatch("train.sbatch", "train", &variables);
     wait_until(60, "the job saves nothing", || {
         cluster.path("train-4294967294.log").exists()
             && cluster.read("train-4294967294.log").contains("checkpoint of step 40 saved")
@@ -49,11 +58,11 @@ fn start(cluster: &Cluster, every: &str) -> String {
 }
 
 /// The result of the job that went on, against that of one that was left alone.
-fn compare(cluster: &Cluster) {
+fn compare(cluster: &Cluster, arguments: &str) {
     let result: serde_json::Value =
         serde_json::from_str(&cluster.read("train/result.json")).unwrap();
     assert!(result["steps_before"].as_u64().unwrap() >= 40, "{result}");
-    assert_eq!(result["state_digest"], undisturbed()["state_digest"]);
+    assert_eq!(result["state_digest"], undisturbed(arguments)["state_digest"]);
 }
 
 #[test]
@@ -68,7 +77,64 @@ fn a_preempted_job_is_requeued_and_ends_with_the_same_bits() {
     let log = cluster.read("train-4294967294.log");
     assert!(log.contains("stopped by SIGUSR1"), "{log}");
     assert!(log.contains("going on after step"), "{log}");
-    compare(&cluster);
+    compare(&cluster, LONG);
+}
+
+/// Slurm's own preemption: SIGTERM, half a minute to save, and it requeues the job.
+#[test]
+#[ignore = "takes minutes: launch/soak cluster"]
+fn slurm_gives_the_nodes_to_an_urgent_job_and_the_ranks_save_before() {
+    let _turn = one_at_a_time();
+    let Some(cluster) = up("2") else { return };
+    // Nothing is saved but what the signal asks for, after step 40.
+    let job = start(&cluster, "40");
+    let urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive"];
+    let output = format!("--output={}", cluster.path("urgent.log").display());
+    let run = cluster.exec(&[&urgent[..], &[&output, "--wrap=hostname"]].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    let text = cluster.wait_for(run.stdout.trim(), 60);
+    assert!(text.contains("JobState=COMPLETED"), "{text}");
+    let text = cluster.wait_for(&job, 120);
+    assert!(text.contains("JobState=COMPLETED") && text.contains("Restarts=1"), "{text}");
+    let log = cluster.read("train-4294967294.log");
+    assert!(log.contains("stopped by SIGTERM"), "{log}");
+    assert!(log.contains("going on after step"), "{log}");
+    compare(&cluster, LONG);
+}
+
+/// `#SBATCH --signal=USR1@...`, sent by Slurm itself before the time limit.
+#[test]
+#[ignore = "takes minutes: launch/soak cluster"]
+fn the_time_limit_comes_near_and_the_job_goes_on_in_another() {
+    let _turn = one_at_a_time();
+    let Some(cluster) = up("2") else { return };
+    let job = start_with(&cluster, "40", &[LONGER, "SBATCH_TIMELIMIT=2", "SBATCH_SIGNAL=USR1@115"]);
+    let text = cluster.wait_for(&job, 180);
+    assert!(text.contains("JobState=COMPLETED"), "{text}");
+    assert!(!text.contains("Restarts=0"), "{text}");
+    let log = cluster.read("train-4294967294.log");
+    assert!(log.contains("stopped by SIGUSR1"), "{log}");
+    assert!(log.contains("going on after step"), "{log}");
+    compare(&cluster, LONGER);
+}
+
+/// The script for PBS stops its ranks itself, and hands itself in again with its variables.
+#[test]
+#[ignore = "takes minutes: launch/soak cluster"]
+fn under_pbs_the_script_goes_on_in_the_next_job() {
+    let _turn = one_at_a_time();
+    let Some(cluster) = up("2") else { return };
+    let results = format!("RESULTS={}", cluster.path("train").display());
+    let checkpoints = format!("CHECKPOINT_DIR={}", cluster.path("checkpoints").display());
+    let variables = [&results, &checkpoints, LONGER, "WALLTIME_S=35", "GRACE_S=15"].join(",");
+    let flags = ["-v", &variables, "-v", "CHECKPOINT_EVERY=40,QSUB_FLAGS=-q again"];
+    let run = cluster.local("qsub", &[&flags[..], &["launch/train.pbs"]].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    for words in ["start 1 of run", "saved; the next job goes on"] {
+        assert!(run.stdout.contains(words), "{words}: {}", run.stdout);
+    }
+    assert!(run.stderr.contains("stopped by SIGUSR1"), "{}", run.stderr);
+    compare(&cluster, LONGER);
 }
 
 #[test]
@@ -84,7 +150,7 @@ fn a_host_crashes_and_the_job_goes_on_on_others() {
     assert!(text.contains("NodeList=node[1,3]"), "{text}");
     let log = cluster.read("train-4294967294.log");
     assert!(log.contains("going on after step"), "{log}");
-    compare(&cluster);
+    compare(&cluster, LONG);
 }
 
 #[test]
@@ -100,7 +166,7 @@ fn slurms_daemon_dies_and_the_job_is_not_lost() {
     assert!(text.contains("JobState=COMPLETED"), "{text}");
     let result: serde_json::Value =
         serde_json::from_str(&cluster.read("train/result.json")).unwrap();
-    assert_eq!(result["state_digest"], undisturbed()["state_digest"]);
+    assert_eq!(result["state_digest"], undisturbed(LONG)["state_digest"]);
 }
 
 #[test]

@@ -44,9 +44,10 @@ impl Drop for Set {
 #[test]
 fn sectors_of_4096_bytes_and_unequal_speeds() {
     let _turn = one_at_a_time();
-    let Some(set) = Set::up(&["--count", "2", "--size", "64MiB", "--sector", "4096"]) else {
+    let Some(set) = Set::up(&["--count", "2", "--size", "256MiB", "--sector", "4096"]) else {
         return;
     };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let paths = set.drives("list", &[]).stdout.trim().to_owned();
     let first = std::fs::metadata(paths.split(',').next().unwrap()).unwrap();
     let device = std::os::unix::fs::MetadataExt::dev(&first);
@@ -60,6 +61,18 @@ fn sectors_of_4096_bytes_and_unequal_speeds() {
     let limits = ["--mbps", "200,20", "--", &program];
     let run = set.drives("run", &[&limits[..], &bench, &["--limit-mbps", "20"]].concat());
     assert!(run.code == 0 && run.stdout.contains(", verified"), "{run:?}");
+
+    // Files are not written whole where that takes too long; comparing takes what time is left.
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (output, json) = (file("tuned.toml"), file("tuned.json"));
+    let tune = ["tune", "--drives", &paths, "--seconds", "8", "--output", &output];
+    let limits = ["--mbps", "40,20", "--", &program];
+    let run = set.drives("run", &[&limits[..], &tune, &["--json", &json]].concat());
+    run.expect(0, &[]);
+    let told: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    assert!(told["seconds"].as_f64().unwrap() < 30.0, "{told:#}");
+    assert!(told["trials"].as_array().is_some_and(|trials| !trials.is_empty()), "{told:#}");
 
     set.drives("run", &["--mbps", "fast", "--", "true"]).expect(64, &["fast is no speed"]);
     set.drives("down", &[]).expect(0, &[]);

@@ -38,6 +38,32 @@ fn the_configuration_loads_as_it_is() {
     used.expect(0, &[]);
 }
 
+/// Every node goes on looking for its own drives; patterns stay patterns.
+#[test]
+fn only_drives_that_were_named_are_written() {
+    let drives = Drives::new(2);
+    let output = drives.write("tuned.toml", "");
+    let tune = ["tune", "--seconds", "1", "--memory-budget", "64MiB", "--output", &output];
+    let site = format!(
+        "[[nodes]]\nhosts = '*'\n[[nodes.drives]]\npath = '{}/drive*'\n",
+        drives.path().display()
+    );
+    let site = drives.write("site.toml", &site);
+    alone(&optswap(), &[&tune[..], &["--site", &site]].concat()).expect(0, &[]);
+    let config = Config::read(output.as_ref()).unwrap();
+    assert!(config.drives.paths.is_empty(), "{:?}", config.drives.paths);
+    let bench = ["bench", "--config", &output, "--params", "100k", "--steps", "1"];
+    alone(&optswap(), &[&bench[..], &["--site", &site]].concat()).expect(0, &["site"]);
+
+    let pattern = format!("{}/drive*", drives.path().display());
+    alone(&optswap(), &[&tune[..], &["--drives", &pattern]].concat()).expect(0, &[]);
+    assert_eq!(
+        Config::read(output.as_ref()).unwrap().drives.paths,
+        [std::path::PathBuf::from(pattern)]
+    );
+    assert!(drives.are_empty());
+}
+
 #[test]
 fn wrong_usage() {
     let drives = Drives::new(1);

@@ -169,15 +169,32 @@ impl SwapArgs {
         Ok(config)
     }
 
-    fn read(&self) -> Result<(Config, Vec<Note>)> {
-        let (mut config, notes) = match (&self.config, &self.deepspeed_config) {
-            (Some(path), _) => (Config::read(path)?, Vec::new()),
+    /// The drives that the user named, as written: `--drives`, else the configuration's. Empty if
+    /// they were found elsewhere.
+    ///
+    /// # Errors
+    /// Usage errors of the file.
+    pub fn named_drives(&self) -> Result<Vec<PathBuf>> {
+        match self.drives.is_empty() {
+            true => Ok(self.read_file()?.0.drives.paths),
+            false => Ok(self.drives.clone()),
+        }
+    }
+
+    /// The configuration's file, or the default one.
+    fn read_file(&self) -> Result<(Config, Vec<Note>)> {
+        match (&self.config, &self.deepspeed_config) {
+            (Some(path), _) => Ok((Config::read(path)?, Vec::new())),
             (None, Some(path)) => {
                 let sourced = read_deepspeed(path)?;
-                (sourced.config, sourced.notes)
+                Ok((sourced.config, sourced.notes))
             }
-            (None, None) => (Config::default(), Vec::new()),
-        };
+            (None, None) => Ok((Config::default(), Vec::new())),
+        }
+    }
+
+    fn read(&self) -> Result<(Config, Vec<Note>)> {
+        let (mut config, notes) = self.read_file()?;
         self.choose_drives(&mut config.drives)?;
         if let Some(job) = &self.job {
             config.job.clone_from(job);

@@ -22,9 +22,10 @@ pub(super) struct ProbeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     seconds: f64,
 
-    /// Size of the file on each drive; it has no name and is gone at the end.
-    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
-    size: Bytes,
+    /// Size of the file on each drive; it has no name and is gone at the end [default: 1GiB, or half
+    /// of the free space].
+    #[arg(long, value_name = "SIZE")]
+    size: Option<Bytes>,
 
     /// Operations of 1 MiB in flight on each drive.
     #[arg(long, value_name = "N", default_value_t = 32)]
@@ -58,12 +59,12 @@ impl ProbeArgs {
         if !(1..=1024).contains(&self.depth) {
             return refuse("--depth must be 1 to 1024");
         }
-        if self.size.0 < 4 << 20 {
+        if self.size.is_some_and(|size| size.0 < 4 << 20) {
             return refuse("--size must be at least 4MiB");
         }
         Ok(ProbeOptions {
             seconds: self.seconds,
-            file_bytes: self.size.0,
+            file_bytes: self.size.map(|size| size.0),
             engine: crate::config::EngineName::Auto,
             depth: self.depth,
             saves: !self.no_save,

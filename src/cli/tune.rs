@@ -34,7 +34,10 @@ pub(super) fn run(args: &TuneArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
     let checked = args.check().and_then(|()| args.swap.resolve());
     let config = agree(&**comm, checked)?;
     let tuning = tune(comm, &config, args.seconds)?;
-    let done = if comm.rank().0 == 0 { args.publish(&tuning) } else { Ok(()) };
+    let done = match comm.rank().0 {
+        0 => args.swap.named_drives().and_then(|drives| args.publish(&tuning, &drives)),
+        _ => Ok(()),
+    };
     agree(&**comm, done)
 }
 
@@ -46,8 +49,8 @@ impl TuneArgs {
         }
     }
 
-    fn publish(&self, tuning: &Tuning) -> Result<()> {
-        let config = tuned_config(tuning)?;
+    fn publish(&self, tuning: &Tuning, drives: &[PathBuf]) -> Result<()> {
+        let config = tuned_config(tuning, drives)?;
         if let Some(path) = &self.output {
             write_to(path, &config)?;
         }

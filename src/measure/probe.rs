@@ -17,6 +17,8 @@ use crate::storage::{Device, Drive, DriveProfile, same_disk, scratch_file};
 
 /// One operation: as large as a stripe unit is by default.
 const BLOCK_BYTES: u64 = 1 << 20;
+/// A file that drives with caches of their own do not keep there.
+const FILE_BYTES: u64 = 1 << 30;
 /// Of the measured time, before it: drives answer the first operations from what they have saved
 /// up.
 const WARMUP_SHARE: f64 = 0.2;
@@ -28,8 +30,8 @@ const DIRECT_SHARE: f64 = 0.9;
 pub struct ProbeOptions {
     /// Seconds of each of the three measurements of a drive.
     pub seconds: f64,
-    /// Bytes of the file on each drive.
-    pub file_bytes: u64,
+    /// Bytes of the file on each drive; none is 1 GiB, or half of the free space.
+    pub file_bytes: Option<u64>,
     /// How operations reach the kernel.
     pub engine: EngineName,
     /// Operations in flight on each drive.
@@ -145,7 +147,9 @@ struct Trial {
 
 impl Trial {
     fn open(drive: Drive, options: &ProbeOptions) -> Result<Self> {
-        let blocks = (options.file_bytes / BLOCK_BYTES).max(2 * options.depth as u64);
+        let fitting = FILE_BYTES.min(drive.free_bytes / 2);
+        let file_bytes = options.file_bytes.unwrap_or(fitting);
+        let blocks = (file_bytes / BLOCK_BYTES).max(2 * options.depth as u64);
         let file = scratch_file(&drive.root, blocks * BLOCK_BYTES)?;
         Ok(Self { drive, file, blocks, is_direct: true, profile: DriveProfile::default() })
     }

@@ -18,16 +18,30 @@ use crate::io::{EngineSpec, LoadKind, Loader, Part, allocate_buffers};
 use crate::storage::{Drive, ExtentLayout, Placement, scratch_file};
 use crate::units::{Bytes, Elems, ExtentIndex, Rank};
 
-/// The file of each rank on each drive.
+/// The file of each rank on each drive: so large, or half of the free space for those of all ranks.
 const FILE_BYTES: u64 = 256 << 20;
+const FILE_ROOM_USED: f64 = 0.5;
+/// Where it is written and weighed, a block at a time.
+const BLOCK_BYTES: u64 = 1 << 20;
+/// Enough for a drive; and what is in flight when time is over still has to come back.
+const BLOCKS_IN_FLIGHT: usize = 8;
+/// Written however long it takes.
+const BLOCKS_MIN: u64 = 16;
 /// How long a setting is tried.
 const TRIAL_SECONDS: f64 = 0.8;
 /// Drives whose speeds differ by less are equal.
 const UNEQUAL: f64 = 1.1;
 /// Pairs of measured steps, without and with what was found.
 const PAIRS: usize = 5;
-/// A step of a pair takes about so long.
+/// A step of a pair takes about so long, where there is time for that.
 const STEP_SECONDS: f64 = 0.5;
+/// Steps that all pairs take together, with the one before, and with what creating two jobs costs.
+const STEPS_OF_PAIRS: f64 = 24.0;
+/// Fewer pairs say nothing.
+const PAIRS_MIN: usize = 2;
+/// Of the time that all may take: writing the files, and all that comes before the pairs.
+const FILL_SHARE: f64 = 0.15;
+const TRIALS_SHARE: f64 = 0.5;
 /// Parameters of a rank in pairs: several chunks of any size that is tried.
 const PARAMS_MIN: u64 = 4 << 20;
 const PARAMS_MAX: u64 = 64 << 20;
@@ -65,11 +79,11 @@ pub struct Tuning {
 pub fn tune(comm: &Rc<dyn Communicator>, config: &Config, seconds: f64) -> Result<Tuning> {
     let start = Instant::now();
     let topology = Topology::discover(&**comm)?;
-    let bench = agree(&**comm, Bench::open(comm, &topology, config))?;
-    let weights = bench.weights()?;
+    let after = |share: f64| start + Duration::from_secs_f64(seconds * share);
+    let mut bench = Bench::open(comm, &topology, config)?;
+    let weights = bench.fill_and_weigh(FILL_SHARE * seconds)?;
     let before = setting_of(config);
-    // Pairs take the second half.
-    let deadline = start + Duration::from_secs_f64(seconds / 2.0);
+    let deadline = after(TRIALS_SHARE);
     let mut tried = 0;
     let mut measure = |setting: Setting| {
         let late = gather_all(&**comm, &(Instant::now() >= deadline))?;
@@ -90,7 +104,7 @@ pub fn tune(comm: &Rc<dyn Communicator>, config: &Config, seconds: f64) -> Resul
     let speed = best.map_or(0.0, |best| best.bytes_per_s);
     let gains = match found == *config {
         true => Vec::new(),
-        false => pairs(comm, &topology, [config, &found], speed)?,
+        false => pairs(comm, &topology, [config, &found], speed, after(1.0))?,
     };
     let is_gain = !gains.is_empty() && gains.iter().all(|gain| *gain > 1.0);
     Ok(Tuning {
@@ -145,20 +159,26 @@ struct Bench<'a> {
     topology: &'a Topology,
     config: &'a Config,
     files: Vec<std::fs::File>,
+    /// Bytes of every file that are used, the same on all ranks: those that have been written. Others
+    /// would not be read from a drive.
+    file_bytes: u64,
 }
 
 impl<'a> Bench<'a> {
+    /// Collective: creates the files.
     fn open(
         comm: &'a Rc<dyn Communicator>,
         topology: &'a Topology,
         config: &'a Config,
     ) -> Result<Self> {
-        let open = |root: &std::path::PathBuf| {
-            Drive::inspect(root, &config.drives.allow_filesystems)?;
-            scratch_file(root, FILE_BYTES)
-        };
-        let files = config.drives.paths.iter().map(open).collect::<Result<_>>()?;
-        Ok(Self { comm, topology, config, files })
+        let ranks = topology.local_ranks().count() as f64;
+        let room = |drive: &Drive| (FILE_ROOM_USED * drive.free_bytes as f64 / ranks) as u64;
+        let drives = agree(&**comm, inspect(config))?;
+        let mine = drives.iter().map(room).min().unwrap_or(0).min(FILE_BYTES);
+        let least = gather_all(&**comm, &mine)?.into_iter().min().unwrap_or(0);
+        let file_bytes = (least / BLOCK_BYTES).max(BLOCKS_MIN) * BLOCK_BYTES;
+        let files = drives.iter().map(|drive| scratch_file(&drive.root, file_bytes)).collect();
+        Ok(Self { comm, topology, config, files: agree(&**comm, files)?, file_bytes })
     }
 
     fn loader(&self, depth: usize, buffers: usize, buffer_bytes: usize) -> Result<Loader> {
@@ -176,28 +196,37 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Collective: writes the files whole, and gives the drives' relative speeds; empty if they are
-    /// alike, or if nodes differ.
-    fn weights(&self) -> Result<Vec<f64>> {
-        const BLOCK: u64 = 1 << 20;
-        let lane = |file: usize| -> Vec<Vec<Part>> {
+    /// Collective: writes the files, as much as there is time for, and gives the drives' relative
+    /// speeds; empty if they are alike, or if nodes differ.
+    fn fill_and_weigh(&mut self, fill_seconds: f64) -> Result<Vec<f64>> {
+        let lane = |file: usize, blocks: u64| -> Vec<Vec<Part>> {
             let part = |number: u64| Part {
                 file: file as u32,
-                file_offset: number * BLOCK,
+                file_offset: number * BLOCK_BYTES,
                 buffer_offset: 0,
-                len: BLOCK as usize,
+                len: BLOCK_BYTES as usize,
             };
-            (0..FILE_BYTES / BLOCK).map(|number| vec![part(number)]).collect()
+            (0..blocks).map(|number| vec![part(number)]).collect()
         };
-        let lanes: Vec<_> = (0..self.files.len()).map(lane).collect();
-        let buffers = 32 * lanes.len();
-        let measured = self.loader(buffers, buffers, BLOCK as usize).and_then(|mut loader| {
-            run(&**self.comm, &mut loader, &lanes, LoadKind::Fill, 3600.0)?;
-            let cycle = LoadKind::Cycle;
-            let result = run(&**self.comm, &mut loader, &lanes, cycle, 2.0 * TRIAL_SECONDS)?;
-            Ok((0..lanes.len()).map(|file| result.file_bytes_per_s(file)).collect::<Vec<f64>>())
-        });
-        let all: Vec<Vec<f64>> = gather_all(&**self.comm, &agree(&**self.comm, measured)?)?;
+        let lanes = |blocks: u64| -> Vec<_> {
+            (0..self.files.len()).map(|file| lane(file, blocks)).collect()
+        };
+        let buffers = BLOCKS_IN_FLIGHT * self.files.len();
+        let comm = &**self.comm;
+        let mut loader = agree(comm, self.loader(buffers, buffers, BLOCK_BYTES as usize))?;
+        let first = run(comm, &mut loader, &lanes(BLOCKS_MIN), LoadKind::Fill, 3600.0);
+        agree(comm, first)?;
+        let whole = self.file_bytes / BLOCK_BYTES;
+        let filled = run(comm, &mut loader, &lanes(whole), LoadKind::Fill, fill_seconds);
+        let mine = agree(comm, filled)?.extents.into_iter().min().unwrap_or(0);
+        let blocks = gather_all(comm, &mine)?.into_iter().min().unwrap_or(0).max(BLOCKS_MIN);
+        let cycle = LoadKind::Cycle;
+        let result = run(comm, &mut loader, &lanes(blocks), cycle, 2.0 * TRIAL_SECONDS);
+        let result = agree(comm, result)?;
+        let mine = (0..self.files.len()).map(|file| result.file_bytes_per_s(file));
+        let all: Vec<Vec<f64>> = gather_all(comm, &mine.collect::<Vec<f64>>())?;
+        drop(loader);
+        self.file_bytes = blocks * BLOCK_BYTES;
         Ok(unequal_speeds(&all, self.topology.nodes()))
     }
 
@@ -217,8 +246,9 @@ impl<'a> Bench<'a> {
             let first = self.comm.rank().index();
             Placement::weighted(&extents, setting.stripe_unit, &weights, first, 0.0)
         };
-        let mut extents = FILE_BYTES * self.files.len() as u64 / extent_bytes;
-        let fits = |extents| place(extents).drive_bytes().iter().all(|bytes| *bytes <= FILE_BYTES);
+        let mut extents = self.file_bytes * self.files.len() as u64 / extent_bytes;
+        let fits =
+            |extents| place(extents).drive_bytes().iter().all(|bytes| *bytes <= self.file_bytes);
         while extents > 0 && !fits(extents) {
             extents -= extents.div_ceil(8);
         }
@@ -279,12 +309,15 @@ fn unequal_speeds(of_ranks: &[Vec<f64>], nodes: &[Vec<Rank>]) -> Vec<f64> {
     }
 }
 
+fn inspect(config: &Config) -> Result<Vec<Drive>> {
+    let allowed = &config.drives.allow_filesystems;
+    config.drives.paths.iter().map(|root| Drive::inspect(root, allowed)).collect()
+}
+
 /// Parameters of a rank for which this node's drives have room: two jobs with one slot and headroom
 /// at the same time.
 fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
-    let allowed = &config.drives.allow_filesystems;
-    let inspect = |root: &std::path::PathBuf| Drive::inspect(root, allowed);
-    let drives = config.drives.paths.iter().map(inspect).collect::<Result<Vec<Drive>>>()?;
+    let drives = inspect(config)?;
     let (weights, ranks) = (config.drive_weights(), topology.local_ranks().count() as f64);
     let whole: f64 = weights.iter().sum();
     let layout = ExtentLayout::new(PARAMS_MIN, &config.state_tensors(), false);
@@ -298,22 +331,26 @@ fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
     Ok(drives.iter().map(of_device).fold(f64::INFINITY, f64::min) as u64)
 }
 
-/// Collective: steps without and with what was found, in turns; how many times as fast each second
-/// one was.
+/// Collective: steps without and with what was found, in turns, as many as there is time for; how
+/// many times as fast each second one was.
 fn pairs(
     comm: &Rc<dyn Communicator>,
     topology: &Topology,
     [without, with]: [&Config; 2],
     node_bytes_per_s: f64,
+    deadline: Instant,
 ) -> Result<Vec<f64>> {
     let ranks = comm.size() as u64;
+    let of_node = topology.nodes().iter().map(Vec::len).max().unwrap_or(1) as u64;
     let layout = ExtentLayout::new(PARAMS_MIN, &without.state_tensors(), false);
     let moved_bytes = (layout.swap_in_bytes() + layout.bytes()) as f64 / PARAMS_MIN as f64;
-    let in_time = (STEP_SECONDS * node_bytes_per_s / moved_bytes) as u64 / ranks;
+    let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+    let in_time = |seconds: f64| (seconds * node_bytes_per_s / moved_bytes) as u64 / of_node;
+    let wanted = in_time(STEP_SECONDS).clamp(PARAMS_MIN, PARAMS_MAX);
     let fitting = agree(&**comm, fitting(topology, with))?;
-    let fitting = gather_all(&**comm, &fitting)?.into_iter().min().unwrap_or(0);
+    let mine = wanted.min(in_time(left / STEPS_OF_PAIRS)).min(fitting);
     // Even a short step tells more than none.
-    let per_rank = in_time.clamp(PARAMS_MIN, PARAMS_MAX).min(fitting).max(PARAMS_FEW);
+    let per_rank = gather_all(&**comm, &mine)?.into_iter().min().unwrap_or(0).max(PARAMS_FEW);
     let params = ranks * per_rank;
     let create = |config: &Config, name: &str| {
         let mut config = config.clone();
@@ -328,6 +365,10 @@ fn pairs(
     second.run(1)?;
     let mut gains = Vec::new();
     for pair in 0..PAIRS {
+        let is_late = gather_all(&**comm, &(Instant::now() >= deadline))?.contains(&true);
+        if is_late && pair >= PAIRS_MIN {
+            break;
+        }
         // Whoever comes second may find the drives warmed up.
         let (before, after) = match pair % 2 {
             0 => (first.run(2)?, second.run(2)?),

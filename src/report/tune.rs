@@ -1,8 +1,10 @@
 //! What tuning tried and found, for people, and the configuration that comes of it.
 
+use std::path::PathBuf;
+
 use super::stats::{OverRanks, median};
 use super::table::table;
-use crate::config::Config;
+use crate::config::{Config, DrivesConfig};
 use crate::error::{Error, Result};
 use crate::measure::Tuning;
 use crate::units::{Bytes, Elems, counted};
@@ -57,17 +59,21 @@ pub fn tune_table(tuning: &Tuning) -> String {
     )
 }
 
-/// The configuration as a file, which reads back as it is.
+/// The configuration as a file, which reads back as it is. `drives` are those that the user named;
+/// where a site or the environment did, every node goes on asking them.
 ///
 /// # Errors
 /// Internal, if it does not.
-pub fn tuned_config(tuning: &Tuning) -> Result<String> {
-    let text = toml::to_string(&tuning.config)
+pub fn tuned_config(tuning: &Tuning, drives: &[PathBuf]) -> Result<String> {
+    let mut config = tuning.config.clone();
+    config.drives.paths = drives.to_vec();
+    // What is no key of the file.
+    let none = DrivesConfig::default();
+    config.drives.named_by = none.named_by;
+    config.drives.expected_gb_per_s = none.expected_gb_per_s;
+    let text = toml::to_string(&config)
         .map_err(|error| Error::internal("the configuration cannot be written").because(error))?;
-    let mut read = Config::parse(&text)?;
-    // What named the drives is no key of the file.
-    read.drives.named_by.clone_from(&tuning.config.drives.named_by);
-    match read == tuning.config {
+    match Config::parse(&text)? == config {
         true => Ok(format!("# Written by optswap tune.\n{}", text.trim_end())),
         false => Err(Error::internal("the configuration does not read back as it was written")),
     }
