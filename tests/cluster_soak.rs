@@ -126,7 +126,7 @@ fn under_pbs_the_script_goes_on_in_the_next_job() {
     let Some(cluster) = up("2") else { return };
     let results = format!("RESULTS={}", cluster.path("train").display());
     let checkpoints = format!("CHECKPOINT_DIR={}", cluster.path("checkpoints").display());
-    let variables = [&results, &checkpoints, LONGER, "WALLTIME_S=35", "GRACE_S=15"].join(",");
+    let variables = [&results, &checkpoints, LONGER, "WALLTIME_S=21", "GRACE_S=15"].join(",");
     let flags = ["-v", &variables, "-v", "CHECKPOINT_EVERY=40,QSUB_FLAGS=-q again"];
     let run = cluster.local("qsub", &[&flags[..], &["launch/train.pbs"]].concat());
     assert_eq!(run.code, 0, "{run:?}");
