@@ -50,7 +50,7 @@ fn what_does_not_fit_is_said() {
     let run = plan(&[&small[..], &["--drive-size", "100GB"]].concat());
     assert!(run.stdout.contains("it does not fit: a drive needs"), "{}", run.stdout);
     let run = plan(&[&small[..], &["--drive-size", "2TB", "--memory", "64GiB"]].concat());
-    assert!(run.stdout.contains("do not all fit a node's memory"), "{}", run.stdout);
+    assert!(run.stdout.contains("does not all fit a node's memory"), "{}", run.stdout);
     let run = plan(&[&small[..], &["--drive-size", "2TB", "--memory", "128MiB"]].concat());
     assert!(run.stdout.contains("I/O buffers take"), "{}", run.stdout);
     assert!(plan(&small).stdout.contains("tell --drive-size"));
@@ -143,6 +143,41 @@ fn a_site_is_planned_for_as_it_is_described() {
     plan(&some).expect(0, &[]);
 }
 
+/// What a job does beside swapping state is part of the plan.
+#[test]
+fn checkpoints_and_spilled_gradients_are_planned_for() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/example.toml");
+    let site =
+        ["--model", "llama3-70b", "--site", example, "--nodes", "8", "--ranks-per-node", "8"];
+    let with = |more: &[&str]| plan(&[&site[..], more].concat());
+    assert!(json(&with(&["--json"]))["checkpoints"].is_null());
+    let value = json(&with(&["--checkpoint-every", "50", "--json"]));
+    let checkpoints = &value["checkpoints"];
+    let params = value["model"]["params"].as_f64().unwrap();
+    assert_eq!(checkpoints["bytes"].as_f64(), Some(12.0 * params));
+    // The example's file system takes 80 GB/s.
+    let seconds = checkpoints["seconds"].as_f64().unwrap();
+    assert!((seconds / (12.0 * params / 80e9) - 1.0).abs() < 1e-9, "{seconds}");
+    let run = with(&["--checkpoint-every", "50", "--checkpoint-gbps", "8"]);
+    run.expect(0, &[]);
+    assert!(run.stdout.contains("checkpoint every 50 steps: "), "{}", run.stdout);
+    let told = ["--model", "1G", "--drive-mbps", "3000", "--update-ns", "1"];
+    let run = plan(&[&told[..], &["--checkpoint-every", "50"]].concat());
+    assert!(run.stdout.contains("tell --checkpoint-gbps"), "{}", run.stdout);
+
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("spill.toml");
+    std::fs::write(&config, "[gradients]\nplace = \"drives\"\n").unwrap();
+    let spilling = [&told[..], &["--config", config.to_str().unwrap()]].concat();
+    let run = plan(&spilling);
+    assert!(run.stdout.contains("gradients handed over: "), "{}", run.stdout);
+    let [plain, spilled] =
+        [&told[..], &spilling].map(|all| json(&plan(&[all, &["--json"]].concat())));
+    let read =
+        |value: &Value| value["forecast"]["kinds"][0]["drives"][0]["read_bytes"].as_f64().unwrap();
+    assert!((read(&spilled) / read(&plain) - 16.0 / 12.0).abs() < 1e-6);
+}
+
 #[test]
 fn wrong_usage() {
     for (arguments, words) in [
@@ -153,6 +188,7 @@ fn wrong_usage() {
         (&["--model", "gpt2", "--drive-mbps", "300", "--hosts", "a"], "--hosts names hosts"),
         (&["--model", "gpt2", "--drive-mbps", "300", "--nodes", "0"], "at least 1"),
         (&["--model", "gpt2", "--drive-mbps", "300", "--spread", "inf"], "--spread"),
+        (&["--model", "gpt2", "--drive-mbps", "300", "--checkpoint-gbps", "0"], "above 0"),
         (&["--model", "gpt2", "--drive-mbps", "300", "--memory-budget", "1MiB"], "minimum"),
     ] {
         plan(arguments).expect(64, &[words]);

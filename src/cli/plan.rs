@@ -12,7 +12,9 @@ use super::plan_nodes::{DriveSpeed, Nodes, nodes};
 use crate::config::{CacheSize, CodecsConfig, Config, HostRanges, MachineFacts};
 use crate::coord::{Communicator, agree};
 use crate::error::{Error, Result};
-use crate::forecast::{Cluster, StateBytes, Swapping, predict, read_model, simulate};
+use crate::forecast::{
+    CheckpointForecast, Cluster, StateBytes, Swapping, predict, read_model, simulate,
+};
 use crate::job::{Launch, LogRanks};
 use crate::measure::{CollectiveSpeed, ProcessorSpeed, measure_collectives, measure_processors};
 use crate::report::{PlanResult, plan_tables};
@@ -99,6 +101,14 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "SIZE|auto")]
     cache: Option<CacheSize>,
 
+    /// Save a checkpoint every so many steps, as in a job.
+    #[arg(long, value_name = "N")]
+    checkpoint_every: Option<u64>,
+
+    /// What all ranks together write to where checkpoints go, GB/s [default: as the site says].
+    #[arg(long, value_name = "GBPS")]
+    pub(super) checkpoint_gbps: Option<f64>,
+
     /// Nanoseconds that a node needs for one parameter's checksums and update [default: with
     /// --drives, measured here in memory; else 0.2].
     #[arg(long, value_name = "NS")]
@@ -157,32 +167,41 @@ pub(super) fn run(args: &PlanArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
 
 impl PlanArgs {
     fn plan(&self, collectives: Option<CollectiveSpeed>) -> Result<PlanResult> {
-        let config = self.config()?;
+        let (config, every) = self.config()?;
         let model = read_model(&self.model)?;
-        let cluster = self.cluster(&config, collectives)?;
+        self.check()?;
+        let nodes = nodes(self, &config)?;
+        let checkpoint_gb_per_s = self.checkpoint_gbps.or(nodes.checkpoint_gb_per_s);
+        let cluster = self.cluster(&config, nodes, collectives)?;
         let swapping = Swapping::of(&config);
         let tensors = config.state_tensors();
         let state_bytes = StateBytes::of(&tensors, config.is_durable());
         let forecast = predict(model.params, &cluster, &state_bytes, &swapping)?;
         let (steps, seed) = (self.steps.max(1), self.seed);
         let simulation = simulate(model.params, &cluster, &state_bytes, &swapping, steps, seed)?;
+        let checkpoints = (every > 0).then(|| {
+            let speed = checkpoint_gb_per_s.map(|gb| gb * 1e9);
+            CheckpointForecast::of(model.params, &tensors, every, speed, forecast.step_seconds)
+        });
         let codec = |tensor: &crate::state::StateTensor| {
             (tensor.name.clone().into_owned(), tensor.codec.name().to_owned())
         };
         let codecs = tensors.iter().map(codec).collect();
         Ok(PlanResult {
-            schema: 2,
+            schema: 3,
             model,
             cluster,
             codecs,
             state_bytes,
             swapping,
             forecast,
+            checkpoints,
             simulation,
         })
     }
 
-    fn config(&self) -> Result<Config> {
+    /// The configuration, and how many steps there are from one checkpoint to the next; 0 is none.
+    fn config(&self) -> Result<(Config, u64)> {
         let mut config = match &self.config {
             Some(path) => Config::read(path)?,
             None => Config::default(),
@@ -195,15 +214,19 @@ impl PlanArgs {
         }
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
         config.swap.cache = self.cache.unwrap_or(config.swap.cache);
-        // Where checkpoints go decides nothing here.
-        config.checkpoint.every = 0;
+        // Where checkpoints go decides nothing here, and may be missing.
+        let every = std::mem::take(&mut config.checkpoint.every);
         config.validate()?;
-        Ok(config)
+        Ok((config, self.checkpoint_every.unwrap_or(every)))
     }
 
-    fn cluster(&self, config: &Config, collectives: Option<CollectiveSpeed>) -> Result<Cluster> {
-        self.check()?;
-        let Nodes { kinds, cpu_ns_per_byte } = nodes(self, config)?;
+    fn cluster(
+        &self,
+        config: &Config,
+        nodes: Nodes,
+        collectives: Option<CollectiveSpeed>,
+    ) -> Result<Cluster> {
+        let Nodes { kinds, cpu_ns_per_byte, .. } = nodes;
         let processors = match (self.update_ns, cpu_ns_per_byte) {
             (Some(ns), _) => ProcessorSpeed { update_ns_per_param: ns, norm_ns_per_param: 0.0 },
             (None, None) => ELSEWHERE,
@@ -228,7 +251,11 @@ impl PlanArgs {
     }
 
     fn check(&self) -> Result<()> {
+        if self.checkpoint_gbps == Some(0.0) {
+            return Err(Error::usage("--checkpoint-gbps must be above 0"));
+        }
         for (flag, value) in [
+            ("--checkpoint-gbps", self.checkpoint_gbps),
             ("--memory-gbps", self.memory_gbps),
             ("--endurance-tbw", self.endurance_tbw),
             ("--update-ns", self.update_ns),

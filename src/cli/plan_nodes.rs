@@ -44,6 +44,8 @@ pub(super) struct Nodes {
     /// What one byte takes of this machine's processors on its way to or from a drive, as probed;
     /// `None` if this machine is none of the nodes.
     pub cpu_ns_per_byte: Option<f64>,
+    /// What the site expects of where checkpoints go, for the whole job.
+    pub checkpoint_gb_per_s: Option<f64>,
 }
 
 /// The nodes by the first rule that names any, as for a job's drives.
@@ -112,7 +114,7 @@ impl Finder<'_> {
         let memory_bytes = self.args.memory.map(|memory| memory.0).or(memory_bytes);
         let nodes = self.args.nodes.unwrap_or(1);
         let kinds = vec![NodeKind { name, nodes, drives, memory_bytes }];
-        Ok(Nodes { kinds, cpu_ns_per_byte: self.cpu_ns_per_byte })
+        Ok(Nodes { kinds, cpu_ns_per_byte: self.cpu_ns_per_byte, checkpoint_gb_per_s: None })
     }
 
     fn of_site(
@@ -145,7 +147,12 @@ impl Finder<'_> {
                 memory_bytes: self.args.memory.or(entry.memory).or(limit).map(|bytes| bytes.0),
             });
         }
-        Ok(Nodes { kinds, cpu_ns_per_byte: self.cpu_ns_per_byte })
+        let checkpoints = site.checkpoints.as_ref();
+        Ok(Nodes {
+            kinds,
+            cpu_ns_per_byte: self.cpu_ns_per_byte,
+            checkpoint_gb_per_s: checkpoints.and_then(|it| it.write_gb_per_s),
+        })
     }
 
     /// The drives that an entry describes. `paths` are those of this machine, if it is one of the

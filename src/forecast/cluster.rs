@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::Bandwidth;
-use crate::config::{CacheSize, Config};
+use crate::config::{CacheSize, Config, GradientPlace};
 
 /// One drive of a node.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -93,6 +93,10 @@ pub struct Swapping {
     pub stripe_unit_bytes: u64,
     /// Room in the files for other shares, as a part of the state.
     pub stripe_headroom: f64,
+    /// Where gradients lie between backward and step.
+    pub gradients: GradientPlace,
+    /// Bytes of one element there.
+    pub gradient_bytes: u64,
 }
 
 impl Swapping {
@@ -107,6 +111,8 @@ impl Swapping {
             commit_every: config.is_durable().then_some(config.durability.commit_every),
             stripe_unit_bytes: config.drives.stripe_unit.0,
             stripe_headroom: config.drives.stripe_headroom,
+            gradients: config.gradients.place,
+            gradient_bytes: config.gradients.accumulate_in.elem_bytes(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! answer.
 
 mod bytes;
+mod checkpoints;
 mod cluster;
 mod limit;
 mod model;
@@ -15,6 +16,7 @@ mod shape;
 mod simulate;
 
 pub use bytes::StateBytes;
+pub use checkpoints::CheckpointForecast;
 pub use cluster::{Cluster, DriveSpec, NodeKind, Swapping};
 pub use limit::{Bandwidth, Binding};
 pub use model::{Model, read_model};

@@ -5,10 +5,12 @@ use serde::Serialize;
 use super::rank::Rank;
 use super::shape::{Shape, shapes};
 use super::{Bandwidth, Cluster, DriveSpec, NodeKind, StateBytes, Swapping};
+use crate::config::GradientPlace;
 use crate::error::Result;
 
-/// Gradients and parameters of two bytes each, in the training program's memory.
-const CALLER_BYTES: u64 = 4;
+/// Parameters of two bytes each, in the training program's memory; and gradients of as many.
+const PARAM_BYTES: u64 = 2;
+const GRADIENT_BYTES: u64 = 2;
 
 /// What takes the most of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -78,8 +80,15 @@ pub struct Forecast {
     /// I/O buffers of all ranks of a node.
     pub buffer_bytes: u64,
     /// Gradients and parameters of two bytes each of a node, if the training program keeps them in
-    /// memory.
+    /// memory. Without gradients, where optswap keeps them.
     pub caller_bytes: u64,
+    /// Gradients that the ranks of a node keep in memory of their budgets, buffers included.
+    pub gradient_memory_bytes: u64,
+    /// Gradients that a node's ranks write to their drives before a step, and read in it.
+    pub spilled_gradient_bytes: u64,
+    /// What writing them takes. It is a part of `step_seconds` as far as nothing is computed
+    /// meanwhile.
+    pub spill_seconds: f64,
     /// What each kind of node needs.
     pub kinds: Vec<NodeForecast>,
     /// The kind that all others wait for.
@@ -116,7 +125,8 @@ pub fn predict(
     let kinds = cluster.kinds.iter().zip(&ranks).zip(&seconds);
     let kinds: Vec<NodeForecast> = kinds
         .map(|((kind, rank), own)| {
-            let question = Question { cluster, shape: &shape, kind, rank };
+            let caller_bytes = caller_bytes(swapping);
+            let question = Question { cluster, shape: &shape, kind, rank, caller_bytes };
             question.answer(*own, step_seconds + cluster.compute_seconds)
         })
         .collect();
@@ -131,7 +141,10 @@ pub fn predict(
         buffers_per_rank: shape.buffers,
         kept_per_rank: shape.kept,
         buffer_bytes: shape.buffers * shape.extent_bytes * cluster.ranks_per_node,
-        caller_bytes: CALLER_BYTES * shape.params_per_rank * cluster.ranks_per_node,
+        caller_bytes: caller_bytes(swapping) * shape.params_per_rank * cluster.ranks_per_node,
+        gradient_memory_bytes: shape.gradient_memory_bytes * cluster.ranks_per_node,
+        spilled_gradient_bytes: shape.spilled_bytes * cluster.ranks_per_node,
+        spill_seconds: shape.spilled_bytes as f64 / ranks[slowest].bandwidth.write,
         slowest,
         step_seconds,
         bound_by: kinds[slowest].bound_by,
@@ -142,12 +155,21 @@ pub fn predict(
     })
 }
 
+/// Bytes of one parameter in the training program's memory.
+fn caller_bytes(swapping: &Swapping) -> u64 {
+    match swapping.gradients {
+        GradientPlace::Caller => PARAM_BYTES + GRADIENT_BYTES,
+        _ => PARAM_BYTES,
+    }
+}
+
 /// One kind of node.
 struct Question<'a> {
     cluster: &'a Cluster,
     shape: &'a Shape,
     kind: &'a NodeKind,
     rank: &'a Rank,
+    caller_bytes: u64,
 }
 
 impl Question<'_> {
@@ -171,7 +193,8 @@ impl Question<'_> {
         };
         let by_drive: Option<Vec<f64>> = drives.iter().map(fits).collect();
         let least = |all: Vec<f64>| all.into_iter().fold(f64::INFINITY, f64::min);
-        let buffers = shape.buffers * shape.extent_bytes * ranks_per_node;
+        let buffers = shape.buffers * shape.extent_bytes + shape.gradient_memory_bytes;
+        let buffers = buffers * ranks_per_node;
         let room = self.kind.memory_bytes.map(|memory| memory.saturating_sub(buffers));
         NodeForecast {
             drives,
@@ -179,15 +202,18 @@ impl Question<'_> {
             bound_by,
             parts,
             largest_by_space: by_drive.map(|all| (least(all) * ranks as f64) as u64),
-            largest_by_memory: room.map(|room| room / CALLER_BYTES * self.cluster.nodes()),
+            largest_by_memory: room.map(|room| room / self.caller_bytes * self.cluster.nodes()),
         }
     }
 
-    /// Bytes that a node reads and writes in a step, on average.
+    /// Bytes that a node reads and writes in a step, on average, spilled gradients included.
     fn moved(&self) -> [f64; 2] {
         let node = self.cluster.ranks_per_node as f64;
         let [read_chunks, written_chunks] = self.shape.moved_chunks;
-        [node * read_chunks * self.rank.read_bytes, node * written_chunks * self.rank.written_bytes]
+        let spilled = self.shape.spilled_bytes as f64;
+        let read = self.rank.read_bytes - self.rank.spilled_bytes;
+        let written = written_chunks * self.rank.written_bytes;
+        [node * (read_chunks * read + spilled), node * (written + spilled)]
     }
 
     fn parts(&self) -> Vec<(BoundBy, f64)> {
@@ -350,6 +376,36 @@ pub(super) mod tests {
         let roomy = Swapping { stripe_headroom: 0.25, ..swapping() };
         let forecast = predict(64 << 20, &cluster(1, 1), &fp32, &roomy).unwrap();
         assert_eq!(forecast.kinds[0].drives[0].space_bytes, 15 << 26);
+    }
+
+    #[test]
+    fn spilled_gradients_take_space_bytes_and_time() {
+        let fp32 = adamw("fp32", false);
+        let of = |place: &str, compute_seconds: f64| {
+            let mut config = Config::default();
+            config.drives.stripe_headroom = 0.0;
+            config.gradients.place = serde_json::from_value(place.into()).unwrap();
+            let cluster = Cluster { compute_seconds, ..cluster(1, 1) };
+            predict(64 << 20, &cluster, &fp32, &Swapping::of(&config)).unwrap()
+        };
+        let (plain, spilled) = (of("caller", 0.0), of("drives", 0.0));
+        assert_eq!(spilled.spilled_gradient_bytes, 4 << 26);
+        let drive = spilled.kinds[0].drives[0];
+        assert_eq!((drive.space_bytes, drive.read_bytes), (16 << 26, 16 << 26));
+        assert_eq!(drive.written_bytes, 16 << 26);
+        // With nothing to hide behind, they are written first, while state is read ahead; then they
+        // are read with it.
+        let first = f64::from(4 << 26) / 3e8;
+        assert!((spilled.spill_seconds / first - 1.0).abs() < 1e-9);
+        let ratio = spilled.step_seconds / plain.step_seconds;
+        assert!((16.0 / 12.0..20.0 / 12.0).contains(&ratio), "{ratio}");
+        let hidden = of("drives", 10.0).step_seconds;
+        assert!(hidden < spilled.step_seconds - first, "{hidden}");
+        assert_eq!(spilled.caller_bytes * 2, plain.caller_bytes);
+        // In memory they take no bytes of drives, but buffers of the budget. 128 MiB a rank.
+        let kept = of("auto", 0.0);
+        assert!(kept.spilled_gradient_bytes < 4 << 26 && kept.gradient_memory_bytes > 0);
+        assert!(kept.buffers_per_rank < plain.buffers_per_rank);
     }
 
     #[test]

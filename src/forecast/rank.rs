@@ -39,14 +39,17 @@ pub(super) struct Rank {
     pub agreement_seconds: f64,
     /// Between two steps.
     pub compute_seconds: f64,
+    /// Bytes of one chunk's gradients that are written between two steps; the next one waits for
+    /// them.
+    pub spilled_bytes: f64,
     pub write_behind: bool,
     pub prefetch: bool,
     pub commit_every: Option<u64>,
 }
 
 impl Rank {
-    /// Seconds of a step in the long run, from the call until it returns; steps that commit and
-    /// steps that do not, on average.
+    /// Seconds of a step in the long run, from the call until it returns, and what it waits for
+    /// before; steps that commit and steps that do not, on average.
     pub fn step_seconds(&self) -> f64 {
         self.with_buffers(BUFFERS_MAX).of_many_chunks()
     }
@@ -71,6 +74,7 @@ impl Rank {
             kept,
             read_bytes: self.read_bytes * factor,
             written_bytes: self.written_bytes * factor,
+            spilled_bytes: self.spilled_bytes * factor,
             update_seconds: self.update_seconds * factor,
             ..self
         }
@@ -125,6 +129,8 @@ struct Steps<'a> {
     writes: VecDeque<ChunkIndex>,
     read_left: f64,
     write_left: f64,
+    /// Bytes of gradients that are yet to be written, after the chunks.
+    spill_left: f64,
     /// Chunks that wait for their update, and the one under way with the moment of its end.
     lent: VecDeque<ChunkIndex>,
     update: Option<(ChunkIndex, f64)>,
@@ -144,13 +150,15 @@ impl<'a> Steps<'a> {
             writes: VecDeque::new(),
             read_left: 0.0,
             write_left: 0.0,
+            spill_left: 0.0,
             lent: VecDeque::new(),
             update: None,
             has_ended: true,
         }
     }
 
-    /// One step, and what comes between it and the next one. Gives the seconds of the step.
+    /// One step, and what comes between it and the next one. Gives the seconds of the step, and of
+    /// the wait for gradients that follows the pause.
     fn step(&mut self, ending: Ending) -> f64 {
         let start = self.now;
         self.pipeline.begin(SweepKind::Update, ending);
@@ -165,8 +173,11 @@ impl<'a> Steps<'a> {
         }
         self.wait(self.rank.agreement_seconds);
         let seconds = self.now - start;
+        self.spill_left = self.rank.spilled_bytes * self.rank.chunks as f64;
         self.wait(self.rank.compute_seconds);
-        seconds
+        let pause_ends = self.now;
+        while self.spill_left > 0.0 && self.advance(f64::INFINITY) {}
+        seconds + (self.now - pause_ends)
     }
 
     /// The caller does something else, while drives go on.
@@ -217,13 +228,17 @@ impl<'a> Steps<'a> {
     /// do together, each at half, or what the other leaves.
     fn speeds(&self) -> [f64; 2] {
         let Bandwidth { read, write, mixed } = self.rank.bandwidth;
-        match (self.reads.is_empty(), self.writes.is_empty()) {
-            (false, false) => {
+        match (!self.reads.is_empty(), self.is_writing()) {
+            (true, true) => {
                 let read = read.min((mixed / 2.0).max(mixed - write));
                 [read, write.min(mixed - read)]
             }
             _ => [read.min(mixed), write.min(mixed)],
         }
+    }
+
+    fn is_writing(&self) -> bool {
+        !self.writes.is_empty() || self.spill_left > 0.0
     }
 
     /// Goes to the next moment at which something ends, but not beyond `until`. Gives whether
@@ -235,7 +250,8 @@ impl<'a> Steps<'a> {
             false => f64::INFINITY,
         };
         let read_in = in_seconds(!self.reads.is_empty(), self.read_left, read);
-        let write_in = in_seconds(!self.writes.is_empty(), self.write_left, write);
+        let to_write = if self.writes.is_empty() { self.spill_left } else { self.write_left };
+        let write_in = in_seconds(self.is_writing(), to_write, write);
         let update_in = self.update.map_or(f64::INFINITY, |(_, end)| (end - self.now).max(0.0));
         let next = read_in.min(write_in).min(update_in);
         if next.is_infinite() {
@@ -244,11 +260,16 @@ impl<'a> Steps<'a> {
         let seconds = next.min((until - self.now).max(0.0));
         self.now += seconds;
         self.read_left -= read * seconds;
-        self.write_left -= write * seconds;
+        match self.writes.is_empty() {
+            true => self.spill_left = (self.spill_left - write * seconds).max(0.0),
+            false => self.write_left -= write * seconds,
+        }
         if read_in <= seconds {
             self.end_read();
         }
         if write_in <= seconds {
+            // Whatever rounding has left of gradients.
+            self.spill_left = if self.writes.is_empty() { 0.0 } else { self.spill_left };
             self.end_write();
         }
         if update_in <= seconds {
@@ -295,6 +316,7 @@ pub(super) mod tests {
             norm_seconds: 0.0,
             agreement_seconds: 0.0,
             compute_seconds: 0.0,
+            spilled_bytes: 0.0,
             write_behind: true,
             prefetch: true,
             commit_every: None,
@@ -343,6 +365,22 @@ pub(super) mod tests {
         let found = resting.step_seconds();
         assert!((0.89..0.92).contains(&found), "{found}");
         takes(Rank { buffers: 100, compute_seconds: 2.0, ..resting }, 0.0);
+    }
+
+    #[test]
+    fn gradients_are_written_between_steps_and_the_next_one_waits_for_them() {
+        // Half a second more to write.
+        let spilling = Rank { spilled_bytes: 5e5, ..rank() };
+        takes(spilling, 1.5);
+        // Reads go on meanwhile, as far as there are buffers.
+        let slow_read = Bandwidth { read: 5e7, ..Bandwidth::symmetric(1e8) };
+        let found = Rank { bandwidth: slow_read, ..spilling }.step_seconds();
+        assert!((2.25..2.35).contains(&found), "{found}");
+        takes(Rank { bandwidth: slow_read, buffers: 50, ..spilling }, 2.0);
+        let hidden = Rank { compute_seconds: 1.0, ..spilling }.step_seconds();
+        assert!((0.89..0.92).contains(&hidden), "{hidden}");
+        let many = Rank { chunks: 100_000, ..spilling }.step_seconds();
+        assert!((1490.0..1510.0).contains(&many), "{many}");
     }
 
     #[test]

@@ -4,8 +4,9 @@
 use super::predict::shares;
 use super::rank::Rank;
 use super::{Bandwidth, Cluster, NodeKind, StateBytes, Swapping};
+use crate::config::GradientPlace;
 use crate::error::{Error, Result};
-use crate::step::cached_chunks;
+use crate::step::{GradientRoom, cached_chunks};
 use crate::units::{BLOCK_ELEMS, Bytes, round_up};
 
 /// Bytes that the update moves between memory and processors for one parameter: gradient, master
@@ -19,6 +20,10 @@ pub(super) struct Shape {
     pub buffers: u64,
     pub kept: u64,
     pub extent_bytes: u64,
+    /// Bytes of gradients that a rank keeps in memory of its budget, buffers for others included.
+    pub gradient_memory_bytes: u64,
+    /// Bytes of gradients that a rank writes to its drives before a step and reads in it.
+    pub spilled_bytes: u64,
     /// Chunks that a rank reads and writes in a step, on average.
     pub moved_chunks: [f64; 2],
     /// Seconds of one collective over all ranks.
@@ -27,7 +32,7 @@ pub(super) struct Shape {
     pub processor_seconds: f64,
     /// Seconds that its memory needs.
     pub memory_seconds: f64,
-    /// Stripe units of a rank's state, all slots.
+    /// Stripe units of a rank's state, all slots, and of its spilled gradients.
     units: u64,
     unit_bytes: u64,
     headroom: f64,
@@ -64,11 +69,14 @@ pub(super) fn shapes(
     let chunk_elems = swapping.chunk_elems.min(params_per_rank);
     let chunks = params_per_rank.div_ceil(chunk_elems);
     let extent_bytes = whole_sectors(chunk_elems, bytes);
-    let buffers = (swapping.budget_bytes / extent_bytes).min(chunks);
+    let gradients = Gradients::of(swapping, params_per_rank, chunk_elems, extent_bytes);
+    let room = swapping.budget_bytes.saturating_sub(gradients.memory_bytes);
+    let buffers = (room / extent_bytes).min(chunks);
     if buffers < chunks.min(2) {
+        let minimum = chunks.min(2) * extent_bytes + gradients.memory_bytes;
         return Err(Error::usage("the memory budget is below the minimum")
             .with("memory budget", Bytes(swapping.budget_bytes).human())
-            .with("minimum", Bytes(chunks.min(2) * extent_bytes).human()));
+            .with("minimum", Bytes(minimum).human()));
     }
     let kept = cached_chunks(swapping.cache, extent_bytes, buffers, chunks) as u64;
     // A rank's last chunk is short: on average its chunks are a little smaller than a full one.
@@ -80,7 +88,8 @@ pub(super) fn shapes(
     let node = cluster.ranks_per_node as f64;
     let moved_per_param = UPDATE_BYTES + bytes.read + bytes.written;
     let memory_ns = cluster.memory_bytes_per_s.map_or(0.0, |speed| moved_per_param * 1e9 / speed);
-    let io_bytes = elems * (moved_chunks[0] * bytes.read + moved_chunks[1] * bytes.written);
+    let state_bytes = elems * (moved_chunks[0] * bytes.read + moved_chunks[1] * bytes.written);
+    let io_bytes = state_bytes + 2.0 * gradients.spilled_bytes as f64;
     let io_ns = cluster.io_ns_per_byte * io_bytes / params_per_rank as f64;
     let processor_ns = cluster.update_ns_per_param + io_ns;
     let of_node = |ns_per_param: f64| params_per_rank as f64 * node * ns_per_param * 1e-9;
@@ -90,11 +99,13 @@ pub(super) fn shapes(
     let rank = |kind: &NodeKind| {
         let drives: Vec<Bandwidth> = kind.drives.iter().map(|drive| drive.bandwidth).collect();
         let Bandwidth { read, write, mixed } = striped(&drives, &shares(kind));
+        // They are written before a step, while the program computes, and read with the state.
+        let spilled_bytes = gradients.spilled_bytes as f64 / chunks as f64;
         Rank {
             chunks,
             buffers,
             kept,
-            read_bytes: elems * bytes.read,
+            read_bytes: elems * bytes.read + spilled_bytes,
             written_bytes: elems * bytes.written,
             // All ranks of a node are at it at the same time.
             update_seconds: elems * node * processor_ns.max(memory_ns) * 1e-9,
@@ -102,6 +113,7 @@ pub(super) fn shapes(
             norm_seconds: norm_seconds + collective_seconds,
             agreement_seconds: collective_seconds,
             compute_seconds: cluster.compute_seconds,
+            spilled_bytes,
             write_behind: swapping.write_behind,
             prefetch: swapping.prefetch,
             commit_every: swapping.commit_every,
@@ -111,20 +123,48 @@ pub(super) fn shapes(
     let unit_bytes = swapping.stripe_unit_bytes;
     let last = whole_sectors(last_elems, bytes).div_ceil(unit_bytes);
     let units = (chunks - 1) * extent_bytes.div_ceil(unit_bytes) + last;
+    let spilled_units = gradients.spilled_bytes.div_ceil(unit_bytes);
     let shape = Shape {
         params_per_rank,
         buffers,
         kept,
         extent_bytes,
+        gradient_memory_bytes: gradients.memory_bytes,
+        spilled_bytes: gradients.spilled_bytes,
         moved_chunks,
         collective_seconds,
         processor_seconds: of_node(processor_ns) + norm_seconds,
         memory_seconds: of_node(memory_ns),
-        units: swapping.slots() * units,
+        units: swapping.slots() * units + spilled_units,
         unit_bytes,
         headroom: swapping.stripe_headroom,
     };
     Ok((shape, cluster.kinds.iter().map(rank).collect()))
+}
+
+/// What gradients take of a rank's memory, and of its drives.
+struct Gradients {
+    memory_bytes: u64,
+    spilled_bytes: u64,
+}
+
+impl Gradients {
+    fn of(swapping: &Swapping, params_per_rank: u64, chunk_elems: u64, extent_bytes: u64) -> Self {
+        if swapping.gradients == GradientPlace::Caller {
+            return Self { memory_bytes: 0, spilled_bytes: 0 };
+        }
+        let chunks = params_per_rank.div_ceil(chunk_elems);
+        let elems = |chunk: u64| chunk_elems.min(params_per_rank - chunk * chunk_elems);
+        let bytes = (0..chunks).map(|chunk| elems(chunk) * swapping.gradient_bytes);
+        let bytes: Vec<u64> = bytes.collect();
+        let GradientRoom { resident_chunks, buffers } =
+            GradientRoom::divide(swapping.gradients, &bytes, swapping.budget_bytes, extent_bytes);
+        let (resident, spilled) = bytes.split_at(resident_chunks);
+        Self {
+            memory_bytes: resident.iter().sum::<u64>() + buffers * bytes[0],
+            spilled_bytes: spilled.iter().sum(),
+        }
+    }
 }
 
 /// Bytes of an extent.

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::table::table;
+use crate::config::GradientPlace;
 use crate::forecast::{
-    BoundBy, Cluster, DriveForecast, Forecast, Model, NodeForecast, NodeKind, Percentiles,
-    Simulation, StateBytes, Swapping,
+    BoundBy, CheckpointForecast, Cluster, DriveForecast, Forecast, Model, NodeForecast, NodeKind,
+    Percentiles, Simulation, StateBytes, Swapping,
 };
 use crate::units::{Bytes, counted};
 
@@ -26,6 +27,8 @@ pub struct PlanResult {
     pub swapping: Swapping,
     /// What it needs, and how long a step takes.
     pub forecast: Forecast,
+    /// What saving checkpoints costs, if any are saved.
+    pub checkpoints: Option<CheckpointForecast>,
     /// Many steps of all ranks.
     pub simulation: Simulation,
 }
@@ -37,6 +40,7 @@ pub fn plan_tables(plan: &PlanResult) -> String {
         lines.push(drive_table(kind, forecast));
     }
     lines.extend(node_lines(plan));
+    lines.extend(plan.checkpoints.as_ref().map(checkpoint_line));
     lines.push(simulation_table(&plan.simulation));
     lines.push(verdict(plan));
     lines.join("\n")
@@ -127,12 +131,25 @@ fn node_lines(plan: &PlanResult) -> Vec<String> {
         kept => format!(", {kept} of them for chunks that stay"),
     };
     let mut lines = vec![format!(
-        "memory of a node: {} of I/O buffers ({} for each rank{kept}); gradients and parameters of \
-         two bytes each, where they lie in memory: {}",
+        "memory of a node: {} of I/O buffers ({} for each rank{kept}); {} of two bytes each, where \
+         they lie in memory: {}",
         Bytes(forecast.buffer_bytes).human(),
         counted(forecast.buffers_per_rank, "buffer"),
+        match plan.swapping.gradients {
+            GradientPlace::Caller => "gradients and parameters",
+            _ => "parameters",
+        },
         Bytes(forecast.caller_bytes).human()
     )];
+    if plan.swapping.gradients != GradientPlace::Caller {
+        lines.push(format!(
+            "gradients handed over: {} of a node in memory, {} on its drives, written in {:.4} s; \
+             what --compute-seconds does not hide of that is part of the step",
+            Bytes(forecast.gradient_memory_bytes).human(),
+            Bytes(forecast.spilled_gradient_bytes).human(),
+            forecast.spill_seconds
+        ));
+    }
     if forecast.kinds.len() > 1 {
         lines.extend(kinds(plan).map(|(kind, node)| {
             let (seconds, by) = (node.step_seconds, word(node.bound_by));
@@ -157,7 +174,7 @@ fn node_lines(plan: &PlanResult) -> Vec<String> {
         (Some(space), None) => format!("{} by space", billions(space)),
         (None, Some(memory)) => format!("{} by memory", billions(memory)),
         (Some(space), Some(memory)) => format!(
-            "{} (by space {}, by memory with gradients and parameters in it {})",
+            "{} (by space {}, by memory with what the program keeps in it {})",
             billions(space.min(memory)),
             billions(space),
             billions(memory)
@@ -165,6 +182,18 @@ fn node_lines(plan: &PlanResult) -> Vec<String> {
     };
     lines.push(format!("largest model that fits: {largest}"));
     lines
+}
+
+fn checkpoint_line(it: &CheckpointForecast) -> String {
+    let size =
+        format!("checkpoint every {}: {}", counted(it.every, "step"), Bytes(it.bytes).human());
+    match (it.seconds, it.saving_step_seconds, it.mean_step_seconds) {
+        (Some(seconds), Some(saving), Some(mean)) => format!(
+            "{size}, written in {seconds:.1} s while training goes on; the step that saves takes \
+             {saving:.4} s, steps on average {mean:.4} s"
+        ),
+        _ => format!("{size}; how long that takes is not known: tell --checkpoint-gbps"),
+    }
 }
 
 fn simulation_table(simulation: &Simulation) -> String {
@@ -203,7 +232,8 @@ fn verdict(plan: &PlanResult) -> String {
             Bytes(drive.free_bytes.unwrap_or(0)).human()
         );
     }
-    let (buffers, caller) = (plan.forecast.buffer_bytes, plan.forecast.caller_bytes);
+    let buffers = plan.forecast.buffer_bytes + plan.forecast.gradient_memory_bytes;
+    let caller = plan.forecast.caller_bytes;
     let memory = plan.cluster.kinds.iter().filter_map(|kind| kind.memory_bytes).min();
     if let Some(memory) = memory.filter(|memory| *memory < buffers) {
         return format!(
@@ -214,7 +244,7 @@ fn verdict(plan: &PlanResult) -> String {
     }
     if let Some(memory) = memory.filter(|it| *it < buffers + caller) {
         return format!(
-            "it fits the drives, but gradients and parameters do not all fit a node's memory of {}",
+            "it fits the drives, but what the program keeps does not all fit a node's memory of {}",
             Bytes(memory).human()
         );
     }

@@ -16,6 +16,48 @@ const SPILL_PART: u64 = 8;
 /// What `auto` leaves for state on its way before it keeps gradients in memory.
 const MOVING_BUFFERS: u64 = 8;
 
+/// How many of a shard's chunks have their gradients in memory, the first ones, and the buffers for
+/// those of all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GradientRoom {
+    pub resident_chunks: usize,
+    pub buffers: u64,
+}
+
+impl GradientRoom {
+    /// Divides a budget: `chunk_bytes` are of each chunk's gradients, `state_buffer_bytes` of a
+    /// buffer for state.
+    pub fn divide(
+        place: GradientPlace,
+        chunk_bytes: &[u64],
+        budget: u64,
+        state_buffer_bytes: u64,
+    ) -> Self {
+        let chunks = chunk_bytes.len() as u64;
+        let largest = chunk_bytes.iter().copied().max().unwrap_or(0);
+        let least = SPILL_BUFFERS_MIN.min(chunks);
+        let wanted = (budget / SPILL_PART).checked_div(largest).unwrap_or(0);
+        let buffers = wanted.clamp(least, SPILL_BUFFERS_MAX.min(chunks).max(least));
+        let moving = MOVING_BUFFERS.min(chunks) * state_buffer_bytes;
+        let all: u64 = chunk_bytes.iter().sum();
+        let resident_chunks = match place {
+            GradientPlace::Caller | GradientPlace::Drives => 0,
+            GradientPlace::Memory => chunks as usize,
+            GradientPlace::Auto if moving + all <= budget => chunks as usize,
+            GradientPlace::Auto => {
+                let room = budget.saturating_sub(moving + buffers * largest);
+                let ends = chunk_bytes.iter().scan(0, |end, bytes| {
+                    *end += bytes;
+                    Some(*end)
+                });
+                ends.take_while(|end| *end <= room).count()
+            }
+        };
+        let has_spills = place != GradientPlace::Caller && resident_chunks < chunk_bytes.len();
+        Self { resident_chunks, buffers: if has_spills { buffers } else { 0 } }
+    }
+}
+
 /// Of the chunks of a shard, the first ones have their gradients in memory, the others on the
 /// drives.
 #[derive(Clone, Debug, Default)]
@@ -50,27 +92,10 @@ impl GradientPlan {
         let elem_bytes = config.gradients.accumulate_in.elem_bytes();
         let chunk_bytes = partition.chunks().iter().map(|it| it.padded_elems * elem_bytes);
         let chunk_bytes: Vec<u64> = chunk_bytes.collect();
-        let chunks = chunk_bytes.len() as u64;
         let largest = chunk_bytes.iter().copied().max().unwrap_or(0);
         let budget = config.swap.memory_budget.0;
-        let least = SPILL_BUFFERS_MIN.min(chunks);
-        let wanted = (budget / SPILL_PART).checked_div(largest).unwrap_or(0);
-        let buffers = wanted.clamp(least, SPILL_BUFFERS_MAX.min(chunks).max(least));
-        let moving = MOVING_BUFFERS.min(chunks) * state_buffer_bytes;
-        let all: u64 = chunk_bytes.iter().sum();
-        let resident_chunks = match place {
-            GradientPlace::Caller | GradientPlace::Drives => 0,
-            GradientPlace::Memory => chunks as usize,
-            GradientPlace::Auto if moving + all <= budget => chunks as usize,
-            GradientPlace::Auto => {
-                let room = budget.saturating_sub(moving + buffers * largest);
-                let ends = chunk_bytes.iter().scan(0, |end, bytes| {
-                    *end += bytes;
-                    Some(*end)
-                });
-                ends.take_while(|end| *end <= room).count()
-            }
-        };
+        let room = GradientRoom::divide(place, &chunk_bytes, budget, state_buffer_bytes);
+        let GradientRoom { resident_chunks, buffers } = room;
         let spilled = |(index, bytes)| if index < resident_chunks { 0 } else { bytes };
         let extents: Vec<u64> = chunk_bytes.iter().copied().enumerate().map(spilled).collect();
         let has_spills = resident_chunks < chunk_bytes.len();
@@ -84,7 +109,7 @@ impl GradientPlan {
             is_on: true,
             resident_chunks,
             chunk_bytes: chunk_bytes.into_iter().map(|bytes| bytes as usize).collect(),
-            buffers: if has_spills { buffers as usize } else { 0 },
+            buffers: buffers as usize,
             buffer_bytes: largest as usize,
             placement,
         }

@@ -47,6 +47,7 @@ pub use door_core::StateSection;
 pub use door_stored::GradientSection;
 pub use durable::Resumed;
 pub use gradient_plan::GradientPlan;
+pub(crate) use gradient_plan::GradientRoom;
 pub use gradients::Gradients;
 pub use norm::Stop;
 pub use optimizer::SwappedOptimizer;
