@@ -78,8 +78,8 @@ fn announce(Chosen { paths, rule, .. }: &Chosen) {
 
 /// Looks for drives in the environment, which is read through `variable`: `$OPTSWAP_DRIVES`, then
 /// `$SLURM_TMPDIR`, then, inside of a batch job, the first of [`JOB_PLACES`] that lies on a disk of
-/// its own, and else on the system's; none in memory. Outside of a job `$TMPDIR` is a place for small
-/// files, most often on the system's own disk.
+/// its own, and else on the system's; none in memory. Outside of a job `$TMPDIR` is a place for
+/// small files, most often on the system's own disk.
 ///
 /// # Errors
 /// As [`expand_wildcards`], for `$OPTSWAP_DRIVES`.

@@ -22,8 +22,8 @@ pub(super) struct ProbeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     seconds: f64,
 
-    /// Size of the file on each drive; it has no name and is gone at the end [default: 1GiB, or half
-    /// of the free space].
+    /// Size of the file on each drive; it has no name and is gone at the end [default: 1GiB, or
+    /// half of the free space].
     #[arg(long, value_name = "SIZE")]
     size: Option<Bytes>,
 

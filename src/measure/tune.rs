@@ -159,8 +159,8 @@ struct Bench<'a> {
     topology: &'a Topology,
     config: &'a Config,
     files: Vec<std::fs::File>,
-    /// Bytes of every file that are used, the same on all ranks: those that have been written. Others
-    /// would not be read from a drive.
+    /// Bytes of every file that are used, the same on all ranks: those that have been written.
+    /// Others would not be read from a drive.
     file_bytes: u64,
 }
 

@@ -31,8 +31,8 @@ pub enum Flag {
     Buffered,
 }
 
-/// What a node's ranks have on its drives, against its memory: as much as fits could be answered by a
-/// page cache, or a drive's own.
+/// What a node's ranks have on its drives, against its memory: as much as fits could be answered by
+/// a page cache, or a drive's own.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Dataset {
     /// The node.
@@ -171,7 +171,7 @@ impl BenchResult {
             bytes_written_per_param: bytes_per_param(records, RankRecord::written_bytes),
             kernel_bytes_read_per_param: bytes_per_param(records, |r| r.kernel_read_bytes),
             kernel_bytes_written_per_param: bytes_per_param(records, |r| r.kernel_written_bytes),
-            done_seconds: world.and_then(|world| world.done_seconds.clone()),
+            done_seconds: world.and_then(|world| world.done_seconds),
             throughput,
             overlap: overlap(records),
             timers_over_ranks: Timer::ALL.iter().filter_map(over_ranks).collect(),

@@ -12,7 +12,8 @@ pub fn bench_csv(result: &BenchResult) -> String {
     let mut csv = String::from(
         "label,repetition,scope,name,ranks,params,seconds_per_step,ns_per_param,\
          first_done_seconds,mean_done_seconds,last_done_seconds,last_done_rank,done_imbalance,\
-         read_bytes_per_step,written_bytes_per_step,read_gb_per_s,written_gb_per_s,read_gib_per_s,written_gib_per_s,limit_percent,",
+         read_bytes_per_step,written_bytes_per_step,read_gb_per_s,\
+         written_gb_per_s,read_gib_per_s,written_gib_per_s,limit_percent,",
     );
     csv.push_str(CSV_HEADER);
     let label = quoted(result.setup.label.as_deref().unwrap_or_default());

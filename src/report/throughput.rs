@@ -234,8 +234,8 @@ impl Gathered<'_> {
         throughput
     }
 
-    /// Seconds of a repetition until a rank's last write, to any of its drives or to one; none if it
-    /// does not have that, or wrote nothing to it.
+    /// Seconds of a repetition until a rank's last write, to any of its drives or to one; none if
+    /// it does not have that, or wrote nothing to it.
     fn done_seconds(
         &self,
         repetition: &Repetition,

@@ -80,8 +80,8 @@ impl Drive {
     }
 }
 
-/// Looks at all drives. The same disk twice is no error, but it is said, as is a file system that is
-/// no local drive's own.
+/// Looks at all drives. The same disk twice is no error, but it is said, as is a file system that
+/// is no local drive's own.
 ///
 /// # Errors
 /// As [`Drive::inspect`]; usage if the same directory is named twice.
