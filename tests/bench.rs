@@ -26,7 +26,10 @@ fn a_result_tells_how_to_get_it_again() {
     let path = drives.write("result.json", "");
     bench(&drives, &["--seed", "7", "--label", "a try", "--json", &path]).expect(0, &[]);
     let result = json(&path);
-    assert_eq!((&result["schema"], &result["label"]), (&4.into(), &"a try".into()));
+    assert_eq!(
+        (&result["schema"], &result["label"]),
+        (&optswap::report::BENCH_SCHEMA.into(), &"a try".into())
+    );
     let command: Vec<&str> =
         result["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
     assert_eq!(command[1..7], SMALL);

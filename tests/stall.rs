@@ -6,11 +6,10 @@
 
 mod support;
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use support::cluster::{Cluster, pid_of_rank};
 use support::{
     Drives, Run, TINY, long_job, one_at_a_time, optswap, process_of, ranks, signal, train_lm,
 };
@@ -101,33 +100,26 @@ fn a_rank_whose_drive_hangs_is_named_with_its_phase() {
     run.expect(69, &["error: waited 3 s in MPI_I", &format!("(late {late}")]);
 }
 
-/// Runs a benchmark in which operations of the last rank move 4 KiB each, one after the other, as
-/// large as this machine needs to be slower than `peer_timeout`; expects a warning with such words.
-fn expect_patience(count: usize, on_two_hosts: bool, words: &[&str]) {
+/// A benchmark in which operations of the last rank move 4 KiB each, one after the other, as large as
+/// this machine needs to be slower than `peer_timeout`; expects a warning with such words. `run` runs
+/// optswap with so many ranks; files go to `folder`.
+fn expect_patience(count: usize, folder: &Path, run: impl Fn(&[&str]) -> Run, words: &[&str]) {
     const PEER_TIMEOUT: f64 = 1.0;
-    let config = format!(
+    let text = format!(
         "[io]\nengine = \"threads\"\ndepth = 1\n\
          [timeouts]\nstall_warning = 0.3\npeer_timeout = {PEER_TIMEOUT:?}\n\
          [[faults]]\nrank = {}\none_in = 1\nkind = \"short\"\n",
         count - 1
     );
+    let [config, json] = ["slow.toml", "json"].map(|name| folder.join(name).display().to_string());
+    std::fs::write(&config, text).unwrap();
     for mebi_per_rank in [4, 16, 64] {
-        let drives = Drives::new(1);
-        let (config, json) = (drives.write("slow.toml", &config), drives.path().join("json"));
-        let mut command = match on_two_hosts {
-            true => ranks(count, &two_hosts(&drives)),
-            false => ranks(count, Path::new("env")),
-        };
-        command.arg(optswap()).args(["bench", "--drives", &drives.list(1), "--config", &config]);
-        command.args(["--params", &format!("{}Mi", mebi_per_rank * count), "--json"]).arg(&json);
-        let run = Run::of(
-            &command
-                .args(["--repetitions", "1", "--steps", "1", "--warmup", "0"])
-                .output()
-                .unwrap(),
-        );
+        let params = format!("{}Mi", mebi_per_rank * count);
+        let bench = ["bench", "--config", &config, "--params", &params, "--json", &json];
+        let once = ["--repetitions", "1", "--steps", "1", "--warmup", "0"];
+        let run = run(&[&bench[..], &once].concat());
         assert_eq!(run.code, 0, "{}", run.stderr);
-        let result = std::fs::read_to_string(json).unwrap();
+        let result = std::fs::read_to_string(&json).unwrap();
         let result: serde_json::Value = serde_json::from_str(&result).unwrap();
         if result["step_seconds"][0].as_f64().unwrap() > 1.5 * PEER_TIMEOUT {
             expect_line(&run, words);
@@ -141,57 +133,56 @@ fn expect_patience(count: usize, on_two_hosts: bool, words: &[&str]) {
 fn a_rank_that_makes_progress_is_waited_for_beyond_peer_timeout() {
     let _turn = one_at_a_time();
     let late = format!("rank 1 on {}, in step: swapping and updating, making progress", host());
-    expect_patience(2, false, &[" 0/2] warn: waiting for 0.3 s in MPI_I", &late]);
+    let drives = Drives::new(1);
+    let run = |arguments: &[&str]| {
+        let mut command = ranks(2, &optswap());
+        Run::of(&command.args(arguments).args(["--drives", &drives.list(1)]).output().unwrap())
+    };
+    expect_patience(2, drives.path(), run, &[" 0/2] warn: waiting for 0.3 s in MPI_I", &late]);
 }
 
-/// Whether a rank can be given a host name of its own.
-fn has_host_names() -> bool {
-    let tried = Command::new("unshare").args(["--uts", "true"]).status();
-    let has = tried.is_ok_and(|it| it.success());
-    if !has {
-        eprintln!("host names cannot be changed here: nothing is tested");
-    }
-    has
-}
-
-/// A program that runs another one with a host name for every two ranks.
-fn two_hosts(drives: &Drives) -> PathBuf {
-    let script = "#!/bin/bash\nexport HOST=node$((OMPI_COMM_WORLD_RANK / 2))\n\
-                  exec unshare --uts bash -c 'hostname $HOST; exec \"$@\"' two-hosts \"$@\"\n";
-    let script = PathBuf::from(drives.write("two-hosts", script));
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    script
+/// Two hosts; ranks 0 and 2 run on the first, 1 and 3 on the second.
+fn two_hosts(size: &str) -> Option<Cluster> {
+    Cluster::up(&["--nodes", "2", "--drives", "1", "--size", size])
 }
 
 #[test]
 fn progress_on_another_host_counts_as_well() {
     let _turn = one_at_a_time();
-    if has_host_names() {
-        expect_patience(4, true, &["[node0 0/4] warn: ", "rank 3 on node1, ", "making progress"]);
-    }
+    let Some(cluster) = two_hosts("2GiB") else { return };
+    let run = |arguments: &[&str]| cluster.run(4, 2, &optswap(), arguments);
+    let words = ["[node1 0/4] warn: ", "rank 3 on node2, ", "making progress"];
+    expect_patience(4, &cluster.path(""), run, &words);
 }
 
 #[test]
 fn ranks_on_other_hosts_are_named_too() {
     let _turn = one_at_a_time();
-    for (stopped, words) in [
-        (3, ["[node0 0/4] warn: waiting for ", "rank 3 on node1, "]),
-        (0, ["[node0 1/4] warn: waiting for ", "rank 0 on node0, "]),
-        (0, ["[node1 ", "rank 0 on node0 has not answered, so it may be late; "]),
+    let Some(cluster) = two_hosts("64MiB") else { return };
+    let text = TIMEOUTS.to_owned() + "[swap]\nchunk_elements = 4096\n";
+    let config = cluster.write("job.toml", &text);
+    let job = [&["--config", &config, "--steps", "100000"], &TINY[..]].concat();
+    for (stopped, expected) in [
+        (3, [["[node1 0/4] warn: waiting for ", "rank 3 on node2, "]].as_slice()),
+        (
+            0,
+            &[
+                ["[node1 2/4] warn: waiting for ", "rank 0 on node1, "],
+                ["[node2 ", "rank 0 on node1 has not answered, so it may be late; "],
+            ],
+        ),
     ] {
-        if !has_host_names() {
-            return;
-        }
-        let drives = Drives::new(1);
-        let text = TIMEOUTS.to_owned() + "[swap]\nchunk_elements = 4096\n";
-        let config = drives.write("job.toml", &text);
-        let mut command = ranks(4, &two_hosts(&drives));
-        command.arg(train_lm()).args(["--drives", &drives.list(1), "--config", &config]);
-        command.args(["--steps", "100000"]).args(TINY);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        signal(&process_of(&drives, stopped), "-STOP");
-        let run = Run::of(&child.wait_with_output().unwrap());
+        let run = std::thread::scope(|scope| {
+            let run = scope.spawn(|| cluster.run(4, 2, &train_lm(), &job));
+            let pid = pid_of_rank(&config, stopped);
+            // Some steps later.
+            std::thread::sleep(Duration::from_secs(1));
+            signal(&pid, "-STOP");
+            run.join().unwrap()
+        });
         assert_eq!(run.code, 69, "{}", run.stderr);
-        expect_line(&run, &words);
+        expected.iter().for_each(|words| {
+            expect_line(&run, words);
+        });
     }
 }

@@ -104,8 +104,8 @@ pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result
         }
         if !is_local_filesystem(&drive.filesystem) {
             tracing::warn!(
-                "{} is on {}, no local drive's own file system: slower, and shared with others. \
-                 Name a directory on a local drive; in a container, mount it from the host",
+                "{} is on {}, no local drive's own file system: it may be slow, or \
+                 shared. Name a directory on a local drive; in a container, mount it from the host",
                 drive.root.display(),
                 drive.filesystem
             );

@@ -99,6 +99,23 @@ impl Drop for Cluster {
     }
 }
 
+/// Waits for the process of a rank that Open MPI has started, by a word of its command line.
+pub fn pid_of_rank(tag: &str, rank: usize) -> String {
+    let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let is_rank = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|it| it == variable.as_bytes())
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        if let Some(pid) = super::rank_pids(tag).into_iter().find(is_rank) {
+            return pid.to_string();
+        }
+        assert!(std::time::Instant::now() < deadline, "rank {rank} does not start");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
 pub fn new_name() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
