@@ -100,9 +100,9 @@ fn a_rank_whose_drive_hangs_is_named_with_its_phase() {
     run.expect(69, &["error: waited 3 s in MPI_I", &format!("(late {late}")]);
 }
 
-/// A benchmark in which operations of the last rank move 4 KiB each, one after the other, as large as
-/// this machine needs to be slower than `peer_timeout`; expects a warning with such words. `run` runs
-/// optswap with so many ranks; files go to `folder`.
+/// A benchmark in which operations of the last rank move 4 KiB each, one after the other, as large
+/// as this machine needs to be slower than `peer_timeout`; expects a warning with such words. `run`
+/// runs optswap with so many ranks; files go to `folder`.
 fn expect_patience(count: usize, folder: &Path, run: impl Fn(&[&str]) -> Run, words: &[&str]) {
     const PEER_TIMEOUT: f64 = 1.0;
     let text = format!(
