@@ -74,7 +74,7 @@ fn bytes_add_up_and_are_held_against_the_limit() {
     let drives = Drives::new(2);
     let [path, csv] = ["result.json", "result.csv"].map(|name| drives.write(name, ""));
     let mut command = ranks(2, &optswap());
-    command.args(SMALL).args(["1", "--drives", &drives.list(2), "--limit-mbps", "100,50"]);
+    command.args(SMALL).args(["2", "--drives", &drives.list(2), "--limit-mbps", "100,50"]);
     command.env("OPTSWAP_TOLD", "yes");
     let run = Run::of(&command.args(["--json", &path, "--csv", &csv]).output().unwrap());
     run.expect(0, &[]);
@@ -116,6 +116,14 @@ fn bytes_add_up_and_are_held_against_the_limit() {
         assert!(limit.zip(expected).is_none_or(|(a, b)| near(a, b)), "{it}");
         assert_eq!(limit.is_some(), it["scope"] != "rank", "{it}");
     }
+    // The table of ranks has the world's rate, here from the mean of the repetitions.
+    let seconds = result["step_seconds"].as_array().unwrap();
+    let mean = seconds.iter().filter_map(Value::as_f64).sum::<f64>() / seconds.len() as f64;
+    let gb_per_s = number(&of("world")[0], "read_bytes") / mean / 1e9;
+    let all = run.stdout.lines().find(|line| line.starts_with("| all ")).unwrap();
+    let cells: Vec<&str> = all.split('|').map(str::trim).collect();
+    let shown: f64 = cells[5].parse().unwrap();
+    assert!((shown - gb_per_s).abs() < 0.001 + gb_per_s / 1e3, "{gb_per_s}: {all}");
     // Whoever sees the table can run it again.
     let launched = result["launcher_command"].as_array().unwrap();
     assert!(launched[0].as_str().is_some_and(|word| word.contains("mpirun")), "{launched:?}");

@@ -121,7 +121,7 @@ fn the_shipped_batch_scripts_complete() {
     let log = cluster.read("scaling-3.log");
     for mode in ["weak", "strong"] {
         assert!(log.contains(&format!("\n{mode} scaling: ")), "{log}");
-        let rows = log.lines().filter(|line| line.starts_with(&format!("| {mode}, ")));
+        let rows = log.lines().filter(|line| line.starts_with(&format!("| {mode}-")));
         assert_eq!(rows.count(), 2, "{log}");
     }
     // The nodes were probed, so there is a limit.

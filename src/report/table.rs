@@ -18,7 +18,8 @@ pub(super) fn table(header: &[&str]) -> Table {
 }
 
 /// How fast each rank, and the world, moved its state during the steps. `seconds` are each rank's
-/// step times; a step of the world takes as long as its slowest rank.
+/// times of a step: of every one, or means over several. A step of the world takes as long as its
+/// slowest rank.
 pub fn rank_table(records: &[RankRecord], seconds: &[Vec<f64>]) -> String {
     let mut table = table(&[
         "rank", "elements", "GB in", "GB out", "GB/s in", "GB/s out", "step s", "min", "max",
@@ -48,10 +49,11 @@ pub fn slowest(seconds: &[Vec<f64>]) -> Vec<f64> {
 fn row(label: String, records: &[RankRecord], seconds: &[f64]) -> [String; 10] {
     let gigabytes =
         |bytes: fn(&RankRecord) -> u64| records.iter().map(bytes).sum::<u64>() as f64 / 1e9;
-    let total: f64 = seconds.iter().sum();
-    let rate = |gigabytes: f64| if total > 0.0 { gigabytes / total } else { 0.0 };
     let (read, written) = (gigabytes(RankRecord::read_bytes), gigabytes(RankRecord::written_bytes));
-    let (min, max) = OverRanks::of(seconds).map_or((0.0, 0.0), |over| (over.min, over.max));
+    let over = OverRanks::of(seconds);
+    let (min, mean, max) = over.map_or((0.0, 0.0, 0.0), |over| (over.min, over.mean, over.max));
+    let total = mean * records.first().map_or(0.0, |record| record.steps as f64);
+    let rate = |gigabytes: f64| if total > 0.0 { gigabytes / total } else { 0.0 };
     [
         label,
         records.iter().map(|record| record.elems).sum::<u64>().to_string(),
