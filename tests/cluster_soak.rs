@@ -57,6 +57,16 @@ fn start_with(cluster: &Cluster, every: &str, more: &[&str]) -> String {
     job
 }
 
+/// The log of a job says that it went on, and all of these words; its result is that of one that
+/// was left alone.
+fn went_on(cluster: &Cluster, words: &[&str], arguments: &str) {
+    let log = cluster.read("train-4294967294.log");
+    for words in words.iter().chain(&["going on after step"]) {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    compare(cluster, arguments);
+}
+
 /// The result of the job that went on, against that of one that was left alone.
 fn compare(cluster: &Cluster, arguments: &str) {
     let result: serde_json::Value =
@@ -74,10 +84,7 @@ fn a_preempted_job_is_requeued_and_ends_with_the_same_bits() {
     assert_eq!(cluster.exec(&["scancel", "--signal=USR1", &job]).code, 0);
     let text = cluster.wait_for(&job, 120);
     assert!(text.contains("JobState=COMPLETED") && text.contains("Restarts=1"), "{text}");
-    let log = cluster.read("train-4294967294.log");
-    assert!(log.contains("stopped by SIGUSR1"), "{log}");
-    assert!(log.contains("going on after step"), "{log}");
-    compare(&cluster, LONG);
+    went_on(&cluster, &["stopped by SIGUSR1"], LONG);
 }
 
 /// Slurm's own preemption: SIGTERM, half a minute to save, and it requeues the job.
@@ -96,10 +103,7 @@ fn slurm_gives_the_nodes_to_an_urgent_job_and_the_ranks_save_before() {
     assert!(text.contains("JobState=COMPLETED"), "{text}");
     let text = cluster.wait_for(&job, 120);
     assert!(text.contains("JobState=COMPLETED") && text.contains("Restarts=1"), "{text}");
-    let log = cluster.read("train-4294967294.log");
-    assert!(log.contains("stopped by SIGTERM"), "{log}");
-    assert!(log.contains("going on after step"), "{log}");
-    compare(&cluster, LONG);
+    went_on(&cluster, &["stopped by SIGTERM"], LONG);
 }
 
 /// `#SBATCH --signal=USR1@...`, sent by Slurm itself before the time limit.
@@ -112,10 +116,7 @@ fn the_time_limit_comes_near_and_the_job_goes_on_in_another() {
     let text = cluster.wait_for(&job, 180);
     assert!(text.contains("JobState=COMPLETED"), "{text}");
     assert!(!text.contains("Restarts=0"), "{text}");
-    let log = cluster.read("train-4294967294.log");
-    assert!(log.contains("stopped by SIGUSR1"), "{log}");
-    assert!(log.contains("going on after step"), "{log}");
-    compare(&cluster, LONGER);
+    went_on(&cluster, &["stopped by SIGUSR1"], LONGER);
 }
 
 /// The script for PBS stops its ranks itself, and hands itself in again with its variables.
@@ -148,9 +149,7 @@ fn a_host_crashes_and_the_job_goes_on_on_others() {
     let text = cluster.wait_for(&job, 180);
     assert!(text.contains("JobState=COMPLETED") && text.contains("Restarts=1"), "{text}");
     assert!(text.contains("NodeList=node[1,3]"), "{text}");
-    let log = cluster.read("train-4294967294.log");
-    assert!(log.contains("going on after step"), "{log}");
-    compare(&cluster, LONG);
+    went_on(&cluster, &[], LONG);
 }
 
 #[test]
