@@ -15,9 +15,9 @@ use std::rc::Rc;
 use half::bf16;
 use optswap::config::Config;
 use optswap::coord::Solo;
-use optswap::report::median;
 use optswap::state::{Inventory, Parameter};
 use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
+use optswap::telemetry::median;
 
 const PARAMS: usize = 8 << 20;
 

@@ -14,7 +14,6 @@ use std::rc::Rc;
 
 use clap::Parser;
 use half::bf16;
-use optswap::cli::{self, SwapArgs, say};
 use optswap::coord::{Communicator, agree};
 use optswap::error::{Error, Result};
 use optswap::job;
@@ -25,6 +24,7 @@ use optswap::step::{
     fill_synthetic_masters,
 };
 use optswap::units::ParamIndex;
+use optswap_args::{self as cli, SwapArgs, say};
 
 /// Step synthetic gradients through two inventories, cut into slices of every parameter.
 #[derive(Debug, Parser)]

@@ -14,7 +14,6 @@ use std::rc::Rc;
 
 use clap::Parser;
 use half::bf16;
-use optswap::cli::{self, SwapArgs, say};
 use optswap::coord::{Communicator, agree};
 use optswap::error::Result;
 use optswap::job;
@@ -24,6 +23,7 @@ use optswap::step::{
     Gradients, StepOptions, StepOutcome, SwappedOptimizer, Verifier, fill_synthetic_gradients,
     fill_synthetic_masters,
 };
+use optswap_args::{self as cli, SwapArgs, say};
 
 /// Step synthetic gradients with an update of this program's own.
 #[derive(Debug, Parser)]

@@ -160,7 +160,7 @@ impl Error {
 
     /// Marks that every rank has this error, so that all may leave in order.
     #[must_use]
-    pub(crate) fn agreed(mut self) -> Self {
+    pub fn agreed(mut self) -> Self {
         self.agreed = true;
         self
     }

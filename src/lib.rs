@@ -36,13 +36,59 @@ pub mod checkpoint;
 
 pub mod job;
 
-pub mod measure;
-
-pub mod forecast;
-
-pub mod report;
-
-pub mod cli;
+/// The rooms as they are, for the program, tests and benchmarks of this workspace. No promise is
+/// made about what is here.
+#[doc(hidden)]
+pub mod internals {
+    pub mod units {
+        pub use crate::units::*;
+    }
+    pub mod error {
+        pub use crate::error::*;
+    }
+    pub mod timers {
+        pub use crate::timers::*;
+    }
+    pub mod wire {
+        pub use crate::wire::*;
+    }
+    pub mod state {
+        pub use crate::state::*;
+    }
+    pub mod config {
+        pub use crate::config::*;
+    }
+    pub mod partition {
+        pub use crate::partition::*;
+    }
+    pub mod storage {
+        pub use crate::storage::*;
+    }
+    pub mod io {
+        pub use crate::io::*;
+    }
+    pub mod optim {
+        pub use crate::optim::*;
+    }
+    pub mod swap {
+        pub use crate::swap::*;
+    }
+    pub mod coord {
+        pub use crate::coord::*;
+    }
+    pub mod telemetry {
+        pub use crate::telemetry::*;
+    }
+    pub mod step {
+        pub use crate::step::*;
+    }
+    pub mod checkpoint {
+        pub use crate::checkpoint::*;
+    }
+    pub mod job {
+        pub use crate::job::*;
+    }
+}
 
 /// Programs in the documentation must compile.
 #[cfg(doctest)]

@@ -28,7 +28,7 @@ fn a_result_tells_how_to_get_it_again() {
     let result = json(&path);
     assert_eq!(
         (&result["schema"], &result["label"]),
-        (&optswap::report::BENCH_SCHEMA.into(), &"a try".into())
+        (&optswap_cli::report::BENCH_SCHEMA.into(), &"a try".into())
     );
     let command: Vec<&str> =
         result["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();

@@ -50,7 +50,7 @@ fn every_command_survives_a_closed_pipe() {
         }
     }
     // The result was written before anybody could stop reading.
-    let schema = format!("\"schema\": {}", optswap::report::BENCH_SCHEMA);
+    let schema = format!("\"schema\": {}", optswap_cli::report::BENCH_SCHEMA);
     assert!(std::fs::read_to_string(json).unwrap().contains(&schema));
 }
 

@@ -317,7 +317,7 @@ fn a_divided_world_acts_in_parts() {
 #[cfg(feature = "mpi")]
 #[test]
 fn halves_of_a_model_under_mpirun() {
-    let program = support::optswap().with_file_name("examples").join("model_parallel");
+    let program = support::built("examples/model_parallel");
     assert!(program.exists(), "not built: cargo build --example model_parallel");
     let drives = Drives::new(2);
     let config = drives.write("small.toml", "[swap]\nchunk_elements = 65536\n");

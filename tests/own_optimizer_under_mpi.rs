@@ -5,12 +5,12 @@
 
 mod support;
 
-use support::{Drives, Run, one_at_a_time, optswap, ranks};
+use support::{Drives, Run, built, one_at_a_time, ranks};
 
 #[test]
 fn an_own_optimizer_has_one_digest_for_every_number_of_ranks_and_every_mode() {
     let _turn = one_at_a_time();
-    let example = optswap().with_file_name("examples").join("own_optimizer");
+    let example = built("examples/own_optimizer");
     assert!(example.exists(), "not built: cargo build --example own_optimizer");
     let mut digests = Vec::new();
     for (count, read, write) in

@@ -52,7 +52,7 @@ pub struct IoConfig {
 }
 
 /// The engines by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineName {
     /// io_uring where the kernel allows it, otherwise threads; the log says which and why.
@@ -62,6 +62,24 @@ pub enum EngineName {
     Uring,
     /// A pool of threads with pread and pwrite.
     Threads,
+}
+
+impl EngineName {
+    /// Every name that [`Self::from_str`] knows.
+    pub const NAMES: [&str; 3] = ["auto", "uring", "threads"];
+}
+
+impl FromStr for EngineName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "uring" => Ok(Self::Uring),
+            "threads" => Ok(Self::Threads),
+            _ => Err(format!("not one of {}", Self::NAMES.join(", "))),
+        }
+    }
 }
 
 /// `[swap]`

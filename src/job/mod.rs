@@ -1,10 +1,12 @@
 //! A process as a rank of a job: how it was started, MPI, logs, panics, and the exit code. Programs
 //! call [`run_main`]; a library that embeds optswap does not, and keeps its own hooks and handlers.
 
+mod drives;
 mod environment;
 mod launcher;
 mod logging;
 mod signals;
+mod site;
 mod table;
 mod training;
 
@@ -18,10 +20,12 @@ use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
+pub use drives::{ChosenDrives, choose_drives, discover_drives, no_drive_named};
 pub use environment::{launcher_command, settings};
 pub use launcher::Launcher;
 pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};
+pub use site::{NodeSite, directories_of, find_site};
 pub use table::{answer_table_request, table_request};
 pub use training::{Origin, Training};
 

@@ -19,7 +19,7 @@ const MOVING_BUFFERS: u64 = 8;
 /// How many of a shard's chunks have their gradients in memory, the first ones, and the buffers for
 /// those of all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GradientRoom {
+pub struct GradientRoom {
     pub resident_chunks: usize,
     pub buffers: u64,
 }

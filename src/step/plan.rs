@@ -329,12 +329,7 @@ fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> 
 
 /// As many of the buffers as the cache may have. All of them if all chunks fit; otherwise enough
 /// are left for the others to go through.
-pub(crate) fn cached_chunks(
-    cache: CacheSize,
-    buffer_bytes: u64,
-    buffers: u64,
-    chunks: u64,
-) -> usize {
+pub fn cached_chunks(cache: CacheSize, buffer_bytes: u64, buffers: u64, chunks: u64) -> usize {
     let (wanted, moving) = match cache {
         CacheSize::Bytes(bytes) => (bytes.0.checked_div(buffer_bytes).unwrap_or(0), BUFFERS_MIN),
         CacheSize::Auto => (chunks, MOVING_BUFFERS.min(buffers.div_ceil(2)).max(BUFFERS_MIN)),

@@ -3,14 +3,13 @@
 
 use std::fmt;
 
-use comfy_table::Table;
-use comfy_table::presets::ASCII_MARKDOWN;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, MachineFacts, allotted_cpus, compress_names, cpu_list, number_ranges};
 use crate::coord::{Communicator, Topology, gather_all};
 use crate::error::Result;
 use crate::storage::Device;
+use crate::telemetry::TextTable;
 use crate::units::{Rank, counted};
 
 /// Rows of the table; of a job that needs more, placed without a pattern, each rank's own log tells
@@ -125,9 +124,8 @@ fn alike<'a>(seats: &[Seat], hosts: &'a [Vec<usize>]) -> Vec<Alike<'a>> {
 }
 
 fn table(seats: &[Seat], hosts: &[Vec<usize>]) -> String {
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header(["hosts", "ranks", "cores", "NUMA", "drives", "drives' NUMA", "named by"]);
+    let header = ["hosts", "ranks", "cores", "NUMA", "drives", "drives' NUMA", "named by"];
+    let mut table = TextTable::of_words(header);
     let mut left_out = 0;
     for group in alike(seats, hosts) {
         let first = group.hosts[0];

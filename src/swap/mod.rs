@@ -25,5 +25,5 @@ mod thread;
 pub use handle::{ResidentChunk, Swapper, Sweep};
 pub use lent::{ChunkHandle, LentChunks};
 pub use messages::{SwapperSpec, SweepTotals};
-pub(crate) use pipeline::{Action, Fate, Pipeline};
+pub use pipeline::{Action, Fate, Pipeline};
 pub use pipeline::{Ending, Overlap, SweepKind};

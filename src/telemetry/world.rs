@@ -1,11 +1,9 @@
 //! Tables of the world for people, legible for any number of ranks.
 
-use comfy_table::presets::ASCII_MARKDOWN;
-use comfy_table::{CellAlignment, Table};
-
 use super::drive_use::{DriveUse, drive_uses};
 use super::records::RankRecord;
 use super::stats::OverRanks;
+use super::table::TextTable;
 use super::verdict::Verdict;
 use crate::timers::{Counter, Timer};
 use crate::units::{Bytes, counted};
@@ -15,21 +13,18 @@ const LINES_MAX: usize = 16;
 const SLOWEST: usize = 8;
 const FASTEST: usize = 4;
 
-/// A table in which all columns but the first are numbers.
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN).set_header(header);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
 /// Where the steps' time went: one line per timer, milliseconds per step over the ranks. Timers
 /// that nothing used are left out.
 pub fn milliseconds_table(records: &[RankRecord]) -> String {
-    let mut table =
-        table(&["timer (ms per step)", "min", "mean", "max", "slowest", "imbalance", "% of step"]);
+    let mut table = TextTable::of_numbers([
+        "timer (ms per step)",
+        "min",
+        "mean",
+        "max",
+        "slowest",
+        "imbalance",
+        "% of step",
+    ]);
     let per_step = |timer: Timer| -> Vec<f64> {
         let ms = |record: &RankRecord| record.seconds(timer) * 1e3 / record.steps.max(1) as f64;
         records.iter().map(ms).collect()
@@ -73,7 +68,7 @@ pub fn rank_lines(seconds: &[f64]) -> (Vec<usize>, usize) {
 /// What the drives did: one line per drive and node, all of its ranks together.
 pub fn drive_table(records: &[RankRecord]) -> String {
     let uses = drive_uses(records);
-    let mut table = table(&[
+    let mut table = TextTable::of_numbers([
         "drive",
         "GB in",
         "GB out",
@@ -122,8 +117,13 @@ fn own_table(records: &[RankRecord]) -> String {
     let ms = |record: &RankRecord, timer| record.seconds(timer) * 1e3 / record.steps.max(1) as f64;
     let own = |record: &RankRecord| ms(record, Timer::StepOwn) + ms(record, Timer::BetweenSteps);
     let (lines, left_out) = rank_lines(&records.iter().map(own).collect::<Vec<_>>());
-    let mut table =
-        table(&["rank (ms per step)", "step", "own part", "before it", "waits for others"]);
+    let mut table = TextTable::of_numbers([
+        "rank (ms per step)",
+        "step",
+        "own part",
+        "before it",
+        "waits for others",
+    ]);
     for index in lines {
         let record = &records[index];
         let step = ms(record, Timer::Step);

@@ -57,16 +57,24 @@ impl Drives {
     }
 }
 
-/// The `optswap` program.
-pub fn optswap() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_optswap"))
+/// What this build of the workspace has made: `optswap`, or `examples/train_lm`. (They are of other
+/// packages than the tests, so cargo does not tell where they are.)
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    // target/release/deps/TEST
+    let path = test.ancestors().nth(2).unwrap().join(name);
+    assert!(path.exists(), "{} is not built: cargo build --bins --examples", path.display());
+    path
 }
 
-/// The training example, which `cargo test` builds.
+/// The `optswap` program.
+pub fn optswap() -> PathBuf {
+    built("optswap")
+}
+
+/// The training example.
 pub fn train_lm() -> PathBuf {
-    let path = optswap().with_file_name("examples").join("train_lm");
-    assert!(path.exists(), "{} is not built: cargo build --example train_lm", path.display());
-    path
+    built("examples/train_lm")
 }
 
 /// A model small enough for a test.

@@ -1,0 +1,197 @@
+//! How a model is cut for a cluster: everything that follows from the question before anything
+//! takes time.
+
+use super::predict::shares;
+use super::rank::Rank;
+use super::{Bandwidth, Cluster, NodeKind, StateBytes, Swapping};
+use optswap::internals::config::GradientPlace;
+use optswap::internals::error::{Error, Result};
+use optswap::internals::step::{GradientRoom, cached_chunks};
+use optswap::internals::units::{BLOCK_ELEMS, Bytes, round_up};
+
+/// Bytes that the update moves between memory and processors for one parameter: gradient, master
+/// and moments in, parameter, master and moments out.
+const UPDATE_BYTES: f64 = 28.0;
+
+/// What all ranks have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    pub params_per_rank: u64,
+    pub buffers: u64,
+    pub kept: u64,
+    pub extent_bytes: u64,
+    /// Bytes of gradients that a rank keeps in memory of its budget, buffers for others included.
+    pub gradient_memory_bytes: u64,
+    /// Bytes of gradients that a rank writes to its drives before a step and reads in it.
+    pub spilled_bytes: u64,
+    /// Chunks that a rank reads and writes in a step, on average.
+    pub moved_chunks: [f64; 2],
+    /// Seconds of one collective over all ranks.
+    pub collective_seconds: f64,
+    /// Seconds that the processors of a node need in a step.
+    pub processor_seconds: f64,
+    /// Seconds that its memory needs.
+    pub memory_seconds: f64,
+    /// Stripe units of a rank's state, all slots, and of its spilled gradients.
+    units: u64,
+    unit_bytes: u64,
+    headroom: f64,
+}
+
+impl Shape {
+    /// Bytes of a rank's file on a drive with this part of the state.
+    pub fn file_bytes(&self, share: f64) -> u64 {
+        let units = (self.units as f64 * share).ceil();
+        (units + (units * self.headroom).ceil()) as u64 * self.unit_bytes
+    }
+}
+
+/// The drives of a node as a stripe over all of them: each holds its share, so that the one that
+/// is slow for its share sets the pace.
+pub(super) fn striped(drives: &[Bandwidth], shares: &[f64]) -> Bandwidth {
+    let pace = |speed: fn(&Bandwidth) -> f64| {
+        let used = drives.iter().zip(shares).filter(|(_, share)| **share > 0.0);
+        used.map(|(drive, share)| speed(drive) / share).fold(f64::INFINITY, f64::min)
+    };
+    Bandwidth { read: pace(|it| it.read), write: pace(|it| it.write), mixed: pace(|it| it.mixed) }
+}
+
+/// The shape, and a rank of each kind of node.
+pub(super) fn shapes(
+    params: u64,
+    cluster: &Cluster,
+    bytes: &StateBytes,
+    swapping: &Swapping,
+) -> Result<(Shape, Vec<Rank>)> {
+    check(params, cluster)?;
+    let ranks = cluster.ranks();
+    let params_per_rank = round_up(params.div_ceil(ranks), BLOCK_ELEMS);
+    let chunk_elems = swapping.chunk_elems.min(params_per_rank);
+    let chunks = params_per_rank.div_ceil(chunk_elems);
+    let extent_bytes = whole_sectors(chunk_elems, bytes);
+    let gradients = Gradients::of(swapping, params_per_rank, chunk_elems, extent_bytes);
+    let room = swapping.budget_bytes.saturating_sub(gradients.memory_bytes);
+    let buffers = (room / extent_bytes).min(chunks);
+    if buffers < chunks.min(2) {
+        let minimum = chunks.min(2) * extent_bytes + gradients.memory_bytes;
+        return Err(Error::usage("the memory budget is below the minimum")
+            .with("memory budget", Bytes(swapping.budget_bytes).human())
+            .with("minimum", Bytes(minimum).human()));
+    }
+    let kept = cached_chunks(swapping.cache, extent_bytes, buffers, chunks) as u64;
+    // A rank's last chunk is short: on average its chunks are a little smaller than a full one.
+    let elems = params_per_rank as f64 / chunks as f64;
+    let moving = (chunks - kept) as f64;
+    let kept_written = swapping.commit_every.map_or(0.0, |every| kept as f64 / every as f64);
+    let moved_chunks = [moving, moving + kept_written];
+
+    let node = cluster.ranks_per_node as f64;
+    let moved_per_param = UPDATE_BYTES + bytes.read + bytes.written;
+    let memory_ns = cluster.memory_bytes_per_s.map_or(0.0, |speed| moved_per_param * 1e9 / speed);
+    let state_bytes = elems * (moved_chunks[0] * bytes.read + moved_chunks[1] * bytes.written);
+    let io_bytes = state_bytes + 2.0 * gradients.spilled_bytes as f64;
+    let io_ns = cluster.io_ns_per_byte * io_bytes / params_per_rank as f64;
+    let processor_ns = cluster.update_ns_per_param + io_ns;
+    let of_node = |ns_per_param: f64| params_per_rank as f64 * node * ns_per_param * 1e-9;
+    let norm_seconds = of_node(cluster.norm_ns_per_param);
+    let hops = 64 - (ranks - 1).leading_zeros();
+    let collective_seconds = 2.0 * f64::from(hops) * cluster.hop_seconds;
+    let rank = |kind: &NodeKind| {
+        let drives: Vec<Bandwidth> = kind.drives.iter().map(|drive| drive.bandwidth).collect();
+        let Bandwidth { read, write, mixed } = striped(&drives, &shares(kind));
+        // They are written before a step, while the program computes, and read with the state.
+        let spilled_bytes = gradients.spilled_bytes as f64 / chunks as f64;
+        Rank {
+            chunks,
+            buffers,
+            kept,
+            read_bytes: elems * bytes.read + spilled_bytes,
+            written_bytes: elems * bytes.written,
+            // All ranks of a node are at it at the same time.
+            update_seconds: elems * node * processor_ns.max(memory_ns) * 1e-9,
+            bandwidth: Bandwidth { read: read / node, write: write / node, mixed: mixed / node },
+            norm_seconds: norm_seconds + collective_seconds,
+            agreement_seconds: collective_seconds,
+            compute_seconds: cluster.compute_seconds,
+            spilled_bytes,
+            write_behind: swapping.write_behind,
+            prefetch: swapping.prefetch,
+            commit_every: swapping.commit_every,
+        }
+    };
+    let last_elems = params_per_rank - (chunks - 1) * chunk_elems;
+    let unit_bytes = swapping.stripe_unit_bytes;
+    let last = whole_sectors(last_elems, bytes).div_ceil(unit_bytes);
+    let units = (chunks - 1) * extent_bytes.div_ceil(unit_bytes) + last;
+    let spilled_units = gradients.spilled_bytes.div_ceil(unit_bytes);
+    let shape = Shape {
+        params_per_rank,
+        buffers,
+        kept,
+        extent_bytes,
+        gradient_memory_bytes: gradients.memory_bytes,
+        spilled_bytes: gradients.spilled_bytes,
+        moved_chunks,
+        collective_seconds,
+        processor_seconds: of_node(processor_ns) + norm_seconds,
+        memory_seconds: of_node(memory_ns),
+        units: swapping.slots() * units + spilled_units,
+        unit_bytes,
+        headroom: swapping.stripe_headroom,
+    };
+    Ok((shape, cluster.kinds.iter().map(rank).collect()))
+}
+
+/// What gradients take of a rank's memory, and of its drives.
+struct Gradients {
+    memory_bytes: u64,
+    spilled_bytes: u64,
+}
+
+impl Gradients {
+    fn of(swapping: &Swapping, params_per_rank: u64, chunk_elems: u64, extent_bytes: u64) -> Self {
+        if swapping.gradients == GradientPlace::Caller {
+            return Self { memory_bytes: 0, spilled_bytes: 0 };
+        }
+        let chunks = params_per_rank.div_ceil(chunk_elems);
+        let elems = |chunk: u64| chunk_elems.min(params_per_rank - chunk * chunk_elems);
+        let bytes = (0..chunks).map(|chunk| elems(chunk) * swapping.gradient_bytes);
+        let bytes: Vec<u64> = bytes.collect();
+        let GradientRoom { resident_chunks, buffers } =
+            GradientRoom::divide(swapping.gradients, &bytes, swapping.budget_bytes, extent_bytes);
+        let (resident, spilled) = bytes.split_at(resident_chunks);
+        Self {
+            memory_bytes: resident.iter().sum::<u64>() + buffers * bytes[0],
+            spilled_bytes: spilled.iter().sum(),
+        }
+    }
+}
+
+/// Bytes of an extent.
+fn whole_sectors(elems: u64, bytes: &StateBytes) -> u64 {
+    round_up((elems as f64 * bytes.space) as u64, 4096)
+}
+
+fn check(params: u64, cluster: &Cluster) -> Result<()> {
+    let is_speed = |speed: f64| speed.is_finite() && speed > 0.0;
+    let is_fast = |it: &Bandwidth| [it.read, it.write, it.mixed].into_iter().all(is_speed);
+    for kind in &cluster.kinds {
+        if kind.drives.is_empty() {
+            return Err(Error::usage("a node needs a drive").with("nodes", &kind.name).hint(
+                "name probed drives with --drives, a site with --site, or speeds with --drive-mbps",
+            ));
+        }
+        if !kind.drives.iter().all(|drive| is_fast(&drive.bandwidth)) {
+            return Err(Error::usage("a drive's speed must be above 0").with("nodes", &kind.name));
+        }
+        let is_weight = |weight: f64| weight.is_finite() && weight >= 0.0;
+        let some = kind.drives.iter().any(|drive| drive.weight > 0.0);
+        if !some || !kind.drives.iter().all(|drive| is_weight(drive.weight)) {
+            return Err(Error::usage("weights of drives must not be negative, nor all 0"));
+        }
+    }
+    if cluster.ranks() == 0 || cluster.kinds.iter().any(|kind| kind.nodes == 0) || params == 0 {
+        return Err(Error::usage("nodes, ranks on each and parameters must be at least 1"));
+    }
+    Ok(())
+}

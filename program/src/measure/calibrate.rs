@@ -1,0 +1,124 @@
+//! What a forecast wants to know of this machine beside its drives: how long processors need for a
+//! parameter, and how long ranks need to reach each other.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Instant;
+
+use half::bf16;
+
+use super::workload::{Workload, synthetic_inventory};
+use optswap::internals::config::{CodecsConfig, Config};
+use optswap::internals::coord::{Communicator, Solo, gather_all};
+use optswap::internals::error::Result;
+use optswap::internals::step::RankRecord;
+use optswap::internals::timers::Timer;
+use optswap::internals::units::Elems;
+
+/// Where state lies without a drive's slowness.
+const MEMORY: &str = "/dev/shm";
+/// Enough for every thread, few enough for a fraction of a second.
+const PARAMS: u64 = 4 << 20;
+/// Steps that are measured, after one that is not.
+const STEPS: u64 = 4;
+/// Collectives that are measured.
+const COLLECTIVES: usize = 300;
+
+/// Nanoseconds per parameter, all processors of this process working.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct ProcessorSpeed {
+    /// Checksums and update.
+    pub update_ns_per_param: f64,
+    /// The gradient's norm.
+    pub norm_ns_per_param: f64,
+}
+
+/// A directory that goes with its holder.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // It is empty by then, unless the optimizer could not be created.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Takes some steps with the state in memory, with these codecs.
+///
+/// # Errors
+/// If there is no room for it.
+pub fn measure_processors(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
+    // It is no job of the user's, and says nothing of itself.
+    let quiet = tracing::subscriber::NoSubscriber::default();
+    tracing::subscriber::with_default(quiet, || measure_in_memory(codecs))
+}
+
+fn measure_in_memory(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
+    let path = Path::new(MEMORY).join(format!("optswap-calibrate-{}", std::process::id()));
+    let directory = Directory(path);
+    // If it cannot be created, the optimizer says so.
+    let _ = std::fs::create_dir_all(&directory.0);
+    let mut config = Config { codecs: codecs.clone(), ..Config::default() };
+    config.drives.paths = vec![directory.0.clone()];
+    config.drives.allow_filesystems = vec!["tmpfs".to_owned()];
+    config.swap.chunk_elements = Elems(1 << 20);
+    let solo: Rc<dyn Communicator> = Rc::new(Solo::default());
+    let inventory = synthetic_inventory(PARAMS)?;
+    let mut work = Workload::create(&solo, &config, inventory, 0, false, bf16::from_f32)?;
+    work.run(1)?;
+    // The fastest counts: others may be at work on this machine, too.
+    let mut fastest = [f64::INFINITY; 2];
+    for _ in 0..STEPS {
+        work.optimizer.reset_records();
+        work.run(1)?;
+        let records = work.optimizer.gather_records()?;
+        let ns = |timers: &[Timer]| {
+            let seconds =
+                |record: &RankRecord| timers.iter().map(|it| record.seconds(*it)).sum::<f64>();
+            records.iter().map(seconds).sum::<f64>() * 1e9 / PARAMS as f64
+        };
+        let update = [Timer::VerifyChecksums, Timer::OptimizerStep, Timer::TakeChecksums];
+        fastest[0] = fastest[0].min(ns(&update));
+        fastest[1] = fastest[1].min(ns(&[Timer::SwapOutGradient]));
+    }
+    work.optimizer.close();
+    Ok(ProcessorSpeed { update_ns_per_param: fastest[0], norm_ns_per_param: fastest[1] })
+}
+
+/// How long ranks need to reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct CollectiveSpeed {
+    /// Seconds from one rank to the next.
+    pub hop_seconds: f64,
+    /// The mean of what delays a rank by chance.
+    pub noise_seconds: f64,
+}
+
+/// Collective: measures all-reduces of a step's size; `None` for one rank, which has none.
+///
+/// # Errors
+/// As every collective.
+pub fn measure_collectives(comm: &dyn Communicator) -> Result<Option<CollectiveSpeed>> {
+    if comm.size() < 2 {
+        return Ok(None);
+    }
+    let mut values = [0; 64];
+    let mut seconds = Vec::with_capacity(COLLECTIVES);
+    for _ in 0..COLLECTIVES {
+        comm.barrier()?;
+        let start = Instant::now();
+        comm.all_reduce_sum(&mut values)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let all: Vec<Vec<f64>> = gather_all(comm, &seconds)?;
+    let mut all: Vec<f64> = all.into_iter().flatten().collect();
+    all.sort_by(f64::total_cmp);
+    let median = all[all.len() / 2];
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    // There and back along a tree.
+    let hops = 2 * (usize::BITS - (comm.size() - 1).leading_zeros());
+    Ok(Some(CollectiveSpeed {
+        hop_seconds: median / f64::from(hops),
+        noise_seconds: (mean - median).max(0.0),
+    }))
+}

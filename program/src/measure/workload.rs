@@ -1,0 +1,182 @@
+//! The swapper at work without a training program: synthetic masters, and gradients that lie ready
+//! before the clock starts.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use half::bf16;
+use serde::{Deserialize, Serialize};
+
+use optswap::internals::config::{AccumulateIn, Config, GradientPlace};
+use optswap::internals::coord::Communicator;
+use optswap::internals::error::{Error, ErrorKind, Result};
+use optswap::internals::job::{answer_table_request, stop_request, table_request};
+use optswap::internals::optim::{GradElem, ParamElem};
+use optswap::internals::partition::Run;
+use optswap::internals::state::{Inventory, Parameter};
+use optswap::internals::step::{
+    Gradients, StepOptions, StepOutcome, Stop, SwappedOptimizer, Verifier,
+    fill_synthetic_gradients, fill_synthetic_masters,
+};
+
+/// The largest synthetic parameter, so that there are several.
+const PARAM_ELEMS_MAX: u64 = 16 << 20;
+
+/// Elements of a piece of gradient, where they are handed over.
+const HANDED_OVER_ELEMS: usize = 1 << 20;
+
+/// One rank's part of a model, its gradients, and the optimizer.
+pub(super) struct Workload<G> {
+    pub optimizer: SwappedOptimizer,
+    /// Steps take them in turns. They were made before: making them would take longer than a step
+    /// may, and reads of the next step go on meanwhile.
+    gradients: [Vec<G>; 2],
+    params: Vec<bf16>,
+    verifier: Option<Verifier>,
+    steps: u64,
+}
+
+/// What one rank measured over several steps.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Stretch {
+    /// From the first step's start until everything is on the drives, comparisons left out.
+    pub seconds: f64,
+    /// The same, until this rank's own last write ended, before it waits for others.
+    pub done_seconds: f64,
+    /// The same, until its last write to each of its drives ended.
+    pub drive_done_seconds: Vec<f64>,
+    /// Of each `step()`, in seconds.
+    pub step_seconds: Vec<f64>,
+}
+
+impl<G: GradElem> Workload<G> {
+    /// Collective: creates the job and initialises it.
+    ///
+    /// # Errors
+    /// As [`SwappedOptimizer::create`].
+    pub fn create(
+        comm: &Rc<dyn Communicator>,
+        config: &Config,
+        inventory: Inventory,
+        seed: u64,
+        verifies: bool,
+        convert: impl Fn(f32) -> G,
+    ) -> Result<Self> {
+        let mut optimizer = SwappedOptimizer::create(config, inventory, Rc::clone(comm))?;
+        let flat_start = optimizer.partition().flat().start;
+        let fill = |run: &Run, masters: &mut [f32]| {
+            fill_synthetic_masters(seed, flat_start + run.shard_offset, masters);
+            Ok(())
+        };
+        let elems = optimizer.partition().elems() as usize;
+        let mut params = vec![bf16::ZERO; elems];
+        optimizer.initialize_parameters_into(&mut params, fill)?;
+        let verifier = match verifies {
+            true => Some(Verifier::new(&optimizer, fill)?),
+            false => None,
+        };
+        let gradients = [1, 2].map(|turn| {
+            let mut shard: Vec<G> = vec![convert(0.0); elems];
+            fill_synthetic_gradients(seed, turn, flat_start, &mut shard, &convert);
+            shard
+        });
+        Ok(Self { optimizer, gradients, params, verifier, steps: 0 })
+    }
+
+    /// Collective: the digest of the state.
+    ///
+    /// # Errors
+    /// Agreed errors of the drives.
+    pub fn state_digest(&mut self) -> Result<String> {
+        self.optimizer.state_digest_with(&self.params)
+    }
+
+    /// Collective: so many steps, until everything is on the drives.
+    ///
+    /// # Errors
+    /// As [`SwappedOptimizer::step`]; terminated, agreed, after a signal.
+    pub fn run(&mut self, steps: u64) -> Result<Stretch> {
+        let mut stretch = Stretch::default();
+        // Writes and reads cross the ends of steps: both ends of a stretch are drained.
+        self.optimizer.flush()?;
+        self.optimizer.communicator().barrier()?;
+        let start = Instant::now();
+        let mut comparing = Duration::ZERO;
+        for _ in 0..steps {
+            let begin = Instant::now();
+            let stop = if stop_request().is_some() { Stop::AfterThisStep } else { Stop::No };
+            let wants_table = table_request();
+            let options = StepOptions { stop, wants_table, ..StepOptions::default() };
+            let outcome = self.step(options)?;
+            stretch.step_seconds.push(begin.elapsed().as_secs_f64());
+            self.steps += 1;
+            answer_table_request(&self.optimizer, &outcome)?;
+            if outcome.stop {
+                let stopped = "stopped by a signal: nothing is measured";
+                return Err(Error::new(ErrorKind::Terminated, stopped).agreed());
+            }
+            let before = Instant::now();
+            if let Some(verifier) = &mut self.verifier {
+                let shard = &self.gradients[((self.steps - 1) % 2) as usize];
+                let gradients = &self.optimizer.plan().config().gradients;
+                let is_rounded = gradients.place != GradientPlace::Caller
+                    && gradients.accumulate_in == AccumulateIn::Bf16;
+                let widen = |gradient: &G| match is_rounded {
+                    true => bf16::emit(gradient.load()).load(),
+                    false => gradient.load(),
+                };
+                let widened: Vec<f32> = shard.iter().map(widen).collect();
+                verifier.step(&self.optimizer, &outcome, &widened);
+                verifier.check_with(&mut self.optimizer, &self.params)?;
+                comparing += before.elapsed();
+            }
+        }
+        self.optimizer.flush()?;
+        let without = |took: Duration| took.saturating_sub(comparing).as_secs_f64();
+        stretch.seconds = without(start.elapsed());
+        let done = |last: Instant| match last > start {
+            true => without(last - start),
+            // Where all state stays in memory, nothing is written.
+            false => 0.0,
+        };
+        let of_drives = self.optimizer.last_swap_outs().into_iter().map(done);
+        stretch.drive_done_seconds = of_drives.collect();
+        let last = stretch.drive_done_seconds.iter().copied().fold(0.0, f64::max);
+        stretch.done_seconds = if last > 0.0 { last } else { stretch.seconds };
+        Ok(stretch)
+    }
+
+    /// Collective: a step with the gradients borrowed, or handed over, the last ones first, where
+    /// the configuration has a place for them.
+    fn step(&mut self, options: StepOptions<'_>) -> Result<StepOutcome> {
+        let shard = &self.gradients[(self.steps % 2) as usize];
+        if self.optimizer.plan().config().gradients.place == GradientPlace::Caller {
+            let gradients = Gradients::of_shard(self.optimizer.partition(), shard)?;
+            return self.optimizer.step(&gradients, &mut self.params, options);
+        }
+        for piece in self.optimizer.partition().pieces().to_vec().iter().rev() {
+            let (first, mut end) = (piece.in_shard().start, piece.in_shard().end);
+            while end > first {
+                let start = end.saturating_sub(HANDED_OVER_ELEMS).max(first);
+                let offset = piece.param_offset + (start - first) as u64;
+                let grads = &shard[start..end];
+                self.optimizer.swap_out_gradients(piece.param, offset, grads, true)?;
+                end = start;
+            }
+        }
+        self.optimizer.step_gradients(&mut self.params, options)
+    }
+}
+
+/// A model of so many elements.
+///
+/// # Errors
+/// Usage, if there are none or too many.
+pub fn synthetic_inventory(params: u64) -> Result<Inventory> {
+    let count = params.div_ceil(PARAM_ELEMS_MAX);
+    let parameter = |index: u64| {
+        let elems = PARAM_ELEMS_MAX.min(params - index * PARAM_ELEMS_MAX);
+        Parameter::new(format!("synthetic.{index}"), [elems as usize])
+    };
+    Inventory::new((0..count).map(parameter).collect())
+}

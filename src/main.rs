@@ -1,7 +1,0 @@
-//! The `optswap` program; see `optswap --help`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    optswap::cli::run()
-}
