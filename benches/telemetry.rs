@@ -10,7 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark may end where it fails")]
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::config::Config;
@@ -34,7 +34,7 @@ fn job(name: &str, drive: &Path, report: Option<&Path>) -> SwappedOptimizer {
     config.validate().unwrap();
     let inventory = Inventory::new(vec![Parameter::new("w", [PARAMS])]).unwrap();
     let mut optimizer =
-        SwappedOptimizer::create(&config, inventory, Rc::new(Solo::default())).unwrap();
+        SwappedOptimizer::create(&config, inventory, Arc::new(Solo::default())).unwrap();
     optimizer
         .initialize_parameters(|_, masters| {
             masters.fill(0.01);

@@ -10,7 +10,7 @@
 //! some steps is the same for any number of ranks per half. It prints its digest.
 
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Parser;
 use half::bf16;
@@ -68,7 +68,7 @@ fn slices(inventory: &Inventory, shared: &dyn Communicator) -> Vec<Piece> {
     params.map(slice).collect()
 }
 
-fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
+fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
     if comm.size() < 2 {
         return Err(Error::usage("a model in two halves needs two ranks at least")
             .hint("launch/ranks 4 target/release/examples/model_parallel ...")
@@ -80,7 +80,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let inventory = agree(&**comm, half_of_model())?;
     let sharding = Sharding::own(slices(&inventory, &*shared)).among(shared);
     let mut optimizer =
-        SwappedOptimizer::create_sharded(&config, inventory.clone(), Rc::clone(comm), &sharding)?;
+        SwappedOptimizer::create_sharded(&config, inventory.clone(), Arc::clone(comm), &sharding)?;
 
     // What a half has alone differs; the copies of the norm are alike.
     let seed = |run: &Run| match inventory.parameter(run.param).replicated {

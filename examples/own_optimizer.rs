@@ -10,7 +10,7 @@
 //! same update in memory after every step, and its digest is printed.
 
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Parser;
 use half::bf16;
@@ -56,14 +56,14 @@ fn rmsprop(hyper: &Hyperparameters, scale: f32, grads: &[f32], arrays: &mut [&mu
     }
 }
 
-fn train(args: &Args, comm: Rc<dyn Communicator>) -> Result<()> {
+fn train(args: &Args, comm: Arc<dyn Communicator>) -> Result<()> {
     let mut config = agree(&*comm, args.swap.resolve())?;
     let square_avg = StateTensorSpec::new("square_avg", 0.0);
     config.optimizer.own = Some(OptimizerSpec::own("rmsprop", [square_avg]));
     let sizes = [("embedding", 300_000), ("norm.bias", 500), ("head", 120_001)];
     let parameters = sizes.map(|(name, size)| Parameter::new(name, [size]));
     let inventory = agree(&*comm, Inventory::new(parameters.to_vec()))?;
-    let mut optimizer = SwappedOptimizer::create(&config, inventory.clone(), Rc::clone(&comm))?;
+    let mut optimizer = SwappedOptimizer::create(&config, inventory.clone(), Arc::clone(&comm))?;
 
     let elems = optimizer.partition().elems() as usize;
     let (mut shard, mut params) = (vec![0.0f32; elems], vec![bf16::ZERO; elems]);

@@ -8,7 +8,7 @@
 mod small_job;
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::config::{CacheSize, Config, Durability, EngineName, FaultConfig, FaultKind};
@@ -42,7 +42,7 @@ fn bytes_of_steps(optimizer: &mut SwappedOptimizer, steps: u64) -> Result<[u64; 
 }
 
 /// A job's digest after four steps.
-fn digest_of(config: &Config, sizes: &[usize], comm: Rc<dyn Communicator>) -> Result<String> {
+fn digest_of(config: &Config, sizes: &[usize], comm: Arc<dyn Communicator>) -> Result<String> {
     let mut optimizer = start(config, sizes, comm)?;
     step_until(&mut optimizer, 4)?;
     let digest = optimizer.state_digest()?;
@@ -161,7 +161,7 @@ type Seen = std::result::Result<String, String>;
 
 /// Runs a job to its end, with a flush after every step if told so. A durable job goes back after
 /// an error and must come to the right end; gives the error all the same.
-fn run(config: &Config, flushes: bool, comm: Rc<dyn Communicator>) -> Seen {
+fn run(config: &Config, flushes: bool, comm: Arc<dyn Communicator>) -> Seen {
     let mut job = Job::start(config, comm).unwrap();
     let try_steps = |job: &mut Job| -> Result<String> {
         while job.optimizer.attempts() < STEPS {

@@ -8,7 +8,7 @@ mod support;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::checkpoint::{
@@ -25,8 +25,8 @@ use support::world::{all, config_for, inventory, on_ranks, start, step_into, ste
 
 const SIZES: [usize; 4] = [9000, 5000, 12_000, 40_000];
 
-fn checkpoints(config: &Config, comm: &Rc<dyn Communicator>) -> Checkpoints {
-    Checkpoints::open(config, Rc::clone(comm)).unwrap()
+fn checkpoints(config: &Config, comm: &Arc<dyn Communicator>) -> Checkpoints {
+    Checkpoints::open(config, Arc::clone(comm)).unwrap()
 }
 
 /// A configuration whose checkpoints lie beside the drives.
@@ -39,7 +39,7 @@ fn saving(drives: &Drives) -> Config {
 /// Two steps on `ranks` ranks, saved.
 fn save_after_two(config: &Config, ranks: usize) -> Saved {
     let saved = all(on_ranks(ranks, |comm| {
-        let mut optimizer = start(config, &SIZES, Rc::clone(&comm))?;
+        let mut optimizer = start(config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
         let saved = checkpoints(config, &comm).save(&mut optimizer, None, b"where I was")?;
         optimizer.close();
@@ -48,8 +48,12 @@ fn save_after_two(config: &Config, ranks: usize) -> Saved {
     saved.into_iter().next().unwrap()
 }
 
-fn load(config: &Config, directory: &Path, comm: Rc<dyn Communicator>) -> Result<SwappedOptimizer> {
-    let mut optimizer = SwappedOptimizer::create(config, inventory(&SIZES), Rc::clone(&comm))?;
+fn load(
+    config: &Config,
+    directory: &Path,
+    comm: Arc<dyn Communicator>,
+) -> Result<SwappedOptimizer> {
+    let mut optimizer = SwappedOptimizer::create(config, inventory(&SIZES), Arc::clone(&comm))?;
     let blob = checkpoints(config, &comm).load(&mut optimizer, directory)?;
     assert_eq!(blob, b"where I was");
     assert_eq!(optimizer.attempts(), 2);
@@ -111,14 +115,14 @@ fn a_save_during_training_reads_nothing_twice_and_holds_the_state_before_the_ste
     let exported = drives.path().join("at-rest");
     export_safetensors(&at_rest.directory, &exported, &mut |_, _| ()).unwrap();
     let results = all(on_ranks(2, |comm| {
-        let mut optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+        let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
         optimizer.reset_records();
         step_until(&mut optimizer, 3)?;
         let plain: u64 = optimizer.gather_records()?.iter().map(|rank| rank.read_bytes()).sum();
         optimizer.close();
 
-        let mut optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+        let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
         let mut checkpoints = checkpoints(&config, &comm);
         checkpoints.begin(&mut optimizer, Some("during"), b"where I was")?;
@@ -151,7 +155,7 @@ fn saving_again_replaces_and_old_ones_go() {
     let mut config = saving(&drives);
     config.checkpoint.keep_last = 2;
     all(on_ranks(2, |comm| {
-        let mut optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+        let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         let mut checkpoints = checkpoints(&config, &comm);
         let mut saved = Vec::new();
         for attempts in 1..=4 {
@@ -230,7 +234,8 @@ fn another_model_is_refused_by_its_first_difference() {
     let mut sizes = SIZES;
     sizes[2] += 1;
     let results = on_ranks(2, |comm| {
-        let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes), Rc::clone(&comm))?;
+        let mut optimizer =
+            SwappedOptimizer::create(&config, inventory(&sizes), Arc::clone(&comm))?;
         checkpoints(&config, &comm).load(&mut optimizer, &saved.directory)
     });
     for result in results {
@@ -367,7 +372,7 @@ fn a_reflinked_checkpoint_takes_no_room_and_keeps_its_bytes() {
     std::fs::create_dir(&config.drives.paths[0]).unwrap();
     let sizes = [3_000_000];
     let results = all(on_ranks(1, |comm| {
-        let mut optimizer = start(&config, &sizes, Rc::clone(&comm))?;
+        let mut optimizer = start(&config, &sizes, Arc::clone(&comm))?;
         step_until(&mut optimizer, 1)?;
         let digest = optimizer.state_digest()?;
         let free = xfs.free_bytes();
@@ -384,7 +389,7 @@ fn a_reflinked_checkpoint_takes_no_room_and_keeps_its_bytes() {
     let loaded = all(on_ranks(2, |comm| {
         let mut other = config_for(&others);
         other.checkpoint.dir.clone_from(&config.checkpoint.dir);
-        let mut optimizer = SwappedOptimizer::create(&other, inventory(&sizes), Rc::clone(&comm))?;
+        let mut optimizer = SwappedOptimizer::create(&other, inventory(&sizes), Arc::clone(&comm))?;
         checkpoints(&other, &comm).load(&mut optimizer, &saved.directory)?;
         optimizer.state_digest()
     }));

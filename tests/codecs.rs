@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::checkpoint::Checkpoints;
@@ -37,7 +37,7 @@ struct Job {
 }
 
 impl Job {
-    fn start(config: &Config, comm: Rc<dyn Communicator>) -> Result<Self> {
+    fn start(config: &Config, comm: Arc<dyn Communicator>) -> Result<Self> {
         let mut optimizer = SwappedOptimizer::create(config, inventory(&SIZES), comm)?;
         let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
         let flat = optimizer.partition().flat().start;
@@ -73,7 +73,7 @@ fn fill(flat: u64) -> impl FnMut(&Run, &mut [f32]) -> Result<()> {
 }
 
 /// Trains with a verifier beside it; gives the digest.
-fn train(config: &Config, steps: u64, comm: Rc<dyn Communicator>) -> Result<String> {
+fn train(config: &Config, steps: u64, comm: Arc<dyn Communicator>) -> Result<String> {
     let mut job = Job::start(config, comm)?;
     let mut verifier = Verifier::of_state(&mut job.optimizer, &job.params)?;
     for _ in 0..steps {
@@ -235,7 +235,7 @@ fn checkpoints_hold_the_whole_state_for_any_codec_and_number_of_ranks() {
         let mut config = with_codecs(config_for(&drives), codecs, Rounding::Nearest);
         config.checkpoint.dir = Some(drives.path().join("checkpoints"));
         let saved = on_ranks(3, |comm| {
-            let mut job = Job::start(&config, Rc::clone(&comm))?;
+            let mut job = Job::start(&config, Arc::clone(&comm))?;
             job.step(None)?;
             let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
             checkpoints.begin(&mut job.optimizer, None, b"")?;
@@ -264,7 +264,8 @@ fn checkpoints_hold_the_whole_state_for_any_codec_and_number_of_ranks() {
                     config.checkpoint.dir.clone_from(&Some(drives.path().join("checkpoints")));
                     config.drives.paths = elsewhere.paths();
                     let sizes = inventory(&SIZES);
-                    let mut optimizer = SwappedOptimizer::create(&config, sizes, Rc::clone(&comm))?;
+                    let mut optimizer =
+                        SwappedOptimizer::create(&config, sizes, Arc::clone(&comm))?;
                     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                     let checkpoints = Checkpoints::open(&config, comm).unwrap();
                     checkpoints.load_into(&mut optimizer, &saved.directory, &mut params)?;
@@ -324,7 +325,7 @@ fn what_does_not_fit_a_halved_master_is_a_usage_error_and_changes_nothing() {
     let drives = Drives::new(1);
     let config = with_codecs(config_for(&drives), "remainder16", Rounding::Nearest);
     let results = on_ranks(2, |comm| {
-        let mut fresh = SwappedOptimizer::create(&config, inventory(&SIZES), Rc::clone(&comm))?;
+        let mut fresh = SwappedOptimizer::create(&config, inventory(&SIZES), Arc::clone(&comm))?;
         let flat = fresh.partition().flat().start;
         let error = fresh.initialize_parameters(fill(flat)).unwrap_err();
         assert!(error.to_string().contains("must be bf16"), "{error}");

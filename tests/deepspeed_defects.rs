@@ -6,7 +6,7 @@
 mod support;
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::config::{Config, EngineName, FaultConfig, FaultKind, LossScaleMode};
@@ -23,7 +23,7 @@ const SIZES: [usize; 3] = [9000, 5000, 12_000];
 const ENGINES: [EngineName; 2] = [EngineName::Threads, EngineName::Uring];
 
 /// Trains for so many steps; gives the digest.
-fn digest_after(config: &Config, comm: Rc<dyn Communicator>, steps: u64) -> Result<String> {
+fn digest_after(config: &Config, comm: Arc<dyn Communicator>, steps: u64) -> Result<String> {
     let mut optimizer = start(config, &SIZES, comm)?;
     step_until(&mut optimizer, steps)?;
     let digest = optimizer.state_digest()?;
@@ -153,8 +153,8 @@ fn two_jobs_on_one_path_collide() {
     first.job = "first".to_owned();
     second.job = "second".to_owned();
     all(on_ranks(1, |comm| {
-        let mut one = start(&first, &SIZES, Rc::clone(&comm))?;
-        let mut other = start(&second, &SIZES, Rc::clone(&comm))?;
+        let mut one = start(&first, &SIZES, Arc::clone(&comm))?;
+        let mut other = start(&second, &SIZES, Arc::clone(&comm))?;
         step_until(&mut one, 1)?;
         step_until(&mut other, 3)?;
         step_until(&mut one, 3)?;

@@ -8,7 +8,7 @@ mod support;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::checkpoint::{Checkpoints, scrub, verify_drives};
@@ -247,8 +247,8 @@ fn a_corrupt_chunk_is_named_never_trained_on_and_repaired_from_a_checkpoint() {
     let drives = Drives::new(2);
     let mut config = durable_config_for(&drives, 1);
     config.checkpoint.dir = Some(drives.path().join("checkpoints"));
-    let saved = all(on_ranks(2, |comm: Rc<dyn Communicator>| {
-        let mut optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+    let saved = all(on_ranks(2, |comm: Arc<dyn Communicator>| {
+        let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 3)?;
         Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"")
     }));
@@ -289,7 +289,7 @@ fn a_scrub_writes_nothing_that_the_record_does_not_promise() {
     let mut config = durable_config_for(&drives, 1);
     config.checkpoint.dir = Some(drives.path().join("checkpoints"));
     let saved = all(on_ranks(1, |comm| {
-        let mut optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+        let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
         let saved = Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"")?;
         step_until(&mut optimizer, 3)?;
@@ -391,7 +391,7 @@ fn jobs_share_drives_unless_one_of_them_does_not_want_to() {
         other.drives.exclusive = second;
         other.durability.mode = Durability::Step;
         all(on_ranks(1, |comm| {
-            let optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+            let optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
             let neighbour = start(&other, &SIZES, comm);
             match is_shared {
                 true => drop(neighbour?),

@@ -12,7 +12,7 @@
 mod small_job;
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind};
 use optswap::coord::Communicator;
@@ -58,7 +58,7 @@ enum Seen {
 }
 
 /// Runs the job; after an error, goes back to the last commit and checks what it gets back.
-fn run(config: &Config, comm: Rc<dyn Communicator>) -> Result<Seen> {
+fn run(config: &Config, comm: Arc<dyn Communicator>) -> Result<Seen> {
     let mut job = Job::start(config, comm)?;
     let mut emitted = vec![job.params.clone()];
     let mut taken = Ok(());

@@ -8,7 +8,7 @@
 mod handed_over;
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use handed_over::{config_for, hand_over, micro_batch, step_borrowed, step_handed_over};
@@ -38,7 +38,7 @@ fn train(
     config: &Config,
     sizes: &[usize],
     batches: u64,
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
 ) -> Result<Trained> {
     let mut optimizer = start(config, sizes, comm)?;
     let mut params = params_of(&optimizer);

@@ -6,7 +6,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use optswap::checkpoint::{CheckpointReader, Checkpoints, export_safetensors, import_safetensors};
 use optswap::config::Config;
@@ -26,7 +26,7 @@ fn saved(drives: &Drives) -> (PathBuf, PathBuf) {
         ..config_for(drives)
     };
     let saved = on_ranks(2, |comm| {
-        let mut optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+        let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
         Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"blob")
     });

@@ -6,7 +6,7 @@
 mod support;
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::checkpoint::{
@@ -54,7 +54,7 @@ fn sharding(comm: &dyn Communicator, odd_have_slices: bool) -> Result<Sharding> 
 
 fn begin(
     config: &Config,
-    comm: &Rc<dyn Communicator>,
+    comm: &Arc<dyn Communicator>,
     odd_have_slices: bool,
 ) -> Result<SwappedOptimizer> {
     let sharding = sharding(&**comm, odd_have_slices)?;
@@ -210,7 +210,7 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
     let saved = all(on_ranks(4, |comm| {
         let mut optimizer = begin(&config, &comm, true)?;
         go_on(&mut optimizer)?;
-        let mut checkpoints = Checkpoints::open(&config, Rc::clone(&comm)).unwrap();
+        let mut checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap();
         let saved = checkpoints.save(&mut optimizer, None, b"")?;
         let found = checkpoints.newest_whole(&half(number(&*comm)), optimizer.group())?;
         assert_eq!(found, Some((1, saved.directory.clone())));
@@ -225,8 +225,8 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
             let sharding = sharding(&*comm, odd_have_slices)?;
             let create = SwappedOptimizer::create_sharded;
             let inventory = half(number(&*comm));
-            let mut optimizer = create(&config, inventory, Rc::clone(&comm), &sharding)?;
-            let checkpoints = Checkpoints::open(&config, Rc::clone(&comm)).unwrap();
+            let mut optimizer = create(&config, inventory, Arc::clone(&comm), &sharding)?;
+            let checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap();
             checkpoints.load(&mut optimizer, &directory)?;
             go_on(&mut optimizer)?;
             let digest = optimizer.element_digest()?;

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::checkpoint::Checkpoints;
@@ -150,7 +150,7 @@ fn a_checkpoint_brings_the_scale_to_any_number_of_ranks() {
     let mut config = dynamic(config_for(&drives));
     config.checkpoint.dir = Some(folder.path().to_owned());
     let directory = all(on_ranks(2, |comm| {
-        let mut optimizer = start(&config, &SIZES, Rc::clone(&comm))?;
+        let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         for overflows in [true, false, false, false] {
             scale_after(&mut optimizer, overflows)?;
         }
@@ -161,8 +161,8 @@ fn a_checkpoint_brings_the_scale_to_any_number_of_ranks() {
     }))
     .remove(0);
     let load = |ranks: usize, config: &Config| {
-        all(on_ranks(ranks, |comm: Rc<dyn Communicator>| {
-            let mut optimizer = start(config, &SIZES, Rc::clone(&comm))?;
+        all(on_ranks(ranks, |comm: Arc<dyn Communicator>| {
+            let mut optimizer = start(config, &SIZES, Arc::clone(&comm))?;
             let checkpoints = Checkpoints::open(config, comm).unwrap();
             checkpoints.load(&mut optimizer, &directory)?;
             let before = optimizer.loss_scaler().scale();

@@ -8,7 +8,7 @@
 mod handed_over;
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{CHUNK_BYTES, micro_batch};
@@ -127,7 +127,7 @@ fn step(
 }
 
 /// A warm first step, gradients out, swap in with the next one prefetched, update, swap out.
-fn train_as_stage_3_does(config: &Config, comm: Rc<dyn Communicator>) -> Result<String> {
+fn train_as_stage_3_does(config: &Config, comm: Arc<dyn Communicator>) -> Result<String> {
     let sizes = sizes(comm.size());
     let mut optimizer = SwappedOptimizer::create(config, inventory(&sizes), comm)?;
     let fill = masters(optimizer.partition().flat().start);
@@ -340,7 +340,7 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
     let mut config = rmsprop_config(&drives, false);
     config.checkpoint.dir = Some(drives.path().join("checkpoints"));
     let saved = all(on_ranks(2, |comm| {
-        let mut optimizer = support::world::start(&config, &sizes(1), Rc::clone(&comm))?;
+        let mut optimizer = support::world::start(&config, &sizes(1), Arc::clone(&comm))?;
         let shard = shard_gradients(&optimizer, 1);
         let gradients = some_gradients(&optimizer, &shard, 1);
         let mut params = vec![(); shard.len()];
@@ -352,8 +352,8 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
         Ok((saved.directory, digest))
     }));
     let (directory, digest) = &saved[0];
-    let load = |config: &Config, comm: Rc<dyn Communicator>| {
-        let made = SwappedOptimizer::create(config, inventory(&sizes(1)), Rc::clone(&comm));
+    let load = |config: &Config, comm: Arc<dyn Communicator>| {
+        let made = SwappedOptimizer::create(config, inventory(&sizes(1)), Arc::clone(&comm));
         let mut optimizer = made?;
         Checkpoints::open(config, comm).unwrap().load(&mut optimizer, directory)?;
         optimizer.state_digest()

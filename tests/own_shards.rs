@@ -6,7 +6,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::checkpoint::{
@@ -160,7 +160,7 @@ fn save(config: &Config, ranks: usize, is_own: bool) -> PathBuf {
         let sharding = if is_own { own(inventory, &*comm, 7) } else { Sharding::default() };
         let mut optimizer = start(config, inventory, &comm, &sharding, SEED)?;
         step(&mut optimizer, SEED, None)?;
-        let mut checkpoints = Checkpoints::open(config, Rc::clone(&comm)).unwrap();
+        let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap();
         checkpoints.begin(&mut optimizer, None, b"blob")?;
         // The step hands over what it was before.
         step(&mut optimizer, SEED, None)?;
@@ -177,8 +177,8 @@ fn go_on(config: &Config, directory: &Path, ranks: usize, is_own: bool) -> Strin
     let digests = all(on_ranks(ranks, |comm| {
         let sharding = if is_own { own(inventory, &*comm, 100) } else { Sharding::default() };
         let create = SwappedOptimizer::create_sharded;
-        let mut optimizer = create(config, inventory.clone(), Rc::clone(&comm), &sharding)?;
-        let checkpoints = Checkpoints::open(config, Rc::clone(&comm)).unwrap();
+        let mut optimizer = create(config, inventory.clone(), Arc::clone(&comm), &sharding)?;
+        let checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap();
         assert_eq!(checkpoints.load(&mut optimizer, directory)?, b"blob");
         assert_eq!(optimizer.attempts(), 1);
         for _ in 0..2 {
@@ -291,7 +291,7 @@ fn a_checkpoint_repairs_and_replaces_shards_of_other_pieces() {
             let (mut training, origin) = Training::start_sharded(
                 &config,
                 inventory.clone(),
-                Rc::clone(&comm),
+                Arc::clone(&comm),
                 &sharding,
                 None,
                 &mut params,

@@ -7,7 +7,7 @@
 mod handed_over;
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{
@@ -33,7 +33,7 @@ fn digest_of(
     config: &Config,
     sizes: &[usize],
     batches: u64,
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
 ) -> Result<String> {
     let mut optimizer = start(config, sizes, comm)?;
     let mut params = params_of(&optimizer);
@@ -115,7 +115,7 @@ enum Seen {
     StateLost,
 }
 
-fn disturbed(config: &Config, comm: Rc<dyn Communicator>) -> Result<(Seen, Vec<String>)> {
+fn disturbed(config: &Config, comm: Arc<dyn Communicator>) -> Result<(Seen, Vec<String>)> {
     let mut optimizer = start(config, &[20_000, 4000], comm)?;
     let mut params = params_of(&optimizer);
     let mut errors: Vec<String> = Vec::new();

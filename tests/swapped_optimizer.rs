@@ -8,7 +8,7 @@ mod support;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::config::{Config, EngineName, FaultConfig, FaultKind, VerifyChecksums};
@@ -25,7 +25,7 @@ use support::world::{config_for, inventory, on_ranks, shard_gradients};
 fn start(
     config: &Config,
     sizes: &[usize],
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
 ) -> Result<(SwappedOptimizer, Verifier)> {
     let mut optimizer = SwappedOptimizer::create(config, inventory(sizes), comm)?;
     let flat_start = optimizer.partition().flat().start;
@@ -43,7 +43,7 @@ fn train(
     config: &Config,
     sizes: &[usize],
     steps: u64,
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
 ) -> Result<String> {
     let (mut optimizer, mut verifier) = start(config, sizes, comm)?;
     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
@@ -293,8 +293,8 @@ fn a_living_job_of_the_same_name_is_left_alone() {
     let drives = Drives::new(1);
     let config = config_for(&drives);
     let results = on_ranks(1, |comm| {
-        let (mut first, verifier) = start(&config, &SIZES, Rc::clone(&comm))?;
-        let error = start(&config, &SIZES, Rc::clone(&comm)).map(drop).unwrap_err();
+        let (mut first, verifier) = start(&config, &SIZES, Arc::clone(&comm))?;
+        let error = start(&config, &SIZES, Arc::clone(&comm)).map(drop).unwrap_err();
         verifier.check(&mut first)?;
         let mut other = config.clone();
         other.job = "other".to_owned();

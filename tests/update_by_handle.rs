@@ -7,7 +7,7 @@
 mod handed_over;
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -40,7 +40,7 @@ struct Job {
 }
 
 impl Job {
-    fn start(config: &Config, comm: Rc<dyn Communicator>) -> Result<Self> {
+    fn start(config: &Config, comm: Arc<dyn Communicator>) -> Result<Self> {
         let optimizer = start(config, &SIZES, comm)?;
         let params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
         Ok(Self { optimizer, params })
@@ -120,7 +120,7 @@ fn sub_groups_come_in_order_each_once() {
 fn a_handle_is_good_for_one_chunk_of_one_optimizer_once() {
     let (drives, others) = (Drives::new(1), Drives::new(1));
     all(on_ranks(1, |comm| {
-        let mut job = Job::start(&small_config(&drives, 4), Rc::clone(&comm))?;
+        let mut job = Job::start(&small_config(&drives, 4), Arc::clone(&comm))?;
         let mut other = Job::start(&small_config(&others, 4), comm)?;
         let before = job.optimizer.state_digest()?;
         job.begin()?;
@@ -249,7 +249,7 @@ fn an_update_that_nobody_ends_goes_with_its_optimizer() {
     let mut config = small_config(&drives, 4);
     config.durability.mode = optswap::config::Durability::Step;
     all(on_ranks(1, |comm| {
-        let mut job = Job::start(&config, Rc::clone(&comm))?;
+        let mut job = Job::start(&config, Arc::clone(&comm))?;
         let before = job.optimizer.state_digest()?;
         job.begin()?;
         job.optimizer.swap_in_optimizer_state(0)?;

@@ -7,7 +7,7 @@
 mod handed_over;
 mod support;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{GRADIENT_BYTES, hand_over};
@@ -115,7 +115,7 @@ fn a_drive_that_fails_under_the_door_is_an_error_on_all_ranks() {
 /// which no step can be taken.
 fn before_a_skipped_step(
     config: &Config,
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
     wrong: f32,
 ) -> Result<(SwappedOptimizer, String, Vec<f32>)> {
     let is_first = comm.rank().0 == 0;

@@ -19,7 +19,7 @@ mod progress;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Parser;
 use half::bf16;
@@ -144,7 +144,7 @@ impl Task {
     }
 }
 
-fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
+fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
     let Task { config, model: model_config, corpus } = agree(&**comm, Task::read(args))?;
 
     let parameters = model_config.parameters().into_iter();
@@ -158,7 +158,7 @@ fn train(args: &Args, comm: &Rc<dyn Communicator>) -> Result<()> {
     let bar = cli::bytes_bar("checkpoint", comm.rank().0 == 0);
     let mut shard_params = Vec::new();
     let (mut training, origin) =
-        Training::start(&config, inventory, Rc::clone(comm), Some(bar), &mut shard_params, fill)?;
+        Training::start(&config, inventory, Arc::clone(comm), Some(bar), &mut shard_params, fill)?;
     let mut verifier = match args.verify {
         true => Some(Verifier::of_state(training.optimizer_mut(), &shard_params)?),
         false => None,

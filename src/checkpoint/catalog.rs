@@ -1,9 +1,8 @@
 //! A job's checkpoints: saving while training goes on, finding the newest, loading, keeping the
 //! last few.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::directories::{create_directory, list, remove_old, remove_other_generations};
 use super::manifest::{Manifest, hexadecimal};
@@ -21,7 +20,7 @@ use crate::units::ChunkIndex;
 
 /// The checkpoints of one job in one directory. All ranks have one, and see the same directory.
 pub struct Checkpoints {
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
     job: String,
     /// `DIR/JOB`
     directory: PathBuf,
@@ -33,7 +32,7 @@ pub struct Checkpoints {
 
 struct UnderWay {
     directory: PathBuf,
-    writer: Rc<RefCell<ShardWriter>>,
+    writer: Arc<Mutex<ShardWriter>>,
     /// Without shards yet.
     manifest: Manifest,
 }
@@ -51,7 +50,7 @@ pub struct Saved {
 
 impl Checkpoints {
     /// The checkpoints of the configured job; `None` without `checkpoint.dir`.
-    pub fn open(config: &Config, comm: Rc<dyn Communicator>) -> Option<Self> {
+    pub fn open(config: &Config, comm: Arc<dyn Communicator>) -> Option<Self> {
         let directory = config.checkpoint.dir.as_ref()?.join(&config.job);
         Some(Self {
             comm,
@@ -106,10 +105,10 @@ impl Checkpoints {
         let writer = ShardWriter::create(file, &generation, plan.partition(), pieces, |chunk| {
             plan.saved_layout(chunk)
         });
-        let writer = Rc::new(RefCell::new(agree(&*self.comm, writer)?));
+        let writer = Arc::new(Mutex::new(agree(&*self.comm, writer)?));
         let manifest = self.manifest_of(optimizer, generation, user_blob);
         let manifest = agree(&*self.comm, manifest)?;
-        self.under_way = Some(UnderWay { directory, writer: Rc::clone(&writer), manifest });
+        self.under_way = Some(UnderWay { directory, writer: Arc::clone(&writer), manifest });
         if self.reflink {
             // The state files are copied without the optimizer.
             optimizer.write_back()?;
@@ -123,12 +122,11 @@ impl Checkpoints {
     }
 
     /// Collective: shares the blocks of the state files, if that is possible on all ranks.
-    fn clone_all(
-        &self,
-        optimizer: &SwappedOptimizer,
-        writer: &RefCell<ShardWriter>,
-    ) -> Result<bool> {
-        let cloned = copy::clone_shard(optimizer, &mut writer.borrow_mut());
+    fn clone_all(&self, optimizer: &SwappedOptimizer, writer: &Mutex<ShardWriter>) -> Result<bool> {
+        let cloned = copy::clone_shard(
+            optimizer,
+            &mut writer.lock().unwrap_or_else(PoisonError::into_inner),
+        );
         let mut refused = [u64::from(cloned.is_err())];
         self.comm.all_reduce_sum(&mut refused)?;
         if let Err(error) = cloned {
@@ -147,8 +145,10 @@ impl Checkpoints {
             return Ok(None);
         }
         let left = optimizer.snapshot_left().unwrap_or(0) as u64;
-        let writer = self.under_way.as_ref().map(|it| Rc::clone(&it.writer));
-        let is_writing = left == 0 && writer.is_some_and(|it| it.borrow_mut().is_writing());
+        let writer = self.under_way.as_ref().map(|it| Arc::clone(&it.writer));
+        let is_writing = left == 0
+            && writer
+                .is_some_and(|it| it.lock().unwrap_or_else(PoisonError::into_inner).is_writing());
         let mut left = [left + u64::from(is_writing)];
         self.comm.all_reduce_sum(&mut left)?;
         match left[0] {
@@ -183,7 +183,8 @@ impl Checkpoints {
         if optimizer.snapshot_left().is_some() {
             optimizer.finish_snapshot(params)?;
         }
-        let entry = agree(&*self.comm, writer.borrow_mut().finish())?;
+        let entry =
+            agree(&*self.comm, writer.lock().unwrap_or_else(PoisonError::into_inner).finish())?;
         let group = optimizer.group();
         let mut shards = gather_entries(&**group.communicator(), entry)?;
         if shards.iter().all(|shard| shard.pieces.is_empty()) {
@@ -194,13 +195,13 @@ impl Checkpoints {
         let others = manifest.others.iter().flat_map(|other| &other.shards);
         let bytes = manifest.shards.iter().chain(others).map(|shard| shard.bytes).sum();
         // From the manifest on, the data belongs to it, whatever becomes of this rank.
-        writer.borrow_mut().keep(true);
+        writer.lock().unwrap_or_else(PoisonError::into_inner).keep(true);
         let written = match self.comm.rank().0 {
             0 => manifest.write(&directory),
             _ => Ok(()),
         };
         agree(&*self.comm, written).inspect_err(|error| {
-            writer.borrow_mut().keep(!error.is_agreed());
+            writer.lock().unwrap_or_else(PoisonError::into_inner).keep(!error.is_agreed());
         })?;
         if self.comm.rank().0 == 0 {
             remove_other_generations(&directory, &manifest);

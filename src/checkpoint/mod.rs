@@ -30,4 +30,4 @@ pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safe
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};
 
 /// Told while this rank's bytes move: how many have, and how many will.
-pub type Progress = std::rc::Rc<dyn Fn(u64, u64)>;
+pub type Progress = std::sync::Arc<dyn Fn(u64, u64) + Send + Sync>;

@@ -1,12 +1,11 @@
 //! Writing one shard's data: chunks in any order, by a thread of its own, so that a step that hands
 //! them over goes on while they are written.
 
-use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use half::bf16;
@@ -187,7 +186,7 @@ impl WriterThread {
 
 /// The writer as the end of a snapshot, shared with whoever finishes the checkpoint.
 pub(super) struct WriterSink {
-    pub writer: Rc<RefCell<ShardWriter>>,
+    pub writer: Arc<Mutex<ShardWriter>>,
     pub progress: Option<Progress>,
     pub put_bytes: u64,
 }
@@ -200,7 +199,7 @@ impl ChunkSink for WriterSink {
         uppers: &[bf16],
         checksums: &[u32],
     ) -> Result<()> {
-        let mut writer = self.writer.borrow_mut();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.promise(chunk, checksums);
         writer.put(chunk, state, bytemuck::cast_slice(uppers))?;
         self.put_bytes += (state.len() + 2 * uppers.len()) as u64;

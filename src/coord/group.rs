@@ -1,6 +1,6 @@
 //! Which ranks share an inventory: the world is divided among groups, each with a communicator.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::{Communicator, agree, gather_all};
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::units::Rank;
 /// by their lowest ranks.
 #[derive(Clone)]
 pub struct Group {
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
     number: u32,
     members: Vec<Vec<Rank>>,
 }
@@ -22,15 +22,15 @@ impl Group {
     /// # Errors
     /// Usage, agreed, if the communicators do not divide the world; as every collective.
     pub fn discover(
-        world: &Rc<dyn Communicator>,
-        shared: Option<Rc<dyn Communicator>>,
+        world: &Arc<dyn Communicator>,
+        shared: Option<Arc<dyn Communicator>>,
     ) -> Result<Self> {
         let mut given = [u64::from(shared.is_some())];
         world.all_reduce_sum(&mut given)?;
         let ranks = (0..world.size()).map(Rank::from_index);
         let Some(comm) = shared.filter(|_| given[0] == world.size() as u64) else {
             let members = vec![ranks.collect()];
-            let whole = Self { comm: Rc::clone(world), number: 0, members };
+            let whole = Self { comm: Arc::clone(world), number: 0, members };
             return if given[0] == 0 { Ok(whole) } else { Err(some_have_none(given[0], world)) };
         };
         let mine: Vec<Rank> = gather_all(&*comm, &world.rank())?;
@@ -43,7 +43,7 @@ impl Group {
     }
 
     /// Those who share the inventory.
-    pub fn communicator(&self) -> &Rc<dyn Communicator> {
+    pub fn communicator(&self) -> &Arc<dyn Communicator> {
         &self.comm
     }
 
@@ -73,7 +73,7 @@ impl Group {
 }
 
 /// The same on all ranks, since it comes from what all have given.
-fn some_have_none(given: u64, world: &Rc<dyn Communicator>) -> Error {
+fn some_have_none(given: u64, world: &Arc<dyn Communicator>) -> Error {
     Error::usage("some ranks name those who share their inventory, others do not")
         .with("ranks that do", given)
         .with("ranks", world.size())
@@ -83,7 +83,7 @@ fn some_have_none(given: u64, world: &Rc<dyn Communicator>) -> Error {
 
 /// The number of this rank's group, if every rank is in one group and this one in that which it
 /// believes.
-fn check(members: &[Vec<Rank>], mine: &[Rank], world: &Rc<dyn Communicator>) -> Result<u32> {
+fn check(members: &[Vec<Rank>], mine: &[Rank], world: &Arc<dyn Communicator>) -> Result<u32> {
     let mut all: Vec<Rank> = members.iter().flatten().copied().collect();
     all.sort_unstable();
     let number = members.iter().position(|ranks| ranks == mine);

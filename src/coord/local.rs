@@ -1,7 +1,6 @@
 //! Communicators without MPI: one rank alone, and ranks that are threads of one process.
 
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,8 +62,8 @@ impl Communicator for Solo {
         Ok(())
     }
 
-    fn split(&self, _color: u32) -> Result<Rc<dyn Communicator>> {
-        Ok(Rc::new(Self { host: self.host.clone() }))
+    fn split(&self, _color: u32) -> Result<Arc<dyn Communicator>> {
+        Ok(Arc::new(Self { host: self.host.clone() }))
     }
 }
 
@@ -222,7 +221,7 @@ impl Communicator for ThreadCommunicator {
         Ok(())
     }
 
-    fn split(&self, color: u32) -> Result<Rc<dyn Communicator>> {
+    fn split(&self, color: u32) -> Result<Arc<dyn Communicator>> {
         let colors = self.exchange(color.to_ne_bytes().to_vec())?;
         let is_mine = |theirs: &Arc<Vec<u8>>| **theirs == color.to_ne_bytes();
         let size = colors.iter().filter(|theirs| is_mine(theirs)).count();
@@ -240,6 +239,6 @@ impl Communicator for ThreadCommunicator {
         drop(round);
         self.barrier()?;
         let (rank, host) = (Rank::from_index(rank), self.host.clone());
-        Ok(Rc::new(Self { rank, size, host, timeout: self.timeout, table }))
+        Ok(Arc::new(Self { rank, size, host, timeout: self.timeout, table }))
     }
 }

@@ -17,7 +17,6 @@ mod presence;
 mod stall;
 mod topology;
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -40,7 +39,10 @@ pub const STALL_TARGET: &str = "optswap::stall";
 /// error within the communicator's deadline.
 ///
 /// Sums are taken in rank order wherever order matters, so every communicator gives the same bits.
-pub trait Communicator {
+///
+/// A communicator may be handed from thread to thread, but its collectives are called by one thread
+/// at a time, since all ranks must call them in the same order.
+pub trait Communicator: Send + Sync {
     /// This process.
     fn rank(&self) -> Rank;
 
@@ -92,7 +94,7 @@ pub trait Communicator {
     ///
     /// # Errors
     /// As [`Self::barrier`]; usage where it is not offered.
-    fn split(&self, color: u32) -> Result<Rc<dyn Communicator>> {
+    fn split(&self, color: u32) -> Result<Arc<dyn Communicator>> {
         Err(Error::usage("this communicator cannot be divided")
             .with("color", color)
             .hint("hand in a communicator of your own for those who share an inventory"))

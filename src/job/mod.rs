@@ -13,7 +13,7 @@ mod training;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::coord::{Communicator, Topology, agree, gather_all};
@@ -50,14 +50,14 @@ pub struct Launch {
 /// may be waiting for it.
 pub fn run_main(
     launch: &Launch,
-    body: impl FnOnce(Rc<dyn Communicator>) -> Result<()>,
+    body: impl FnOnce(Arc<dyn Communicator>) -> Result<()>,
 ) -> ExitCode {
     let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     let world = match World::start(&launcher, launch.peer_timeout) {
         Ok(world) => world,
         Err(error) => return fail_before_start(&error),
     };
-    let comm = Rc::clone(&world.comm);
+    let comm = Arc::clone(&world.comm);
     let tag = format!("[{} {}/{}]", comm.host(), comm.rank().0, comm.size());
     let file = launch.log_dir.as_deref().map(|dir| logging::open_file(dir, comm.rank()));
     let file = match agree(&*comm, file.transpose()) {
@@ -71,7 +71,7 @@ pub fn run_main(
     }
     let watched = world.watch_stalls(launch.stall_warning);
     let checked = watched.and_then(|()| cross_check(&launcher, &*comm));
-    let result = checked.and_then(|()| body(Rc::clone(&comm)));
+    let result = checked.and_then(|()| body(Arc::clone(&comm)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => end(&tag, &*comm, &error),
@@ -163,9 +163,9 @@ fn abort(exit_code: u8) -> ! {
 
 /// The ranks of this job. Field order is drop order: the communicator goes before MPI does.
 struct World {
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
     #[cfg(feature = "mpi")]
-    mpi_comm: Rc<crate::coord::mpi::MpiCommunicator>,
+    mpi_comm: Arc<crate::coord::mpi::MpiCommunicator>,
     #[cfg(feature = "mpi")]
     mpi: crate::coord::mpi::World,
 }
@@ -176,9 +176,9 @@ impl World {
         let library = crate::coord::mpi::library_version();
         launcher.check_before_start(Some(&library))?;
         let mpi = crate::coord::mpi::World::start()?;
-        let mpi_comm = Rc::new(mpi.communicator(peer_timeout));
+        let mpi_comm = Arc::new(mpi.communicator(peer_timeout));
         launcher.check_world_size(mpi_comm.size())?;
-        Ok(Self { comm: Rc::clone(&mpi_comm) as Rc<dyn Communicator>, mpi_comm, mpi })
+        Ok(Self { comm: Arc::clone(&mpi_comm) as Arc<dyn Communicator>, mpi_comm, mpi })
     }
 
     /// Collective, and so not before errors of one rank can end all.
@@ -190,7 +190,7 @@ impl World {
     #[cfg(not(feature = "mpi"))]
     fn start(launcher: &Launcher, _peer_timeout: Duration) -> Result<Self> {
         launcher.check_before_start(None)?;
-        Ok(Self { comm: Rc::new(crate::coord::Solo::default()) })
+        Ok(Self { comm: Arc::new(crate::coord::Solo::default()) })
     }
 
     #[cfg(not(feature = "mpi"))]

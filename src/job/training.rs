@@ -2,7 +2,7 @@
 //! checkpoint where there is one, step, save, stop when asked.
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::signals::{StopRequest, stop_request};
@@ -72,7 +72,7 @@ impl std::fmt::Display for Origin {
 pub struct Training {
     optimizer: SwappedOptimizer,
     checkpoints: Option<Checkpoints>,
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
     checkpoint_every: u64,
     grace_period: Duration,
     last_step: Duration,
@@ -94,7 +94,7 @@ impl Training {
     pub fn start<P: ParamElem>(
         config: &Config,
         inventory: Inventory,
-        comm: Rc<dyn Communicator>,
+        comm: Arc<dyn Communicator>,
         progress: Option<Progress>,
         params: &mut Vec<P>,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
@@ -110,13 +110,13 @@ impl Training {
     pub fn start_sharded<P: ParamElem>(
         config: &Config,
         inventory: Inventory,
-        comm: Rc<dyn Communicator>,
+        comm: Arc<dyn Communicator>,
         sharding: &Sharding,
         progress: Option<Progress>,
         params: &mut Vec<P>,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<(Self, Origin)> {
-        let mut checkpoints = Checkpoints::open(config, Rc::clone(&comm));
+        let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm));
         if let (Some(checkpoints), Some(progress)) = (&mut checkpoints, progress) {
             checkpoints.set_progress(progress);
         }
@@ -358,12 +358,12 @@ fn open(
     config: &Config,
     inventory: Inventory,
     sharding: &Sharding,
-    comm: &Rc<dyn Communicator>,
+    comm: &Arc<dyn Communicator>,
     checkpoints: Option<&Checkpoints>,
 ) -> Result<(SwappedOptimizer, Option<PathBuf>)> {
     let newest = checkpoints.map_or(Ok(None), Checkpoints::newest)?;
     let create = SwappedOptimizer::create_sharded;
-    let created = create(config, inventory.clone(), Rc::clone(comm), sharding);
+    let created = create(config, inventory.clone(), Arc::clone(comm), sharding);
     let (Some(checkpoints), Some((saved_step, newest))) = (checkpoints, newest) else {
         return Ok((created?, None));
     };
@@ -388,7 +388,7 @@ fn open(
             let path = directory.display();
             tracing::warn!("{why}\n  checkpoint {path} of step {saved_step} takes their place");
             let create = SwappedOptimizer::create_anew_sharded;
-            let optimizer = create(config, inventory, Rc::clone(comm), sharding)?;
+            let optimizer = create(config, inventory, Arc::clone(comm), sharding)?;
             Ok((optimizer, Some(directory)))
         }
     }
@@ -413,3 +413,8 @@ fn log_saved(saved: &crate::checkpoint::Saved) {
 fn can_be_replaced(error: &Error) -> bool {
     error.is_agreed() && matches!(error.kind(), ErrorKind::StateUnavailable | ErrorKind::StateLost)
 }
+
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Training>();
+};

@@ -1,6 +1,5 @@
 //! The swapped optimizer: AdamW whose state lies on drives.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::checksums::Checksums;
@@ -37,7 +36,7 @@ pub struct SwappedOptimizer {
     /// Declared first, so dropped first: nothing is in flight when the files go.
     pub(super) swapper: Swapper,
     pub(super) files: ShardFiles,
-    pub(super) comm: Rc<dyn Communicator>,
+    pub(super) comm: Arc<dyn Communicator>,
     pub(super) group: Group,
     pub(super) plan: Plan,
     pub(super) pool: rayon::ThreadPool,
@@ -83,7 +82,7 @@ impl SwappedOptimizer {
     pub fn create(
         config: &Config,
         inventory: Inventory,
-        comm: Rc<dyn Communicator>,
+        comm: Arc<dyn Communicator>,
     ) -> Result<Self> {
         Self::create_sharded(config, inventory, comm, &Sharding::default())
     }
@@ -98,7 +97,7 @@ impl SwappedOptimizer {
     pub fn create_sharded(
         config: &Config,
         inventory: Inventory,
-        comm: Rc<dyn Communicator>,
+        comm: Arc<dyn Communicator>,
         sharding: &Sharding,
     ) -> Result<Self> {
         Self::open(config, inventory, comm, sharding, true)
@@ -112,7 +111,7 @@ impl SwappedOptimizer {
     pub fn create_anew(
         config: &Config,
         inventory: Inventory,
-        comm: Rc<dyn Communicator>,
+        comm: Arc<dyn Communicator>,
     ) -> Result<Self> {
         Self::create_anew_sharded(config, inventory, comm, &Sharding::default())
     }
@@ -124,7 +123,7 @@ impl SwappedOptimizer {
     pub fn create_anew_sharded(
         config: &Config,
         inventory: Inventory,
-        comm: Rc<dyn Communicator>,
+        comm: Arc<dyn Communicator>,
         sharding: &Sharding,
     ) -> Result<Self> {
         Self::open(config, inventory, comm, sharding, false)
@@ -133,7 +132,7 @@ impl SwappedOptimizer {
     fn open(
         config: &Config,
         inventory: Inventory,
-        comm: Rc<dyn Communicator>,
+        comm: Arc<dyn Communicator>,
         sharding: &Sharding,
         looks_back: bool,
     ) -> Result<Self> {
@@ -322,3 +321,9 @@ fn weighed(plan: Plan, weights: &[f64]) -> Result<Plan> {
     weights.clone_into(&mut config.drives.weights);
     Plan::resolve(&config, plan.inventory().clone(), plan.allotment())
 }
+
+/// Any thread may have the optimizer, one at a time.
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<SwappedOptimizer>();
+};

@@ -2,7 +2,7 @@
 //! other's before anything is created.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -34,7 +34,7 @@ pub struct Sharding {
     /// This rank's part of its inventory.
     pub shards: Shards,
     /// Those who share this rank's inventory; all ranks if `None`.
-    pub shared: Option<Rc<dyn Communicator>>,
+    pub shared: Option<Arc<dyn Communicator>>,
 }
 
 impl Sharding {
@@ -46,7 +46,7 @@ impl Sharding {
     /// The same, of an inventory that only the ranks of this communicator share. (The world's
     /// [`Communicator::split`] makes one.)
     #[must_use]
-    pub fn among(self, shared: Rc<dyn Communicator>) -> Self {
+    pub fn among(self, shared: Arc<dyn Communicator>) -> Self {
         Self { shared: Some(shared), ..self }
     }
 }
@@ -106,7 +106,7 @@ impl Dealt {
 pub(super) fn deal(
     inventory: &Inventory,
     sharding: &Sharding,
-    comm: &Rc<dyn Communicator>,
+    comm: &Arc<dyn Communicator>,
 ) -> Result<Dealt> {
     let group = Group::discover(comm, sharding.shared.clone())?;
     agree(&**comm, compare_inventories(inventory, &sharding.shards, &group)?)?;

@@ -14,7 +14,7 @@ use crate::storage::ExtentLayout;
 use crate::units::{ChunkIndex, DriveIndex};
 
 /// Where a snapshot goes: a checkpoint, for instance.
-pub trait ChunkSink {
+pub trait ChunkSink: Send {
     /// Takes one chunk: its state tensors as they lie in an extent, the upper halves of its live
     /// masters if `state` has only lower ones, and checksums of all. Chunks come in any order, each
     /// once.

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::bf16;
 use optswap::config::{Config, GradientPlace};
@@ -52,11 +52,11 @@ pub fn fill_masters(seed: u64, inventory: &Inventory) -> impl Fn(&Run, &mut [f32
 pub fn start(
     config: &Config,
     inventory: &Inventory,
-    comm: &Rc<dyn Communicator>,
+    comm: &Arc<dyn Communicator>,
     sharding: &Sharding,
     seed: u64,
 ) -> Result<SwappedOptimizer> {
-    let comm = Rc::clone(comm);
+    let comm = Arc::clone(comm);
     let mut optimizer =
         SwappedOptimizer::create_sharded(config, inventory.clone(), comm, sharding)?;
     if optimizer.resumed().is_none() {

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -50,13 +50,13 @@ fn inventory() -> Inventory {
 pub fn on_ranks<T: Send + 'static>(
     ranks: usize,
     what: &str,
-    body: impl Fn(Rc<dyn Communicator>) -> T + Clone + Send + 'static,
+    body: impl Fn(Arc<dyn Communicator>) -> T + Clone + Send + 'static,
 ) -> Vec<T> {
     let world = ThreadCommunicator::world(ranks, Duration::from_secs(20));
     let run = |comm: ThreadCommunicator| {
         let body = body.clone();
         let (result_in, result) = channel();
-        std::thread::spawn(move || result_in.send(body(Rc::new(comm))));
+        std::thread::spawn(move || result_in.send(body(Arc::new(comm))));
         result
     };
     let results: Vec<_> = world.into_iter().map(run).collect();
@@ -76,7 +76,7 @@ pub struct Job {
 
 impl Job {
     /// Creates the job, or finds it on its drives, as a training program would.
-    pub fn start(config: &Config, comm: Rc<dyn Communicator>) -> Result<Self> {
+    pub fn start(config: &Config, comm: Arc<dyn Communicator>) -> Result<Self> {
         let mut optimizer = SwappedOptimizer::create(config, inventory(), comm)?;
         let range = optimizer.partition().flat();
         let mut params = vec![0.0; (range.end - range.start) as usize];

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use half::bf16;
@@ -54,13 +54,13 @@ pub fn inventory(sizes: &[usize]) -> Inventory {
 /// Runs `body` on every rank of a world of threads; gives every rank's result.
 pub fn on_ranks<T: Send>(
     ranks: usize,
-    body: impl Fn(Rc<dyn Communicator>) -> Result<T> + Sync,
+    body: impl Fn(Arc<dyn Communicator>) -> Result<T> + Sync,
 ) -> Vec<Result<T>> {
     let world = ThreadCommunicator::world(ranks, Duration::from_secs(20));
     std::thread::scope(|scope| {
         let run = |comm: ThreadCommunicator| {
             let body = &body;
-            scope.spawn(move || body(Rc::new(comm)))
+            scope.spawn(move || body(Arc::new(comm)))
         };
         let threads: Vec<_> = world.into_iter().map(run).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -79,7 +79,7 @@ pub fn masters(flat_start: u64) -> impl Fn(&Run, &mut [f32]) -> Result<()> {
 pub fn start(
     config: &Config,
     sizes: &[usize],
-    comm: Rc<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
 ) -> Result<SwappedOptimizer> {
     let mut optimizer = SwappedOptimizer::create(config, inventory(sizes), comm)?;
     if optimizer.resumed().is_none() {

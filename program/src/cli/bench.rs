@@ -1,7 +1,7 @@
 //! `optswap bench`: the swapper alone.
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -67,7 +67,7 @@ pub(super) struct BenchArgs {
     csv: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &BenchArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
+pub(super) fn run(args: &BenchArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let checked = args.check().and_then(|()| args.swap.resolve());
     let config = agree(&**comm, checked)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);

@@ -1,7 +1,7 @@
 //! `optswap init`: a model's weights onto drives, as the first commit of a durable job.
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Args;
 use half::bf16;
@@ -28,11 +28,11 @@ pub(super) struct InitArgs {
     from: PathBuf,
 }
 
-pub(super) fn run(args: &InitArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
+pub(super) fn run(args: &InitArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let opened = resolve(args).and_then(|config| Ok((config, ModelFiles::open(&args.from)?)));
     let (config, model) = agree(&**comm, opened)?;
     let inventory = model.inventory().clone();
-    let mut optimizer = SwappedOptimizer::create(&config, inventory, Rc::clone(comm))?;
+    let mut optimizer = SwappedOptimizer::create(&config, inventory, Arc::clone(comm))?;
     agree(&**comm, refuse_committed(&optimizer))?;
     let bar = bytes_bar("initialising", comm.rank().0 == 0);
     let (mut bytes, all_bytes) = (0, 4 * optimizer.partition().elems());

@@ -1,7 +1,7 @@
 //! `optswap plan`: before the run, what a model on a site needs.
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -157,7 +157,7 @@ pub(super) fn launch() -> Launch {
     }
 }
 
-pub(super) fn run(args: &PlanArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
+pub(super) fn run(args: &PlanArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let collectives = measure_collectives(&**comm)?;
     let done = match comm.rank().0 {
         0 => args.plan(collectives).and_then(|plan| args.publish(&plan)),

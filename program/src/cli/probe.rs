@@ -1,7 +1,7 @@
 //! `optswap probe`: what the drives can do.
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -41,7 +41,7 @@ pub(super) struct ProbeArgs {
     json: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &ProbeArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
+pub(super) fn run(args: &ProbeArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let checked = args.options().and_then(|options| Ok((args.swap.resolve()?, options)));
     let (config, mut options) = agree(&**comm, checked)?;
     options.engine = config.io.engine;

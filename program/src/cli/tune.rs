@@ -1,7 +1,7 @@
 //! `optswap tune`: settings for the drives at hand.
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -31,7 +31,7 @@ pub(super) struct TuneArgs {
     json: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &TuneArgs, comm: &Rc<dyn Communicator>) -> Result<()> {
+pub(super) fn run(args: &TuneArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let checked = args.check().and_then(|()| args.swap.resolve());
     let config = agree(&**comm, checked)?;
     let tuning = tune(comm, &config, args.seconds)?;

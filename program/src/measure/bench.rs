@@ -1,6 +1,6 @@
 //! The benchmark: repetitions of some steps each, after a warm-up.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -91,7 +91,7 @@ pub struct BenchRun {
 /// # Errors
 /// As [`optswap::internals::step::SwappedOptimizer`]; internal if a comparison found a difference.
 pub fn run_bench(
-    comm: &Rc<dyn Communicator>,
+    comm: &Arc<dyn Communicator>,
     config: &Config,
     options: &BenchOptions,
 ) -> Result<BenchRun> {
@@ -103,7 +103,7 @@ pub fn run_bench(
 }
 
 fn run_with<G: GradElem>(
-    comm: &Rc<dyn Communicator>,
+    comm: &Arc<dyn Communicator>,
     config: &Config,
     options: &BenchOptions,
     convert: impl Fn(f32) -> G,

@@ -2,7 +2,7 @@
 //! parameter, and how long ranks need to reach each other.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
@@ -62,7 +62,7 @@ fn measure_in_memory(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
     config.drives.paths = vec![directory.0.clone()];
     config.drives.allow_filesystems = vec!["tmpfs".to_owned()];
     config.swap.chunk_elements = Elems(1 << 20);
-    let solo: Rc<dyn Communicator> = Rc::new(Solo::default());
+    let solo: Arc<dyn Communicator> = Arc::new(Solo::default());
     let inventory = synthetic_inventory(PARAMS)?;
     let mut work = Workload::create(&solo, &config, inventory, 0, false, bf16::from_f32)?;
     work.run(1)?;

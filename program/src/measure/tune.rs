@@ -2,7 +2,7 @@
 //! writes mixed as in a step, on all ranks at once; then steps of the real thing, with and without
 //! what was found, in turns.
 
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::bf16;
@@ -76,7 +76,7 @@ pub struct Tuning {
 ///
 /// # Errors
 /// As [`optswap::internals::step::SwappedOptimizer`]; a signal ends it, too.
-pub fn tune(comm: &Rc<dyn Communicator>, config: &Config, seconds: f64) -> Result<Tuning> {
+pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Result<Tuning> {
     let start = Instant::now();
     let topology = Topology::discover(&**comm)?;
     let after = |share: f64| start + Duration::from_secs_f64(seconds * share);
@@ -155,7 +155,7 @@ fn apply(setting: Setting, config: &mut Config) {
 
 /// One rank's files.
 struct Bench<'a> {
-    comm: &'a Rc<dyn Communicator>,
+    comm: &'a Arc<dyn Communicator>,
     topology: &'a Topology,
     config: &'a Config,
     files: Vec<std::fs::File>,
@@ -167,7 +167,7 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// Collective: creates the files.
     fn open(
-        comm: &'a Rc<dyn Communicator>,
+        comm: &'a Arc<dyn Communicator>,
         topology: &'a Topology,
         config: &'a Config,
     ) -> Result<Self> {
@@ -334,7 +334,7 @@ fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
 /// Collective: steps without and with what was found, in turns, as many as there is time for; how
 /// many times as fast each second one was.
 fn pairs(
-    comm: &Rc<dyn Communicator>,
+    comm: &Arc<dyn Communicator>,
     topology: &Topology,
     [without, with]: [&Config; 2],
     node_bytes_per_s: f64,

@@ -1,7 +1,7 @@
 //! The swapper at work without a training program: synthetic masters, and gradients that lie ready
 //! before the clock starts.
 
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::bf16;
@@ -55,14 +55,14 @@ impl<G: GradElem> Workload<G> {
     /// # Errors
     /// As [`SwappedOptimizer::create`].
     pub fn create(
-        comm: &Rc<dyn Communicator>,
+        comm: &Arc<dyn Communicator>,
         config: &Config,
         inventory: Inventory,
         seed: u64,
         verifies: bool,
         convert: impl Fn(f32) -> G,
     ) -> Result<Self> {
-        let mut optimizer = SwappedOptimizer::create(config, inventory, Rc::clone(comm))?;
+        let mut optimizer = SwappedOptimizer::create(config, inventory, Arc::clone(comm))?;
         let flat_start = optimizer.partition().flat().start;
         let fill = |run: &Run, masters: &mut [f32]| {
             fill_synthetic_masters(seed, flat_start + run.shard_offset, masters);

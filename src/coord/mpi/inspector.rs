@@ -11,9 +11,8 @@
 //! - Notices go out once per `stall_warning`, so what they tell is up to twice that old. A
 //!   `peer_timeout` that is shorter is over before progress on another host is known.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,12 +67,12 @@ pub(super) struct Inspector {
     presence: Arc<Presence>,
     rank: Rank,
     limits: Limits,
-    mail: RefCell<Mail>,
+    mail: Mutex<Mail>,
 }
 
 impl Inspector {
     pub fn new(presence: Arc<Presence>, rank: Rank, limits: Limits, mail: Mail) -> Self {
-        Self { presence, rank, limits, mail: RefCell::new(mail) }
+        Self { presence, rank, limits, mail: Mutex::new(mail) }
     }
 
     pub fn presence(&self) -> &Arc<Presence> {
@@ -125,6 +124,10 @@ impl Inspector {
         self.judge(wait, &view, now_ms)
     }
 
+    fn mail(&self) -> MutexGuard<'_, Mail> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hosts(&self) -> &[String] {
         self.presence.topology().hosts()
     }
@@ -167,7 +170,7 @@ impl Inspector {
 
     fn send(&self, to: u32, message: &Message) {
         if let Ok(bytes) = wire::encode(message) {
-            self.mail.borrow_mut().send(to, bytes);
+            self.mail().send(to, bytes);
         }
     }
 
@@ -178,7 +181,7 @@ impl Inspector {
         let mut speakers = Vec::new();
         let is_long = now_ms - wait.begin_ms >= self.limits.warning_ms;
         loop {
-            let Some((from, bytes)) = self.mail.borrow_mut().receive() else { break };
+            let Some((from, bytes)) = self.mail().receive() else { break };
             match wire::decode(&bytes) {
                 Ok(Message::Notice { number, waiting, late })
                     if number == wait.number || (number + 1 == wait.number && is_long) =>

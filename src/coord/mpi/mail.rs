@@ -4,7 +4,8 @@ use std::mem::MaybeUninit;
 
 use mpi::ffi;
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::AsRaw;
+
+use super::thread::{Handle, turn};
 
 const TAG: i32 = 0;
 
@@ -18,21 +19,26 @@ struct Outgoing {
     bytes: Vec<u8>,
 }
 
+// SAFETY: a request is a handle of the MPI library, which any thread may use whose turn it is; all
+// uses in this file take one.
+unsafe impl Send for Outgoing {}
+
 /// Messages over a communicator of their own.
 pub(super) struct Mail {
-    comm: SimpleCommunicator,
+    comm: Handle,
     outgoing: Vec<Outgoing>,
 }
 
 impl Mail {
     pub fn new(comm: SimpleCommunicator) -> Self {
-        Self { comm, outgoing: Vec::new() }
+        Self { comm: Handle::new(comm), outgoing: Vec::new() }
     }
 
     /// Sends a message on its way, whether or not the other rank ever looks. One that is too long,
     /// or that MPI refuses, is lost: a warning then says less.
     pub fn send(&mut self, to: u32, bytes: Vec<u8>) {
         self.forget_sent();
+        let _turn = turn();
         if bytes.len() > MESSAGE_BYTES_MAX {
             return;
         }
@@ -52,6 +58,7 @@ impl Mail {
 
     /// A message that has come, and from whom.
     pub fn receive(&mut self) -> Option<(u32, Vec<u8>)> {
+        let _turn = turn();
         let mut has_come = 0;
         let mut status = MaybeUninit::<ffi::MPI_Status>::zeroed();
         let comm = self.comm.as_raw();
@@ -81,6 +88,7 @@ impl Mail {
     }
 
     fn forget_sent(&mut self) {
+        let _turn = turn();
         self.outgoing.retain_mut(|message| {
             let mut done = 0;
             // SAFETY: the request is that of a send which has not been seen complete before.

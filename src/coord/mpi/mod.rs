@@ -7,20 +7,20 @@
 
 mod inspector;
 mod mail;
+mod thread;
 
-use std::cell::OnceCell;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::topology::{Color, SimpleCommunicator};
-use mpi::traits::{AsRaw, Communicator as _, Group as _};
+use mpi::traits::{Communicator as _, Group as _};
 
 use self::inspector::{Inspector, timed_out};
 use self::mail::Mail;
+use self::thread::Handle;
 use super::Communicator;
 use super::local::host_name;
 use super::presence::{Collective, Presence, Waits};
@@ -34,14 +34,15 @@ pub struct World {
 }
 
 impl World {
-    /// Initialises MPI for use by one thread.
+    /// Initialises MPI for use by one thread at a time.
     ///
     /// # Errors
     /// Usage if MPI is already initialised: then whoever did it hands in a communicator.
     pub fn start() -> Result<Self> {
-        let started = mpi::initialize_with_threading(Threading::Funneled);
-        let (universe, _provided) =
+        let started = mpi::initialize_with_threading(Threading::Serialized);
+        let (universe, provided) =
             started.ok_or_else(|| Error::usage("MPI is already initialised in this process"))?;
+        thread::allow_threads(provided);
         Ok(Self { universe })
     }
 
@@ -54,7 +55,7 @@ impl World {
         let local = world.split_shared(world.rank());
         let first = local.group().translate_rank(0, &world.group());
         let node = first.map(|rank| rank as u32);
-        MpiCommunicator { comm, host: host_name(), node, timeout, inspector: OnceCell::new() }
+        MpiCommunicator::of(comm, host_name(), node, timeout)
     }
 
     /// Collective, once: from now on the ranks find out who is late, say so in the log after
@@ -102,13 +103,15 @@ pub fn abort_world(exit_code: u8) {
     }
 }
 
-/// All ranks of an MPI job. Used from the thread that started MPI.
+/// All ranks of an MPI job. Used by one thread at a time.
 pub struct MpiCommunicator {
-    comm: SimpleCommunicator,
+    comm: Handle,
+    rank: Rank,
+    size: usize,
     host: String,
     node: Option<u32>,
     timeout: Duration,
-    inspector: OnceCell<Inspector>,
+    inspector: OnceLock<Inspector>,
 }
 
 /// The buffers of a collective, owned by it until it is complete.
@@ -118,6 +121,12 @@ struct Pending<B> {
 }
 
 impl MpiCommunicator {
+    fn of(comm: SimpleCommunicator, host: String, node: Option<u32>, timeout: Duration) -> Self {
+        let (rank, size) = (Rank(comm.rank() as u32), comm.size() as usize);
+        let comm = Handle::new(comm);
+        Self { comm, rank, size, host, node, timeout, inspector: OnceLock::new() }
+    }
+
     /// Starts a collective with `start` and waits for it. The buffers are boxed, and so stay where
     /// they are; they come back when MPI no longer uses them, and never if the deadline passes.
     fn collective<B>(
@@ -126,12 +135,16 @@ impl MpiCommunicator {
         buffers: B,
         start: impl FnOnce(&mut B, ffi::MPI_Comm, *mut ffi::MPI_Request) -> i32,
     ) -> Result<B> {
+        thread::check_thread()?;
         // SAFETY: a constant of the MPI library, set before main.
         let null = unsafe { ffi::RSMPI_REQUEST_NULL };
         let mut pending = Box::new(Pending { request: null, buffers });
         let request = &raw mut pending.request;
         let mut watch = self.inspector.get().map(|it| (it, it.begin(name)));
-        let code = start(&mut pending.buffers, self.comm.as_raw(), request);
+        let code = {
+            let _turn = thread::turn();
+            start(&mut pending.buffers, self.comm.as_raw(), request)
+        };
         if code != ffi::MPI_SUCCESS as i32 {
             let failed = format!("{} failed", name.name());
             return Err(Error::new(ErrorKind::Peer, failed).with("MPI error", code));
@@ -146,7 +159,10 @@ impl MpiCommunicator {
             looked = now;
             let mut done = 0;
             // SAFETY: `request` is valid until `done`; MPI_STATUS_IGNORE asks for no status.
-            unsafe { ffi::MPI_Test(request, &raw mut done, ffi::RSMPI_STATUS_IGNORE) };
+            unsafe {
+                let _turn = thread::turn();
+                ffi::MPI_Test(request, &raw mut done, ffi::RSMPI_STATUS_IGNORE)
+            };
             if done != 0 {
                 watch.inspect(|(inspector, _)| {
                     inspector.end();
@@ -200,11 +216,11 @@ fn counts_and_offsets(counts: &[usize]) -> Result<(Vec<i32>, Vec<i32>)> {
 
 impl Communicator for MpiCommunicator {
     fn rank(&self) -> Rank {
-        Rank(self.comm.rank() as u32)
+        self.rank
     }
 
     fn size(&self) -> usize {
-        self.comm.size() as usize
+        self.size
     }
 
     fn host(&self) -> &str {
@@ -221,14 +237,16 @@ impl Communicator for MpiCommunicator {
 
     /// MPI_Comm_split, MPI 3.1 section 6.4.2, which has no deadline; so all ranks come first, under
     /// one. Nobody is named who is late in a collective of a part.
-    fn split(&self, color: u32) -> Result<Rc<dyn Communicator>> {
+    fn split(&self, color: u32) -> Result<Arc<dyn Communicator>> {
         self.barrier()?;
         let color = i32::try_from(color)
             .map_err(|_| Error::usage("a color is beyond 2^31").with("color", color))?;
-        let comm = self.comm.split_by_color(Color::with_value(color));
+        let turn = thread::turn();
+        let comm = self.comm.get().and_then(|comm| comm.split_by_color(Color::with_value(color)));
         let comm = comm.ok_or_else(|| Error::internal("MPI has divided a rank from all others"))?;
-        let (host, node, timeout) = (self.host.clone(), self.node, self.timeout);
-        Ok(Rc::new(Self { comm, host, node, timeout, inspector: OnceCell::new() }))
+        let part = Self::of(comm, self.host.clone(), self.node, self.timeout);
+        drop(turn);
+        Ok(Arc::new(part))
     }
 
     /// MPI_Ibarrier, MPI 3.1 section 5.12.1.
