@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use super::{Config, FaultConfig, FaultKind, GroupConfig};
 use crate::error::{Error, Result};
+use crate::state::{OptimizerSpec, StateTensorSpec};
 
 /// Reads a configuration; ranges are not checked yet.
 pub(super) fn parse(text: &str) -> Result<Config> {
@@ -28,6 +29,10 @@ fn known_keys() -> Result<Table> {
         weight_decay: Some(0.0),
     });
     all.checkpoint.dir = Some(PathBuf::new());
+    all.report.dir = Some(PathBuf::new());
+    all.report.prometheus_dir = Some(PathBuf::new());
+    all.report.log_dir = Some(PathBuf::new());
+    all.optimizer.own = Some(OptimizerSpec::own("", [StateTensorSpec::new("", 0.0)]));
     all.faults.push(FaultConfig {
         one_in: Some(1),
         drive: Some(0),
