@@ -1,5 +1,5 @@
-//! What the documents say is so: their programs are compiled, and the page about the configuration
-//! has every key with its default.
+//! What the documents say is so: their programs are compiled, the tests that they name are there, and
+//! the page about the configuration has every key with its default.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
@@ -47,6 +47,33 @@ fn every_program_in_the_documents_is_compiled() {
             assert!(["", ",no_run"].contains(&options), "{name}: `rust{options}`");
         }
         count += programs;
+    }
+    assert!(count > 0);
+}
+
+/// Tests that a page names: `FILE::TEST`, where there is such a file of tests.
+fn tests_named_in(page: &str) -> Vec<(PathBuf, &str)> {
+    // Between backquotes, within a line.
+    let code = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    let named = code.filter_map(|name| {
+        let (file, test) = name.split_once("::")?;
+        let file = home().join(format!("tests/{file}.rs"));
+        file.exists().then(|| (file, test.rsplit("::").next().unwrap_or(test)))
+    });
+    named.collect()
+}
+
+#[test]
+fn every_test_that_the_documents_name_is_there() {
+    let mut count = 0;
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (file, test) in tests_named_in(&text) {
+            let code = std::fs::read_to_string(&file).unwrap();
+            let is_there = code.contains(&format!("fn {test}("));
+            assert!(is_there, "{}: {} has no test {test}", page.display(), file.display());
+            count += 1;
+        }
     }
     assert!(count > 0);
 }
@@ -123,6 +150,9 @@ fn the_page_about_the_configuration_has_every_key_with_its_default() {
 fn fences_and_comments_are_read_as_meant() {
     let text = "```toml\na = 1\n```\n```rust,no_run\nx\n```\n```\nrust\n```\n";
     assert_eq!(blocks(text, "rust"), [(",no_run", "x".to_owned())]);
+    let named =
+        tests_named_in("| `documents::a_test`, `codecs` | `other::x` | `documents::b::c` |");
+    assert_eq!(named.iter().map(|(_, test)| *test).collect::<Vec<_>>(), ["a_test", "c"]);
     let block = "# [a]  # words\n# b = 2\n# words and = more\nc = 3";
     assert_eq!(uncommented(block), "[a]  # words\nb = 2\n# words and = more\nc = 3");
 }
