@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::Config;
-use optswap::coord::Solo;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::telemetry::median;
+use optswap::internals::config::Config;
+use optswap::internals::coord::Solo;
+use optswap::internals::state::{Inventory, Parameter};
+use optswap::internals::step::{Gradients, StepOptions, SwappedOptimizer};
+use optswap::internals::telemetry::median;
 
 const PARAMS: usize = 8 << 20;
 
@@ -36,7 +36,7 @@ fn job(name: &str, drive: &Path, report: Option<&Path>) -> SwappedOptimizer {
     let mut optimizer =
         SwappedOptimizer::create(&config, inventory, Arc::new(Solo::default())).unwrap();
     optimizer
-        .initialize_parameters(|_, masters| {
+        .initialize_parameters(&mut NoParameters, |_, masters| {
             masters.fill(0.01);
             Ok(())
         })
@@ -59,7 +59,7 @@ fn main() {
         // Silent, telling, telling, silent, ...: neither profits from the order.
         let which = (turn + turn / 2) % 2;
         let job = &mut jobs[which];
-        let pieces = Gradients::of_shard(job.partition(), &gradients).unwrap();
+        let pieces = Gradients::Shard(&gradients);
         let outcome = job.step(&pieces, &mut params, StepOptions::default()).unwrap();
         if turn >= 4 {
             seconds[which].push(outcome.duration.as_secs_f64());

@@ -64,6 +64,13 @@ pub struct Chunk {
     runs: Range<usize>,
 }
 
+impl Chunk {
+    /// Its live elements within the shard.
+    pub fn in_shard(&self) -> Range<usize> {
+        self.shard_offset as usize..(self.shard_offset + self.elems) as usize
+    }
+}
+
 /// What one rank owns and how it is cut.
 #[derive(Clone, Debug)]
 pub struct Partition {
@@ -161,6 +168,11 @@ impl Partition {
     /// One chunk.
     pub fn chunk(&self, chunk: ChunkIndex) -> &Chunk {
         &self.chunks[chunk.index()]
+    }
+
+    /// The chunks in shard order, each with its number.
+    pub fn indexed_chunks(&self) -> impl Iterator<Item = (ChunkIndex, &Chunk)> {
+        self.chunks.iter().enumerate().map(|(at, chunk)| (ChunkIndex::from_index(at), chunk))
     }
 
     /// The runs of one chunk, in order; they cover its live elements without a gap.

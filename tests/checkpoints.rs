@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::checkpoint::{
+use optswap::internals::checkpoint::{
     CheckpointReader, Checkpoints, Manifest, Saved, export_safetensors, import_safetensors,
     verify_checkpoint,
 };
-use optswap::config::Config;
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::step::SwappedOptimizer;
-use optswap::units::Elems;
+use optswap::internals::config::Config;
+use optswap::internals::coord::Communicator;
+use optswap::internals::error::Result;
+use optswap::internals::step::SwappedOptimizer;
+use optswap::internals::units::Elems;
 use support::Drives;
 use support::world::{all, config_for, inventory, on_ranks, start, step_into, step_until};
 
@@ -68,7 +68,7 @@ fn any_number_of_ranks_goes_on_where_any_other_was() {
     let whole = all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
         step_until(&mut optimizer, 4)?;
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     let mut exports: Vec<Vec<u8>> = Vec::new();
     for saving_ranks in RANKS {
@@ -83,7 +83,7 @@ fn any_number_of_ranks_goes_on_where_any_other_was() {
             let digests = all(on_ranks(loading_ranks, |comm| {
                 let mut optimizer = load(&other, &saved.directory, comm)?;
                 step_until(&mut optimizer, 4)?;
-                optimizer.state_digest()
+                optimizer.state_digest(NO_PARAMETERS)
             }));
             for digest in digests {
                 assert_eq!(digest, whole[0], "{saving_ranks} -> {loading_ranks}");
@@ -183,7 +183,7 @@ fn saving_again_replaces_and_old_ones_go() {
         checkpoints.abandon(&mut optimizer);
         comm.barrier()?;
         assert_eq!(Manifest::read(&again.directory)?.user_blob(), b"again");
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
 }
 
@@ -260,7 +260,7 @@ fn safetensors_come_back_as_a_checkpoint() {
         let digests = all(on_ranks(2, |comm| {
             let mut optimizer = load(&config, directory, comm)?;
             step_until(&mut optimizer, 3)?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         digests[0].clone()
     };
@@ -374,7 +374,7 @@ fn a_reflinked_checkpoint_takes_no_room_and_keeps_its_bytes() {
     let results = all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &sizes, Arc::clone(&comm))?;
         step_until(&mut optimizer, 1)?;
-        let digest = optimizer.state_digest()?;
+        let digest = optimizer.state_digest(NO_PARAMETERS)?;
         let free = xfs.free_bytes();
         let saved = checkpoints(&config, &comm).save(&mut optimizer, None, b"where I was")?;
         let taken = free.saturating_sub(xfs.free_bytes());
@@ -391,7 +391,7 @@ fn a_reflinked_checkpoint_takes_no_room_and_keeps_its_bytes() {
         other.checkpoint.dir.clone_from(&config.checkpoint.dir);
         let mut optimizer = SwappedOptimizer::create(&other, inventory(&sizes), Arc::clone(&comm))?;
         checkpoints(&other, &comm).load(&mut optimizer, &saved.directory)?;
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     assert_eq!(loaded, [digest.as_str(), digest.as_str()]);
 }

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::{Config, EngineName, FaultConfig, FaultKind, LossScaleMode};
-use optswap::coord::Communicator;
-use optswap::error::{ErrorKind, Result};
-use optswap::step::{Gradients, StepOptions};
-use optswap::storage::ShardDirectory;
+use optswap::internals::config::{Config, EngineName, FaultConfig, FaultKind, LossScaleMode};
+use optswap::internals::coord::Communicator;
+use optswap::internals::error::{ErrorKind, Result};
+use optswap::internals::step::{Gradients, StepOptions};
+use optswap::internals::storage::ShardDirectory;
 use support::Drives;
 use support::world::{
     all, config_for, durable_config_for, on_ranks, shard_gradients, start, step_into, step_until,
@@ -26,7 +26,7 @@ const ENGINES: [EngineName; 2] = [EngineName::Threads, EngineName::Uring];
 fn digest_after(config: &Config, comm: Arc<dyn Communicator>, steps: u64) -> Result<String> {
     let mut optimizer = start(config, &SIZES, comm)?;
     step_until(&mut optimizer, steps)?;
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -100,7 +100,7 @@ fn a_resume_loses_moments_step_count_and_loss_scale() {
         let mut optimizer = start(&config, &SIZES, comm)?;
         step_until(&mut optimizer, 3)?;
         assert_eq!(optimizer.loss_scaler().scale(), 2048.0);
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     all(on_ranks(2, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
@@ -115,7 +115,7 @@ fn a_resume_loses_moments_step_count_and_loss_scale() {
             Ok(())
         })?;
         assert!(largest.iter().all(|it| *it > 0.0), "moments are there: {largest:?}");
-        assert_eq!(optimizer.state_digest()?, before[0]);
+        assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before[0]);
         optimizer.close();
         Ok(())
     }));
@@ -158,8 +158,8 @@ fn two_jobs_on_one_path_collide() {
         step_until(&mut one, 1)?;
         step_until(&mut other, 3)?;
         step_until(&mut one, 3)?;
-        assert_eq!(one.state_digest()?, expected);
-        assert_eq!(other.state_digest()?, expected);
+        assert_eq!(one.state_digest(NO_PARAMETERS)?, expected);
+        assert_eq!(other.state_digest(NO_PARAMETERS)?, expected);
         let error = start(&first, &SIZES, comm).map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         assert!(error.to_string().contains("first"), "{error}");
@@ -183,10 +183,10 @@ fn misaligned_gradients_are_refused_by_the_kernel_unseen() {
                 let mut memory = vec![f32::NAN; elems + offset];
                 memory[offset..].copy_from_slice(&shard_gradients(&optimizer, step));
                 let mut params = vec![bf16::ZERO; elems + offset];
-                let gradients = Gradients::of_shard(optimizer.partition(), &memory[offset..])?;
+                let gradients = Gradients::Shard(&memory[offset..]);
                 optimizer.step(&gradients, &mut params[offset..], StepOptions::default())?;
             }
-            let digest = optimizer.state_digest()?;
+            let digest = optimizer.state_digest(NO_PARAMETERS)?;
             optimizer.close();
             Ok(digest)
         }));

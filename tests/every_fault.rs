@@ -14,10 +14,10 @@ mod support;
 
 use std::sync::Arc;
 
-use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::storage::ShardDirectory;
+use optswap::internals::config::{Config, Durability, EngineName, FaultConfig, FaultKind};
+use optswap::internals::coord::Communicator;
+use optswap::internals::error::{Error, Result};
+use optswap::internals::storage::ShardDirectory;
 use small_job::{Job, STEPS, config_for, copy_tree, on_ranks, undisturbed_digests};
 use support::{Drives, one_at_a_time};
 
@@ -67,7 +67,7 @@ fn run(config: &Config, comm: Arc<dyn Communicator>) -> Result<Seen> {
         emitted.push(job.params.clone());
     }
     let step = emitted.len() as u64 - 1 + u64::from(taken.is_ok());
-    let digest = taken.and_then(|()| job.optimizer.state_digest());
+    let digest = taken.and_then(|()| job.optimizer.state_digest(NO_PARAMETERS));
     let error = match digest {
         Ok(digest) => {
             job.optimizer.close();

@@ -12,12 +12,14 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use handed_over::{config_for, hand_over, micro_batch, step_borrowed, step_handed_over};
-use optswap::config::{AccumulateIn, Config, EngineName, GradientPlace, MissingGradient};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::optim::{GradElem, ParamElem};
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::ParamIndex;
+use optswap::internals::config::{
+    AccumulateIn, Config, EngineName, GradientPlace, MissingGradient,
+};
+use optswap::internals::coord::Communicator;
+use optswap::internals::error::Result;
+use optswap::internals::optim::{GradElem, ParamElem};
+use optswap::internals::step::{Gradients, StepOptions, SwappedOptimizer};
+use optswap::internals::units::ParamIndex;
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{all, on_ranks, start};
@@ -50,7 +52,7 @@ fn train(
         };
         outcomes.push((outcome.grad_norm, outcome.grad_scale));
     }
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok((digest, params, outcomes))
 }
@@ -75,8 +77,8 @@ proptest! {
         let mut config = config_for(&drives, PLACES[place], buffers);
         config.io.engine = if is_uring { EngineName::Uring } else { EngineName::Threads };
         config.swap.prefetch = prefetch;
-        config.swap.cache = optswap::config::CacheSize::Bytes(
-            optswap::units::Bytes(cached.min(buffers - 2) * handed_over::CHUNK_BYTES));
+        config.swap.cache = optswap::internals::config::CacheSize::Bytes(
+            optswap::internals::units::Bytes(cached.min(buffers - 2) * handed_over::CHUNK_BYTES));
         let seen = all(on_ranks(ranks, |comm| train(&config, &sizes, batches, comm)));
         prop_assert_eq!(seen, expected, "{:?}", config.swap);
     }
@@ -99,9 +101,9 @@ fn formats_are_converted_exactly_and_sums_are_rounded_as_told() {
             let mut optimizer = start(config, &SIZES, comm)?;
             let mut params = params_of(&optimizer);
             let sums = sums::<A>(&optimizer, 1);
-            let gradients = Gradients::of_shard(optimizer.partition(), &sums)?;
+            let gradients = Gradients::Shard(&sums);
             optimizer.step(&gradients, &mut params, StepOptions::default())?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }))
     }
     for place in PLACES {
@@ -121,7 +123,7 @@ fn formats_are_converted_exactly_and_sums_are_rounded_as_told() {
                 hand_over(&mut optimizer, &third, |_| true, 3, true)?;
                 optimizer.flush_gradients()?;
                 optimizer.step_gradients(&mut params, StepOptions::default())?;
-                optimizer.state_digest()
+                optimizer.state_digest(NO_PARAMETERS)
             }));
             let other = Drives::new(1);
             let plain = config_for(&other, GradientPlace::Caller, 3);
@@ -164,16 +166,16 @@ fn a_stale_gradient_is_never_replayed() {
             }
             hand_over(&mut optimizer, &shard, |_| true, 9, true)?;
             let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
-            assert!(outcome.skipped);
-            let before = optimizer.state_digest()?;
+            assert!(outcome.is_skipped());
+            let before = optimizer.state_digest(NO_PARAMETERS)?;
             let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
-            assert!(!outcome.skipped && outcome.grad_norm == 0.0, "{outcome:?}");
-            assert_eq!(optimizer.state_digest()?, before, "no gradient, no update");
+            assert!(!outcome.is_skipped() && outcome.grad_norm == 0.0, "{outcome:?}");
+            assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before, "no gradient, no update");
             // And so after they were dropped.
             hand_over(&mut optimizer, &shard, |_| true, 9, false)?;
             optimizer.discard_gradients();
             assert!(!optimizer.step_gradients(&mut params, StepOptions::default())?.skipped);
-            assert_eq!(optimizer.state_digest()?, before);
+            assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
             Ok(())
         }));
     }
@@ -201,7 +203,7 @@ fn an_uncovered_range_is_never_read() {
                 }
                 optimizer.step(&gradients, &mut params, StepOptions::default())?;
             }
-            Ok((optimizer.state_digest()?, params))
+            Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
         let seen = all(on_ranks(2, |comm| {
             let mut optimizer = start(&config, &SIZES, comm)?;
@@ -215,7 +217,7 @@ fn an_uncovered_range_is_never_read() {
                 hand_over(&mut optimizer, &shard, active, step, true)?;
                 optimizer.step_gradients(&mut params, StepOptions::default())?;
             }
-            Ok((optimizer.state_digest()?, params))
+            Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
         assert_eq!(seen, expected, "{place:?}");
     }
@@ -245,7 +247,7 @@ fn nothing_holds_on_to_the_callers_memory() {
                 }
                 optimizer.step_gradients(&mut params, StepOptions::default())?;
             }
-            Ok((optimizer.state_digest()?, params))
+            Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
         assert_eq!((&seen[0].0, &seen[0].1), (&expected[0].0, &expected[0].1), "{place:?}");
     }
@@ -263,7 +265,7 @@ fn a_missing_gradient_means_what_the_configuration_says() {
             let results = all(on_ranks(2, |comm| {
                 let mut optimizer = start(&config, &SIZES, comm)?;
                 let mut params = params_of(&optimizer);
-                let untouched = optimizer.state_digest()?;
+                let untouched = optimizer.state_digest(NO_PARAMETERS)?;
                 let shard = micro_batch(&optimizer, 1, 0);
                 let options = StepOptions::default();
                 let result = if place == GradientPlace::Caller {
@@ -283,7 +285,7 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                     assert!(error.is_agreed() && error.exit_code() == 64, "{error}");
                     let text = error.to_string();
                     assert!(text.contains("layer0.weight") && text.contains("no gradient"));
-                    assert_eq!(optimizer.state_digest()?, untouched);
+                    assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, untouched);
                     if place != GradientPlace::Caller {
                         // What is there stays, so that the rest can still come.
                         hand_over(&mut optimizer, &shard, |param| param.0 == 0, 4, true)?;
@@ -295,7 +297,7 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                 // The first parameter lies on the first rank alone.
                 let count = optimizer.update_count(ParamIndex(0));
                 let is_here = optimizer.partition().flat().start == 0;
-                Ok((optimizer.state_digest()?, if is_here { count } else { 0 }))
+                Ok((optimizer.state_digest(NO_PARAMETERS)?, if is_here { count } else { 0 }))
             }));
             assert_eq!(results[0].1, u64::from(missing == MissingGradient::Zero), "{place:?}");
             digests.push(results[0].0.clone());
@@ -324,7 +326,7 @@ fn a_zero_gradient_is_what_a_missing_one_is_taken_for() {
                 gradients.swap_out(ParamIndex(1), 0, &shard[200_000..]);
                 optimizer.step(&gradients, &mut params, StepOptions::default())?;
             }
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }))
     };
     let zero = digest(MissingGradient::Zero, false);
@@ -365,7 +367,7 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             let mut optimizer = start(&plain, &SIZES, comm)?;
             let mut params = params_of(&optimizer);
             step_borrowed(&mut optimizer, 1, &mut params)?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         let seen = all(on_ranks(2, |comm| {
             let is_first = comm.rank().0 == 0;
@@ -415,7 +417,7 @@ fn what_is_wrong_is_named_and_changes_nothing() {
                 hand_over(&mut optimizer, &shard, |_| true, 5, true)?;
             }
             optimizer.step_gradients(&mut params, StepOptions::default())?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         assert_eq!(seen, expected, "{place:?}");
     }

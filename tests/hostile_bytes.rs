@@ -11,9 +11,9 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use optswap::config::{Config, Durability, EngineName};
-use optswap::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
-use optswap::wire::{crc32c, crc32c_joined};
+use optswap::internals::config::{Config, Durability, EngineName};
+use optswap::internals::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
+use optswap::internals::wire::{crc32c, crc32c_joined};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use small_job::{Job, STEPS, config_for, on_ranks, undisturbed_digests};
@@ -197,16 +197,17 @@ fn go_on(ranks: usize, drives: &Drives) -> Result<Option<u64>, String> {
     let results = on_ranks(ranks, "going on", move |comm| {
         let mut job = Job::start(&config, comm)?;
         let resumed = job.optimizer.resumed().map(|resumed| resumed.attempt);
-        let digest = job.optimizer.state_digest()?;
+        let digest = job.optimizer.state_digest(NO_PARAMETERS)?;
         Ok((resumed, digest, job.finish()?))
     });
     let mut from = Vec::new();
     for result in results {
-        let (resumed, digest, last) = result.map_err(|error: optswap::error::Error| {
-            assert!(error.is_agreed(), "{error}");
-            assert!([64, 69, 73, 74].contains(&error.exit_code()), "{error}");
-            error.to_string()
-        })?;
+        let (resumed, digest, last) =
+            result.map_err(|error: optswap::internals::error::Error| {
+                assert!(error.is_agreed(), "{error}");
+                assert!([64, 69, 73, 74].contains(&error.exit_code()), "{error}");
+                error.to_string()
+            })?;
         assert_eq!(digest, EXPECTED[resumed.unwrap_or(0) as usize]);
         assert_eq!(last, EXPECTED[STEPS as usize]);
         from.push(resumed);

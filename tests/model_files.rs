@@ -8,10 +8,10 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use optswap::checkpoint::ModelFiles;
-use optswap::config::Config;
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::ParamIndex;
+use optswap::internals::checkpoint::ModelFiles;
+use optswap::internals::config::Config;
+use optswap::internals::step::{Gradients, StepOptions, SwappedOptimizer};
+use optswap::internals::units::ParamIndex;
 use serde_json::{Value, json};
 use support::world::{durable_config_for, on_ranks};
 use support::{Drives, Run, alone, optswap, ranks};
@@ -137,7 +137,7 @@ fn init_puts_a_model_onto_drives_and_training_goes_on_from_there() {
         })?;
         let gradients = vec![0.25f32; optimizer.partition().elems() as usize];
         let mut params = vec![bf16::ZERO; gradients.len()];
-        let pieces = Gradients::of_shard(optimizer.partition(), &gradients)?;
+        let pieces = Gradients::Shard(&gradients);
         optimizer.step(&pieces, &mut params, StepOptions::default())
     });
     stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));
@@ -213,7 +213,7 @@ fn a_model_that_people_use_is_initialised_stepped_and_inspected() {
         let mut optimizer = SwappedOptimizer::create(&config, model.inventory().clone(), comm)?;
         let gradients = vec![bf16::from_f32(0.01); optimizer.partition().elems() as usize];
         let mut params = vec![bf16::ZERO; gradients.len()];
-        let pieces = Gradients::of_shard(optimizer.partition(), &gradients)?;
+        let pieces = Gradients::Shard(&gradients);
         optimizer.step(&pieces, &mut params, StepOptions::default())
     });
     stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));

@@ -9,9 +9,9 @@ mod support;
 
 use half::bf16;
 use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, config_for, micro_batch, step_handed_over};
-use optswap::config::{AccumulateIn, Config, GradientPlace};
-use optswap::step::{StepOptions, SwappedOptimizer};
-use optswap::units::{Bytes, Elems, ParamIndex};
+use optswap::internals::config::{AccumulateIn, Config, GradientPlace};
+use optswap::internals::step::{StepOptions, SwappedOptimizer};
+use optswap::internals::units::{Bytes, Elems, ParamIndex};
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
 
@@ -123,7 +123,7 @@ fn resident_memory_stays_within_the_budget() {
         let mut optimizer = start(&config, &[ELEMS], comm)?;
         assert!(optimizer.plan().memory_bytes() <= BUDGET, "{}", optimizer.plan());
         let before = resident_bytes();
-        let mut step = || -> optswap::error::Result<()> {
+        let mut step = || -> optswap::internals::error::Result<()> {
             for batch in 0..2 {
                 let mut at = ELEMS;
                 while at > 0 {

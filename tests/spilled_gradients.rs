@@ -14,11 +14,13 @@ use handed_over::{
     CHUNK_BYTES, GRADIENT_BYTES, config_for, hand_over, micro_batch, step_borrowed,
     step_handed_over,
 };
-use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::step::{StepOptions, SwappedOptimizer};
-use optswap::units::{Bytes, Elems};
+use optswap::internals::config::{
+    Config, Durability, EngineName, FaultConfig, FaultKind, GradientPlace,
+};
+use optswap::internals::coord::Communicator;
+use optswap::internals::error::{Error, Result};
+use optswap::internals::step::{StepOptions, SwappedOptimizer};
+use optswap::internals::units::{Bytes, Elems};
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
 
@@ -43,7 +45,7 @@ fn digest_of(
             _ => step_handed_over(&mut optimizer, batches, &mut params)?,
         };
     }
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -145,12 +147,12 @@ fn disturbed(config: &Config, comm: Arc<dyn Communicator>) -> Result<(Seen, Vec<
             }
         }
     }
-    let digest = match optimizer.state_digest() {
+    let digest = match optimizer.state_digest(NO_PARAMETERS) {
         Ok(digest) => digest,
         Err(error) => {
             note(error, false);
             match optimizer.recover(&mut params) {
-                Ok(_) => optimizer.state_digest()?,
+                Ok(_) => optimizer.state_digest(NO_PARAMETERS)?,
                 Err(_) => return Ok((Seen::StateLost, errors)),
             }
         }
@@ -244,7 +246,7 @@ fn a_step_whose_spills_failed_can_be_taken_again() {
             while optimizer.attempts() < STEPS {
                 step_handed_over(&mut optimizer, 2, &mut params)?;
             }
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         assert_eq!(seen, expected, "{engine:?}");
     }
@@ -350,7 +352,7 @@ fn a_restart_drops_what_was_spilled() {
                 hand_over(&mut optimizer, &shard, |_| true, 77, false)?;
                 hand_over(&mut optimizer, &shard, |param| param.0 == 0, 78, true)?;
             }
-            if turn == 3 { Ok(Some(optimizer.state_digest()?)) } else { Ok(None) }
+            if turn == 3 { Ok(Some(optimizer.state_digest(NO_PARAMETERS)?)) } else { Ok(None) }
         }));
         if turn == 3 {
             let digests: Vec<String> = digests.into_iter().flatten().collect();
@@ -386,7 +388,7 @@ fn looking_at_the_state_during_backward_disturbs_nothing() {
             for batch in 0..2 {
                 let shard = micro_batch(&optimizer, step, batch);
                 hand_over(&mut optimizer, &shard, |param| param.0 == 0, step, batch == 1)?;
-                optimizer.state_digest()?;
+                optimizer.state_digest(NO_PARAMETERS)?;
                 hand_over(&mut optimizer, &shard, |param| param.0 == 1, step, batch == 1)?;
                 optimizer.write_back()?;
             }
@@ -394,7 +396,7 @@ fn looking_at_the_state_during_backward_disturbs_nothing() {
             optimizer.emit_parameters(&mut params)?;
             optimizer.step_gradients(&mut params, StepOptions::default())?;
         }
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     assert_eq!(seen, expected);
 }

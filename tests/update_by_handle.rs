@@ -14,12 +14,12 @@ use std::os::unix::fs::FileExt;
 
 use half::bf16;
 use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, hand_over};
-use optswap::config::{AccumulateIn, Config, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::step::{Gradients, StepOptions, StepOutcome, SwappedOptimizer};
-use optswap::swap::ChunkHandle;
-use optswap::units::{Bytes, Elems, ParamIndex};
+use optswap::internals::config::{AccumulateIn, Config, GradientPlace};
+use optswap::internals::coord::Communicator;
+use optswap::internals::error::{Error, Result};
+use optswap::internals::step::{Gradients, StepOptions, StepOutcome, SwappedOptimizer};
+use optswap::internals::swap::ChunkHandle;
+use optswap::internals::units::{Bytes, Elems, ParamIndex};
 use support::Drives;
 use support::by_hand::{adamw, update_all};
 use support::world::{all, config_for, on_ranks, shard_gradients, start};
@@ -48,7 +48,7 @@ impl Job {
 
     fn begin(&mut self) -> Result<StepOutcome> {
         let shard = shard_gradients(&self.optimizer, self.optimizer.attempts() + 1);
-        let gradients = Gradients::of_shard(self.optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         self.optimizer.begin_update_by_handle(&gradients, &self.params, StepOptions::default())
     }
 
@@ -84,7 +84,7 @@ fn sub_groups_come_in_order_each_once() {
     let drives = Drives::new(1);
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&small_config(&drives, 4), comm)?;
-        let before = job.optimizer.state_digest()?;
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
         refused(job.optimizer.swap_in_optimizer_state(0), "no update is under way");
         refused(job.optimizer.finish_update(Ok(())), "no update is under way");
         job.begin()?;
@@ -106,11 +106,11 @@ fn sub_groups_come_in_order_each_once() {
         refused(job.optimizer.swap_out_optimizer_state(0), "not in is swapped out");
         refused(job.optimizer.swap_in_optimizer_state(0), "swapped in again");
         // Nothing else meanwhile.
-        refused(job.optimizer.state_digest(), "an update is under way");
+        refused(job.optimizer.state_digest(NO_PARAMETERS), "an update is under way");
         refused(job.optimizer.flush(), "an update is under way");
         refused(job.begin(), "an update is under way");
         assert_eq!(job.run_through(1)?.attempt, 1);
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         assert_eq!(job.optimizer.update_count(ParamIndex(0)), 1);
         Ok(())
     }));
@@ -122,7 +122,7 @@ fn a_handle_is_good_for_one_chunk_of_one_optimizer_once() {
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&small_config(&drives, 4), Arc::clone(&comm))?;
         let mut other = Job::start(&small_config(&others, 4), comm)?;
-        let before = job.optimizer.state_digest()?;
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
         job.begin()?;
         other.begin()?;
         job.optimizer.swap_in_optimizer_state(0)?;
@@ -157,7 +157,7 @@ fn a_handle_is_good_for_one_chunk_of_one_optimizer_once() {
         job.swap_out(second, false)?;
         job.optimizer.swap_out_optimizer_state(0)?;
         job.run_through(1)?;
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         Ok(())
     }));
 }
@@ -226,14 +226,14 @@ fn an_update_that_ends_early_is_an_error_on_all_ranks() {
     let results = all(on_ranks(2, |comm| {
         let is_first = comm.rank().0 == 0;
         let mut job = Job::start(&small_config(&drives, 4), comm)?;
-        let before = job.optimizer.state_digest()?;
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
         job.begin()?;
         let ended = match is_first {
             true => job.optimizer.finish_update(Err(Error::usage("no more work"))),
             false => job.run_through(0),
         };
         // Nobody has changed anything.
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         assert_eq!(job.optimizer.update_count(ParamIndex(2)), 0);
         job.begin()?;
         job.run_through(0)?;
@@ -247,22 +247,22 @@ fn an_update_that_ends_early_is_an_error_on_all_ranks() {
 fn an_update_that_nobody_ends_goes_with_its_optimizer() {
     let drives = Drives::new(1);
     let mut config = small_config(&drives, 4);
-    config.durability.mode = optswap::config::Durability::Step;
+    config.durability.mode = optswap::internals::config::Durability::Step;
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&config, Arc::clone(&comm))?;
-        let before = job.optimizer.state_digest()?;
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
         job.begin()?;
         job.optimizer.swap_in_optimizer_state(0)?;
         let handle = job.next()?.unwrap();
         job.optimizer.recover(&mut job.params)?;
         refused(job.optimizer.state_sections(handle), "stale");
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         job.begin()?;
         job.optimizer.swap_in_optimizer_state(0)?;
         job.next()?.unwrap();
         drop(job);
         let mut job = Job::start(&config, comm)?;
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         job.begin()?;
         job.optimizer.close();
         assert!(drives.are_empty());
@@ -307,7 +307,7 @@ fn calls_in_a_forked_child_fail_and_leave_the_parent_alone() {
         job.optimizer.swap_out_optimizer_state(0)?;
         job.run_through(1)?;
         let shard = shard_gradients(&job.optimizer, 2);
-        let gradients = Gradients::of_shard(job.optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let options = StepOptions::default();
         update_all(job.optimizer.begin_update(&gradients, &mut job.params, options)?, adamw)?;
         Ok(())

@@ -15,6 +15,7 @@
 //! the I/O thread's. They have buffers of their own, so that neither waits for the other.
 
 mod handle;
+mod inbox;
 mod lent;
 mod messages;
 mod pipeline;
@@ -27,3 +28,4 @@ pub use lent::{ChunkHandle, LentChunks};
 pub use messages::{SwapperSpec, SweepTotals};
 pub use pipeline::{Action, Fate, Pipeline};
 pub use pipeline::{Ending, Overlap, SweepKind};
+pub use spill::SpillPort;

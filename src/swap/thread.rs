@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::handle::Commands;
+use super::inbox::Commands;
 use super::messages::{
     Command, Event, EventSender, Loan, ReadySender, SpillSender, SwapperSpec, SweepTotals,
 };
@@ -366,6 +366,10 @@ impl Worker {
     /// Ends the thread although operations may be in flight. Their buffers are never freed.
     fn give_up(self, error: Error) {
         self.transfers.abandon();
+        let reason = (error.kind(), error.sentence());
+        let mut gave_up = self.commands.gave_up.lock().unwrap_or_else(PoisonError::into_inner);
+        gave_up.get_or_insert(reason);
+        drop(gave_up);
         let _ = self.events.send(Event::GaveUp(error));
     }
 }

@@ -2,12 +2,12 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
-use optswap::config::{Config, Durability};
-use optswap::error::Result;
-use optswap::optim::{GradElem, ParamElem};
-use optswap::state::{Hyperparameters, OptimizerSpec, StateTensorSpec};
-use optswap::step::{StepOutcome, SubGroups};
-use optswap::units::{Bytes, Elems};
+use optswap::internals::config::{Config, Durability};
+use optswap::internals::error::Result;
+use optswap::internals::optim::{GradElem, ParamElem};
+use optswap::internals::state::{Hyperparameters, OptimizerSpec, StateTensorSpec};
+use optswap::internals::step::{StepOutcome, SubGroups};
+use optswap::internals::units::{Bytes, Elems};
 
 use super::Drives;
 use super::world::config_for;

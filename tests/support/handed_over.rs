@@ -3,13 +3,13 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use half::bf16;
-use optswap::config::{Config, GradientPlace};
-use optswap::error::Result;
-use optswap::optim::GradElem;
-use optswap::step::{
+use optswap::internals::config::{Config, GradientPlace};
+use optswap::internals::error::Result;
+use optswap::internals::optim::GradElem;
+use optswap::internals::step::{
     Gradients, StepOptions, StepOutcome, SwappedOptimizer, fill_synthetic_gradients,
 };
-use optswap::units::{Bytes, ParamIndex};
+use optswap::internals::units::{Bytes, ParamIndex};
 
 use crate::support::Drives;
 use crate::support::world;
@@ -113,6 +113,6 @@ pub fn step_borrowed(
         let more = micro_batch(optimizer, step, batch);
         sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     }
-    let gradients = Gradients::of_shard(optimizer.partition(), &sum)?;
+    let gradients = Gradients::Shard(&sum);
     optimizer.step(&gradients, params, StepOptions::default())
 }

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use optswap::config::{Config, Durability, EngineName};
-use optswap::coord::{Communicator, ThreadCommunicator};
-use optswap::error::Result;
-use optswap::partition::Run;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{
+use optswap::internals::config::{Config, Durability, EngineName};
+use optswap::internals::coord::{Communicator, ThreadCommunicator};
+use optswap::internals::error::Result;
+use optswap::internals::partition::Run;
+use optswap::internals::state::{Inventory, Parameter};
+use optswap::internals::step::{
     Gradients, StepOptions, StepOutcome, SwappedOptimizer, fill_synthetic_gradients,
     fill_synthetic_masters,
 };
-use optswap::units::{Bytes, Elems};
+use optswap::internals::units::{Bytes, Elems};
 
 use crate::support::Drives;
 
@@ -81,7 +81,7 @@ impl Job {
         let range = optimizer.partition().flat();
         let mut params = vec![0.0; (range.end - range.start) as usize];
         if optimizer.resumed().is_none() {
-            optimizer.initialize_parameters(|run: &Run, masters: &mut [f32]| {
+            optimizer.initialize_parameters(&mut NoParameters, |run: &Run, masters: &mut [f32]| {
                 fill_synthetic_masters(3, range.start + run.shard_offset, masters);
                 Ok(())
             })?;
@@ -96,7 +96,7 @@ impl Job {
         let start = self.optimizer.partition().flat().start;
         let mut shard = vec![0.0f32; self.params.len()];
         fill_synthetic_gradients(5, step, start, &mut shard, |gradient| gradient);
-        let gradients = Gradients::of_shard(self.optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let options = StepOptions { user_blob: &[step as u8], ..StepOptions::default() };
         self.optimizer.step(&gradients, &mut self.params, options)
     }
@@ -106,7 +106,7 @@ impl Job {
         while self.optimizer.attempts() < STEPS {
             self.step()?;
         }
-        self.optimizer.state_digest()
+        self.optimizer.state_digest(NO_PARAMETERS)
     }
 }
 
@@ -116,10 +116,10 @@ pub fn undisturbed_digests(ranks: usize) -> Vec<String> {
         let drives = Drives::new(1);
         let config = config_for(&drives, Durability::Scratch, EngineName::Threads);
         let mut job = Job::start(&config, comm).unwrap();
-        let mut digests = vec![job.optimizer.state_digest().unwrap()];
+        let mut digests = vec![job.optimizer.state_digest(NO_PARAMETERS).unwrap()];
         for _ in 0..STEPS {
             job.step().unwrap();
-            digests.push(job.optimizer.state_digest().unwrap());
+            digests.push(job.optimizer.state_digest(NO_PARAMETERS).unwrap());
         }
         job.optimizer.close();
         digests

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use half::bf16;
-use optswap::config::{Config, Durability, GroupConfig};
-use optswap::coord::{Communicator, ThreadCommunicator};
-use optswap::error::Result;
-use optswap::partition::Run;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{
+use optswap::internals::config::{Config, Durability, GroupConfig};
+use optswap::internals::coord::{Communicator, ThreadCommunicator};
+use optswap::internals::error::Result;
+use optswap::internals::partition::Run;
+use optswap::internals::state::{Inventory, Parameter};
+use optswap::internals::step::{
     Gradients, StepOptions, StepOutcome, SwappedOptimizer, fill_synthetic_gradients,
     fill_synthetic_masters,
 };
-use optswap::units::{Bytes, Elems};
+use optswap::internals::units::{Bytes, Elems};
 
 use super::Drives;
 
@@ -84,7 +84,7 @@ pub fn start(
     let mut optimizer = SwappedOptimizer::create(config, inventory(sizes), comm)?;
     if optimizer.resumed().is_none() {
         let flat_start = optimizer.partition().flat().start;
-        optimizer.initialize_parameters(masters(flat_start))?;
+        optimizer.initialize_parameters(&mut NoParameters, masters(flat_start))?;
     }
     Ok(optimizer)
 }
@@ -99,7 +99,7 @@ pub fn shard_gradients(optimizer: &SwappedOptimizer, step: u64) -> Vec<f32> {
 /// The next step, with its own synthetic gradients; parameters go to `params`.
 pub fn step_into(optimizer: &mut SwappedOptimizer, params: &mut [bf16]) -> Result<StepOutcome> {
     let shard = shard_gradients(optimizer, optimizer.attempts() + 1);
-    let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+    let gradients = Gradients::Shard(&shard);
     optimizer.step(&gradients, params, StepOptions::default())
 }
 

@@ -6,7 +6,7 @@ use super::rank::Rank;
 use super::{Bandwidth, Cluster, NodeKind, StateBytes, Swapping};
 use optswap::internals::config::GradientPlace;
 use optswap::internals::error::{Error, Result};
-use optswap::internals::step::{GradientRoom, cached_chunks};
+use optswap::internals::plan::{GradientRoom, cached_chunks};
 use optswap::internals::units::{BLOCK_ELEMS, Bytes, round_up};
 
 /// Bytes that the update moves between memory and processors for one parameter: gradient, master

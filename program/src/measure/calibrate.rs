@@ -11,7 +11,7 @@ use super::workload::{Workload, synthetic_inventory};
 use optswap::internals::config::{CodecsConfig, Config};
 use optswap::internals::coord::{Communicator, Solo, gather_all};
 use optswap::internals::error::Result;
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Timer;
 use optswap::internals::units::Elems;
 

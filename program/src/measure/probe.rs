@@ -14,8 +14,8 @@ use optswap::internals::io::{
     EngineSpec, Load, LoadKind, LoadResult, Loader, Part, allocate_buffers,
 };
 use optswap::internals::job::stop_request;
-use optswap::internals::step::ProcessIo;
 use optswap::internals::storage::{Device, Drive, DriveProfile, same_disk, scratch_file};
+use optswap::internals::telemetry::ProcessIo;
 
 /// One operation: as large as a stripe unit is by default.
 const BLOCK_BYTES: u64 = 1 << 20;

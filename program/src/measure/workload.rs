@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 use optswap::internals::config::{AccumulateIn, Config, GradientPlace};
 use optswap::internals::coord::Communicator;
 use optswap::internals::error::{Error, ErrorKind, Result};
+use optswap::internals::gradients::{Gradients, MicroBatch};
 use optswap::internals::job::{answer_table_request, stop_request, table_request};
 use optswap::internals::optim::{GradElem, ParamElem};
 use optswap::internals::partition::Run;
 use optswap::internals::state::{Inventory, Parameter};
 use optswap::internals::step::{
-    Gradients, StepOptions, StepOutcome, Stop, SwappedOptimizer, Verifier,
+    CreateOptions, StepOptions, StepOutcome, Stop, SwappedOptimizer, Verifier,
     fill_synthetic_gradients, fill_synthetic_masters,
 };
 
@@ -62,7 +63,12 @@ impl<G: GradElem> Workload<G> {
         verifies: bool,
         convert: impl Fn(f32) -> G,
     ) -> Result<Self> {
-        let mut optimizer = SwappedOptimizer::create(config, inventory, Arc::clone(comm))?;
+        let mut optimizer = SwappedOptimizer::create(
+            config,
+            inventory,
+            Arc::clone(comm),
+            CreateOptions::default(),
+        )?;
         let flat_start = optimizer.partition().flat().start;
         let fill = |run: &Run, masters: &mut [f32]| {
             fill_synthetic_masters(seed, flat_start + run.shard_offset, masters);
@@ -70,7 +76,7 @@ impl<G: GradElem> Workload<G> {
         };
         let elems = optimizer.partition().elems() as usize;
         let mut params = vec![bf16::ZERO; elems];
-        optimizer.initialize_parameters_into(&mut params, fill)?;
+        optimizer.initialize_parameters(&mut params, fill)?;
         let verifier = match verifies {
             true => Some(Verifier::new(&optimizer, fill)?),
             false => None,
@@ -88,7 +94,7 @@ impl<G: GradElem> Workload<G> {
     /// # Errors
     /// Agreed errors of the drives.
     pub fn state_digest(&mut self) -> Result<String> {
-        self.optimizer.state_digest_with(&self.params)
+        self.optimizer.state_digest(&self.params)
     }
 
     /// Collective: so many steps, until everything is on the drives.
@@ -104,10 +110,13 @@ impl<G: GradElem> Workload<G> {
         let mut comparing = Duration::ZERO;
         for _ in 0..steps {
             let begin = Instant::now();
-            let stop = if stop_request().is_some() { Stop::AfterThisStep } else { Stop::No };
-            let wants_table = table_request();
-            let options = StepOptions { stop, wants_table, ..StepOptions::default() };
-            let outcome = self.step(options)?;
+            if stop_request().is_some() {
+                self.optimizer.request_stop(Stop::AfterThisStep);
+            }
+            if table_request() {
+                self.optimizer.request_table();
+            }
+            let outcome = self.step()?;
             stretch.step_seconds.push(begin.elapsed().as_secs_f64());
             self.steps += 1;
             answer_table_request(&self.optimizer, &outcome)?;
@@ -127,7 +136,7 @@ impl<G: GradElem> Workload<G> {
                 };
                 let widened: Vec<f32> = shard.iter().map(widen).collect();
                 verifier.step(&self.optimizer, &outcome, &widened);
-                verifier.check_with(&mut self.optimizer, &self.params)?;
+                verifier.check(&mut self.optimizer, &self.params)?;
                 comparing += before.elapsed();
             }
         }
@@ -148,23 +157,24 @@ impl<G: GradElem> Workload<G> {
 
     /// Collective: a step with the gradients borrowed, or handed over, the last ones first, where
     /// the configuration has a place for them.
-    fn step(&mut self, options: StepOptions<'_>) -> Result<StepOutcome> {
+    fn step(&mut self) -> Result<StepOutcome> {
+        let options = StepOptions::default();
         let shard = &self.gradients[(self.steps % 2) as usize];
         if self.optimizer.plan().config().gradients.place == GradientPlace::Caller {
-            let gradients = Gradients::of_shard(self.optimizer.partition(), shard)?;
-            return self.optimizer.step(&gradients, &mut self.params, options);
+            return self.optimizer.step(&Gradients::Shard(shard), &mut self.params, options);
         }
-        for piece in self.optimizer.partition().pieces().to_vec().iter().rev() {
+        let sink = self.optimizer.gradient_sink();
+        for piece in self.optimizer.partition().pieces().iter().rev() {
             let (first, mut end) = (piece.in_shard().start, piece.in_shard().end);
             while end > first {
                 let start = end.saturating_sub(HANDED_OVER_ELEMS).max(first);
                 let offset = piece.param_offset + (start - first) as u64;
                 let grads = &shard[start..end];
-                self.optimizer.swap_out_gradients(piece.param, offset, grads, true)?;
+                sink.add(piece.param, offset, grads, MicroBatch::Last)?;
                 end = start;
             }
         }
-        self.optimizer.step_gradients(&mut self.params, options)
+        self.optimizer.step(&Gradients::handed_over(), &mut self.params, options)
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bench_table::lines_of;
 use super::throughput::Throughput;
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Latency;
 
 /// The header of [`Latencies::csv`].
