@@ -81,10 +81,13 @@ impl Job {
         let range = optimizer.partition().flat();
         let mut params = vec![0.0; (range.end - range.start) as usize];
         if optimizer.resumed().is_none() {
-            optimizer.initialize_parameters(&mut NoParameters, |run: &Run, masters: &mut [f32]| {
-                fill_synthetic_masters(3, range.start + run.shard_offset, masters);
-                Ok(())
-            })?;
+            optimizer.initialize_parameters(
+                &mut NoParameters,
+                |run: &Run, masters: &mut [f32]| {
+                    fill_synthetic_masters(3, range.start + run.shard_offset, masters);
+                    Ok(())
+                },
+            )?;
         }
         optimizer.emit_parameters(&mut params)?;
         Ok(Self { optimizer, params })

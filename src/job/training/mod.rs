@@ -189,6 +189,25 @@ impl<P: ParamElem> Training<P> {
         Ok(())
     }
 
+    /// Gives the gradients of this rank's shard for the next step, in shard order, as they have been
+    /// reduced elsewhere.
+    ///
+    /// # Errors
+    /// Usage: a slice of another length than the shard, or gradients that have been given before in
+    /// this step. Where `gradients.place` says so they are handed over, and errors of that.
+    pub fn set_gradients(&mut self, shard: &[f32]) -> Result<()> {
+        self.gradients.check_new(None)?;
+        let values = self.gradients.values_mut();
+        if shard.len() != values.len() {
+            return Err(Error::usage("a shard's gradients have another length than the shard")
+                .with("gradients", shard.len())
+                .with("shard", values.len()));
+        }
+        values.copy_from_slice(shard);
+        self.gradients.note_all();
+        self.hand_over(None)
+    }
+
     /// The gradients of this rank's shard that have been reduced for the next step, in shard order.
     pub fn shard_gradients(&self) -> &[f32] {
         self.gradients.values()

@@ -61,7 +61,7 @@ impl UpdateHandles<'_> {
     /// # Errors
     /// Usage, naming the sub-group: no update is under way, the step is skipped, another sub-group
     /// is in, this one was, or it is not the next one. Nothing has changed then.
-    pub fn swap_in_sub_group(&mut self, sub_group: u32) -> Result<()> {
+    pub fn swap_in_optimizer_state(&mut self, sub_group: u32) -> Result<()> {
         self.optimizer.swap_in_sub_group(sub_group)
     }
 
@@ -158,7 +158,7 @@ impl UpdateHandles<'_> {
     /// # Errors
     /// Usage, naming the sub-group, if it is not in, the caller still has chunks of it, or has not
     /// asked for one with a gradient; errors of the drives.
-    pub fn swap_out_sub_group(&mut self, sub_group: u32) -> Result<()> {
+    pub fn swap_out_optimizer_state(&mut self, sub_group: u32) -> Result<()> {
         self.optimizer.swap_out_sub_group(sub_group)
     }
 
