@@ -15,10 +15,11 @@ use optswap::internals::config::CodecsConfig;
 use optswap::internals::optim::{
     AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks, sum_of_squares,
 };
-use optswap::internals::state::{Codec, Hyperparameters, OptimizerKind, Rounding, StateTensor};
+use optswap::internals::state::{Rounding, StateTensor};
 use optswap::internals::step::fill_synthetic_gradients;
 use optswap::internals::storage::Placement;
 use optswap::internals::units::ExtentIndex;
+use optswap::{Codec, Hyperparameters, OptimizerKind};
 
 /// A chunk of the default size times sixteen: 64 MiB an array, beyond any cache.
 const ELEMS: usize = 16 << 20;

@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::internals::config::Config;
-use optswap::internals::coord::Solo;
-use optswap::internals::state::{Inventory, Parameter};
-use optswap::internals::step::{Gradients, StepOptions, SwappedOptimizer};
 use optswap::internals::telemetry::median;
+use optswap::{
+    Config, Gradients, Inventory, NoParameters, Parameter, Solo, StepOptions, SwappedOptimizer,
+};
 
 const PARAMS: usize = 8 << 20;
 

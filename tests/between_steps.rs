@@ -4,23 +4,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
-#[path = "support/small_job.rs"]
-mod small_job;
 mod support;
 
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::internals::config::{
-    CacheSize, Config, Durability, EngineName, FaultConfig, FaultKind,
+use optswap::internals::config::{CacheSize, Durability, EngineName, FaultConfig, FaultKind};
+use optswap::{
+    Bytes, Communicator, Config, Gradients, NO_PARAMETERS, Result, StepOptions, SwappedOptimizer,
 };
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::Result;
-use optswap::internals::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::internals::units::Bytes;
 use proptest::prelude::*;
-use small_job::{Job, STEPS, on_ranks, undisturbed_digests};
-use support::world::{self, shard_gradients, start, step_into, step_until};
+use support::world::{
+    self, Job, STEPS, all, job_config_for, on_ranks_in_case, shard_gradients, start, step_into,
+    step_until, undisturbed_digests,
+};
 use support::{Drives, one_at_a_time};
 
 const CHUNK_BYTES: u64 = 4096 * 12;
@@ -206,13 +203,13 @@ fn a_failure_between_steps_is_one_error_of_all_ranks() {
         for (turn, mode) in [Durability::Scratch, Durability::Step].into_iter().enumerate() {
             let drives = Drives::new(2);
             let engine = ENGINES[(op as usize + turn) % 2];
-            let mut config = small_job::config_for(&drives, mode, engine);
+            let mut config = job_config_for(&drives, mode, engine);
             (config.swap.write_behind, config.swap.prefetch) = (true, true);
             config.durability.commit_every = 2;
             config.faults.push(FaultConfig::at(1, op, FaultKind::Eio));
             let flushes = op % 3 == 0;
             let name = format!("operation {op}, {mode:?}, {engine:?}");
-            let seen = on_ranks(2, &name, move |comm| run(&config, flushes, comm));
+            let seen = all(on_ranks_in_case(&name, 2, |comm| Ok(run(&config, flushes, comm))));
             match &seen[0] {
                 Ok(digest) => assert_eq!(*digest, expected, "{name}"),
                 Err(message) => {

@@ -8,17 +8,14 @@ mod support;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::internals::checkpoint::Checkpoints;
-use optswap::internals::config::{CodecsConfig, Config, FaultConfig, FaultKind};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::Result;
+use optswap::internals::config::{CodecsConfig, FaultConfig, FaultKind};
 use optswap::internals::optim::split_halves;
-use optswap::internals::partition::Run;
-use optswap::internals::state::{OptimizerKind, Rounding};
-use optswap::internals::step::{
-    Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_masters,
+use optswap::internals::state::Rounding;
+use optswap::internals::step::fill_synthetic_masters;
+use optswap::{
+    Bytes, Checkpoints, Communicator, Config, CreateOptions, Elems, Gradients, NO_PARAMETERS,
+    NoParameters, OptimizerKind, ParamIndex, Result, Run, StepOptions, SwappedOptimizer, Verifier,
 };
-use optswap::internals::units::{Bytes, Elems, ParamIndex};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{config_for, durable_config_for, inventory, on_ranks, shard_gradients};
@@ -40,7 +37,8 @@ struct Job {
 
 impl Job {
     fn start(config: &Config, comm: Arc<dyn Communicator>) -> Result<Self> {
-        let mut optimizer = SwappedOptimizer::create(config, inventory(&SIZES), comm)?;
+        let mut optimizer =
+            SwappedOptimizer::create(config, inventory(&SIZES), comm, CreateOptions::default())?;
         let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
         let flat = optimizer.partition().flat().start;
         match optimizer.resumed() {
@@ -152,7 +150,8 @@ fn bytes_moved_are_those_of_the_codecs() {
             (config.swap.prefetch, config.swap.write_behind) = (false, false);
             let moved = on_ranks(1, |comm| {
                 let sizes = inventory(&[elems as usize]);
-                let mut optimizer = SwappedOptimizer::create(&config, sizes, comm)?;
+                let mut optimizer =
+                    SwappedOptimizer::create(&config, sizes, comm, CreateOptions::default())?;
                 let mut params = vec![bf16::ZERO; elems as usize];
                 optimizer.initialize_parameters(&mut params, fill(0))?;
                 let shard = shard_gradients(&optimizer, 1);
@@ -251,7 +250,7 @@ fn checkpoints_hold_the_whole_state_for_any_codec_and_number_of_ranks() {
                 }
             }
             job.optimizer.step(&gradients, &mut job.params, StepOptions::default())?;
-            let saved = checkpoints.finish_with(&mut job.optimizer, &job.params)?;
+            let saved = checkpoints.finish(&mut job.optimizer, &job.params)?;
             // And once without a step.
             let again = checkpoints.save_with(&mut job.optimizer, None, b"", &job.params)?;
             let later = job.digest()?;
@@ -266,8 +265,12 @@ fn checkpoints_hold_the_whole_state_for_any_codec_and_number_of_ranks() {
                     config.checkpoint.dir.clone_from(&Some(drives.path().join("checkpoints")));
                     config.drives.paths = elsewhere.paths();
                     let sizes = inventory(&SIZES);
-                    let mut optimizer =
-                        SwappedOptimizer::create(&config, sizes, Arc::clone(&comm))?;
+                    let mut optimizer = SwappedOptimizer::create(
+                        &config,
+                        sizes,
+                        Arc::clone(&comm),
+                        CreateOptions::default(),
+                    )?;
                     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                     let checkpoints = Checkpoints::open(&config, comm).unwrap();
                     checkpoints.load(&mut optimizer, &saved.directory, &mut params)?;
@@ -327,7 +330,12 @@ fn what_does_not_fit_a_halved_master_is_a_usage_error_and_changes_nothing() {
     let drives = Drives::new(1);
     let config = with_codecs(config_for(&drives), "remainder16", Rounding::Nearest);
     let results = on_ranks(2, |comm| {
-        let mut fresh = SwappedOptimizer::create(&config, inventory(&SIZES), Arc::clone(&comm))?;
+        let mut fresh = SwappedOptimizer::create(
+            &config,
+            inventory(&SIZES),
+            Arc::clone(&comm),
+            CreateOptions::default(),
+        )?;
         let flat = fresh.partition().flat().start;
         let error = fresh.initialize_parameters(&mut NoParameters, fill(flat)).unwrap_err();
         assert!(error.to_string().contains("must be bf16"), "{error}");

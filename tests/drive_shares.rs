@@ -9,9 +9,8 @@ use std::os::unix::fs::FileExt;
 
 use half::bf16;
 use optswap::internals::checkpoint::verify_drives;
-use optswap::internals::config::{Config, EngineName, FaultConfig, FaultKind};
-use optswap::internals::error::{Error, Result};
-use optswap::internals::step::SwappedOptimizer;
+use optswap::internals::config::{EngineName, FaultConfig, FaultKind};
+use optswap::{Config, Error, NO_PARAMETERS, Result, SwappedOptimizer};
 use support::world::{all, config_for, durable_config_for, on_ranks, start, step_into, step_until};
 use support::{Drives, alone, one_at_a_time, optswap};
 

@@ -11,14 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::internals::checkpoint::{Checkpoints, scrub, verify_drives};
-use optswap::internals::config::{Config, Durability};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::{Error, ErrorKind, Result};
-use optswap::internals::job::{Origin, Training};
-use optswap::internals::step::{Gradients, StepOptions, SwappedOptimizer};
+use optswap::internals::checkpoint::{scrub, verify_drives};
+use optswap::internals::config::Durability;
 use optswap::internals::storage::{RecordFiles, ShardDirectory};
-use optswap::internals::units::Elems;
+use optswap::{
+    Checkpoints, Communicator, Config, CreateOptions, Elems, Error, ErrorKind, Gradients,
+    NO_PARAMETERS, Origin, Result, StepOptions, SwappedOptimizer, Training,
+};
 use support::Drives;
 use support::world::{
     all, config_for, durable_config_for, inventory, masters, on_ranks, shard_gradients, start,
@@ -419,6 +418,9 @@ fn a_job_with_fewer_ranks_removes_what_the_larger_one_left() {
     config.drives.keep_files = true;
     train_and_leave(&config, 3, 1);
     config.drives.keep_files = false;
-    all(on_ranks(2, |comm| SwappedOptimizer::create(&config, inventory(&SIZES), comm).map(drop)));
+    all(on_ranks(2, |comm| {
+        SwappedOptimizer::create(&config, inventory(&SIZES), comm, CreateOptions::default())
+            .map(drop)
+    }));
     assert!(drives.are_empty());
 }

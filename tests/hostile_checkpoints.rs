@@ -8,10 +8,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use optswap::internals::checkpoint::{
-    CheckpointReader, Checkpoints, export_safetensors, import_safetensors,
-};
-use optswap::internals::config::Config;
+use optswap::internals::checkpoint::{CheckpointReader, export_safetensors, import_safetensors};
+use optswap::{Change, Checkpoints, Config};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{config_for, on_ranks, start, step_until};

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use half::bf16;
 use optswap::internals::checkpoint::{
-    Checkpoints, Manifest, contents_of, export_safetensors, verify_checkpoint,
+    Manifest, contents_of, export_safetensors, verify_checkpoint,
 };
-use optswap::internals::config::{Config, GradientPlace};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::Result;
-use optswap::internals::state::{Inventory, Parameter};
-use optswap::internals::step::{Gradients, Sharding, StepOptions, SwappedOptimizer, Verifier};
+use optswap::internals::config::GradientPlace;
+use optswap::{
+    Checkpoints, Communicator, Config, CreateOptions, Gradients, Inventory, NO_PARAMETERS,
+    Parameter, Result, Sharding, StepOptions, SwappedOptimizer, Verifier,
+};
 use support::Drives;
 use support::shards::{State, fill_masters, gradients, joined, slices, start, state, step};
 use support::world::{all, config_for, durable_config_for, on_ranks};
@@ -265,7 +265,13 @@ fn refused(
         let rank = comm.rank().0;
         let sharding =
             if shares(rank) { Sharding::default().among(shared) } else { Sharding::default() };
-        SwappedOptimizer::create_sharded(&config, inventory(rank), comm, &sharding).map(drop)
+        SwappedOptimizer::create(
+            &config,
+            inventory(rank),
+            comm,
+            CreateOptions::sharded(sharding.clone()),
+        )
+        .map(drop)
     });
     assert!(drives.are_empty());
     let errors: Vec<_> = results.into_iter().map(|result| result.unwrap_err()).collect();

@@ -8,11 +8,11 @@ mod support;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::internals::checkpoint::Checkpoints;
-use optswap::internals::config::{Config, LossScaleConfig, LossScaleMode};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::Result;
-use optswap::internals::step::{Gradients, StepOptions, StepOutcome, SwappedOptimizer};
+use optswap::internals::config::{LossScaleConfig, LossScaleMode};
+use optswap::{
+    Checkpoints, Communicator, Config, Gradients, NO_PARAMETERS, Result, StepOptions, StepOutcome,
+    SwappedOptimizer,
+};
 use support::Drives;
 use support::world::{
     all, config_for, durable_config_for, on_ranks, shard_gradients, start, step_until,

@@ -12,16 +12,15 @@ use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{CHUNK_BYTES, micro_batch};
-use optswap::internals::checkpoint::Checkpoints;
-use optswap::internals::config::{AccumulateIn, Config, EngineName, GradientPlace};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::{ErrorKind, Result};
+use optswap::internals::config::{AccumulateIn, EngineName, GradientPlace};
 use optswap::internals::optim::reference::Reference;
-use optswap::internals::state::{Codec, Rounding};
-use optswap::internals::step::{
-    Gradients, ReferenceUpdate, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
+use optswap::internals::state::Rounding;
+use optswap::internals::step::ReferenceUpdate;
+use optswap::{
+    Bytes, Checkpoints, Codec, Communicator, Config, CreateOptions, ErrorKind, Gradients,
+    NO_PARAMETERS, NoParameters, ParamIndex, Result, StepOptions, StepOutcome, SwappedOptimizer,
+    Verifier,
 };
-use optswap::internals::units::{Bytes, ParamIndex};
 use support::Drives;
 use support::by_hand::{Rule, adamw, rmsprop, rmsprop_config, sizes, small_config, update_all};
 use support::world::{all, inventory, masters, on_ranks, shard_gradients};
@@ -51,7 +50,7 @@ fn back_propagate(optimizer: &mut SwappedOptimizer, step: u64) -> Result<()> {
             let parts = shard[piece.in_shard()].chunks(PIECE).enumerate();
             for (number, part) in parts.collect::<Vec<_>>().into_iter().rev() {
                 let offset = piece.param_offset + (number * PIECE) as u64;
-                optimizer.swap_out_gradients(piece.param, offset, part, batch == 1)?;
+                optimizer.gradient_sink().add(piece.param, offset, part, batch == 1)?;
             }
         }
     }
@@ -129,7 +128,8 @@ fn step(
 /// A warm first step, gradients out, swap in with the next one prefetched, update, swap out.
 fn train_as_stage_3_does(config: &Config, comm: Arc<dyn Communicator>) -> Result<String> {
     let sizes = sizes(comm.size());
-    let mut optimizer = SwappedOptimizer::create(config, inventory(&sizes), comm)?;
+    let mut optimizer =
+        SwappedOptimizer::create(config, inventory(&sizes), comm, CreateOptions::default())?;
     let fill = masters(optimizer.partition().flat().start);
     optimizer.initialize_parameters(&mut NoParameters, &fill)?;
     let kept = optimizer.plan().gradients().resident_chunks();
@@ -254,7 +254,12 @@ fn state_in_every_codec_is_rounded_as_a_step_rounds_it() {
                 (config.codecs.rounding, config.codecs.seed) = (rounding, 7);
                 all(on_ranks(2, |comm| {
                     let sizes = sizes(1);
-                    let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes), comm)?;
+                    let mut optimizer = SwappedOptimizer::create(
+                        &config,
+                        inventory(&sizes),
+                        comm,
+                        CreateOptions::default(),
+                    )?;
                     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                     let fill = masters(optimizer.partition().flat().start);
                     optimizer.initialize_parameters(&mut params, &fill)?;

@@ -10,16 +10,15 @@ use std::sync::Arc;
 
 use half::bf16;
 use optswap::internals::checkpoint::{
-    Checkpoints, contents_of, export_safetensors, scrub, verify_checkpoint, verify_drives,
+    contents_of, export_safetensors, scrub, verify_checkpoint, verify_drives,
 };
-use optswap::internals::config::{Config, GradientPlace};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::{Error, Result};
-use optswap::internals::job::{Origin, Training};
-use optswap::internals::partition::Piece;
-use optswap::internals::state::{Codec, Inventory, Parameter, Rounding};
-use optswap::internals::step::{Gradients, Sharding, StepOptions, SwappedOptimizer, Verifier};
-use optswap::internals::units::{Elems, ParamIndex};
+use optswap::internals::config::GradientPlace;
+use optswap::internals::state::Rounding;
+use optswap::{
+    Checkpoints, Codec, Communicator, Config, CreateOptions, Elems, Error, Gradients, Inventory,
+    NO_PARAMETERS, Origin, ParamIndex, Parameter, Piece, Result, Sharding, StepOptions,
+    SwappedOptimizer, Training, Verifier,
+};
 use support::Drives;
 use support::shards::{fill_masters, gradients, joined, slices, start, state, step};
 use support::world::{all, config_for, durable_config_for, inventory, on_ranks};
@@ -143,10 +142,11 @@ fn gradients_follow_the_pieces() {
         for is_last in [false, true] {
             for (offset, len) in [(50, 50), (10, 40), (0, 10)] {
                 let ones = &ones[..len];
-                optimizer.swap_out_gradients(ParamIndex(0), offset, ones, is_last)?;
+                optimizer.gradient_sink().add(ParamIndex(0), offset, ones, is_last)?;
             }
         }
-        let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
+        let outcome =
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
         assert_eq!(outcome.grad_norm, 20.0);
         assert_eq!([0, 1].map(|param| optimizer.update_count(ParamIndex(param))), [2, 0]);
         Ok(())
@@ -327,7 +327,8 @@ fn refused(ranks: usize, sharding: impl Fn(usize) -> (Inventory, Sharding) + Syn
     let config = config_for(&drives);
     let results: Vec<Result<()>> = on_ranks(ranks, |comm| {
         let (inventory, sharding) = sharding(comm.rank().index());
-        SwappedOptimizer::create_sharded(&config, inventory, comm, &sharding).map(drop)
+        SwappedOptimizer::create(&config, inventory, comm, CreateOptions::sharded(sharding.clone()))
+            .map(drop)
     });
     assert!(drives.are_empty());
     let errors: Vec<Error> = results.into_iter().map(|result| result.unwrap_err()).collect();

@@ -14,13 +14,10 @@ use handed_over::{
     CHUNK_BYTES, GRADIENT_BYTES, config_for, hand_over, micro_batch, step_borrowed,
     step_handed_over,
 };
-use optswap::internals::config::{
-    Config, Durability, EngineName, FaultConfig, FaultKind, GradientPlace,
+use optswap::internals::config::{Durability, EngineName, FaultConfig, FaultKind, GradientPlace};
+use optswap::{
+    Bytes, Communicator, Config, Elems, Error, NO_PARAMETERS, Result, StepOptions, SwappedOptimizer,
 };
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::{Error, Result};
-use optswap::internals::step::{StepOptions, SwappedOptimizer};
-use optswap::internals::units::{Bytes, Elems};
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
 
@@ -139,7 +136,9 @@ fn disturbed(config: &Config, comm: Arc<dyn Communicator>) -> Result<(Seen, Vec<
             note(error, true);
             continue;
         }
-        if let Err(error) = optimizer.step_gradients(&mut params, StepOptions::default()) {
+        if let Err(error) =
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())
+        {
             note(error, false);
             match optimizer.recover(&mut params) {
                 Ok(_) => continue,
@@ -394,7 +393,7 @@ fn looking_at_the_state_during_backward_disturbs_nothing() {
             }
             optimizer.flush_gradients()?;
             optimizer.emit_parameters(&mut params)?;
-            optimizer.step_gradients(&mut params, StepOptions::default())?;
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
         }
         optimizer.state_digest(NO_PARAMETERS)
     }));

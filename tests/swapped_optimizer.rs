@@ -11,14 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::internals::config::{Config, EngineName, FaultConfig, FaultKind, VerifyChecksums};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::{Error, ErrorKind, Result};
-use optswap::internals::partition::Run;
-use optswap::internals::step::{
-    Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_masters,
+use optswap::internals::config::{EngineName, FaultConfig, FaultKind, VerifyChecksums};
+use optswap::internals::step::fill_synthetic_masters;
+use optswap::{
+    Bytes, Communicator, Config, CreateOptions, Elems, Error, ErrorKind, Gradients, NO_PARAMETERS,
+    NoParameters, ParamIndex, Result, Run, StepOptions, SwappedOptimizer, Verifier,
 };
-use optswap::internals::units::{Bytes, Elems, ParamIndex};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{config_for, inventory, on_ranks, shard_gradients};
@@ -29,7 +27,8 @@ fn start(
     sizes: &[usize],
     comm: Arc<dyn Communicator>,
 ) -> Result<(SwappedOptimizer, Verifier)> {
-    let mut optimizer = SwappedOptimizer::create(config, inventory(sizes), comm)?;
+    let mut optimizer =
+        SwappedOptimizer::create(config, inventory(sizes), comm, CreateOptions::default())?;
     let flat_start = optimizer.partition().flat().start;
     let fill = |run: &Run, masters: &mut [f32]| {
         fill_synthetic_masters(3, flat_start + run.shard_offset, masters);

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
 use optswap::internals::optim::reference::Reference;
-use optswap::internals::state::{Hyperparameters, OptimizerKind};
+use optswap::{Hyperparameters, OptimizerKind};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

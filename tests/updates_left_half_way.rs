@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{GRADIENT_BYTES, hand_over};
-use optswap::internals::config::{Config, FaultConfig, FaultKind, GradientPlace};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::Result;
-use optswap::internals::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::internals::units::ParamIndex;
+use optswap::internals::config::{FaultConfig, FaultKind, GradientPlace};
+use optswap::{
+    Communicator, Config, Gradients, NO_PARAMETERS, ParamIndex, Result, StepOptions,
+    SwappedOptimizer,
+};
 use support::Drives;
 use support::by_hand::{adamw, rmsprop, rmsprop_config, sizes, small_config, update_all};
 use support::world::{all, on_ranks, shard_gradients};
@@ -323,7 +323,7 @@ fn a_missing_gradient_means_the_same_in_a_step_and_in_a_stored_update() {
                             optimizer.begin_update_gradients::<f32, _>(&mut params, options);
                         groups.and_then(|groups| Ok(update_all(groups, adamw)?.0))
                     } else {
-                        optimizer.step_gradients(&mut params, options)
+                        optimizer.step(&Gradients::handed_over(), &mut params, options)
                     };
                     if missing == Error {
                         assert!(taken.unwrap_err().to_string().contains("has no gradient"));

@@ -2,12 +2,11 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
-use optswap::internals::config::{Config, Durability};
-use optswap::internals::error::Result;
-use optswap::internals::optim::{GradElem, ParamElem};
-use optswap::internals::state::{Hyperparameters, OptimizerSpec, StateTensorSpec};
-use optswap::internals::step::{StepOutcome, SubGroups};
-use optswap::internals::units::{Bytes, Elems};
+use optswap::internals::config::Durability;
+use optswap::{
+    Bytes, Config, Elems, GradElem, Hyperparameters, OptimizerSpec, ParamElem, Result,
+    StateTensorSpec, StepOutcome, SubGroups,
+};
 
 use super::Drives;
 use super::world::config_for;

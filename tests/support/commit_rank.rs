@@ -1,9 +1,10 @@
 //! One rank's part of the model of commits: what lies on its drives, and its way through one life
 //! of the job. See `tests/commit_protocol.rs`.
 
+use optswap::ChunkIndex;
 use optswap::internals::storage::commit::{Stamp, place_beside};
 use optswap::internals::storage::{MovedUnits, Placement, Slots};
-use optswap::internals::units::{ChunkIndex, ExtentIndex};
+use optswap::internals::units::ExtentIndex;
 
 /// The only chunk: its extent has the number of its slot.
 const CHUNK: ChunkIndex = ChunkIndex(0);

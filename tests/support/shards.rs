@@ -7,16 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::internals::config::{Config, GradientPlace};
-use optswap::internals::coord::Communicator;
-use optswap::internals::error::Result;
-use optswap::internals::partition::{Piece, Run};
-use optswap::internals::state::Inventory;
-use optswap::internals::step::{
-    Gradients, Sharding, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
-    fill_synthetic_gradients, fill_synthetic_masters,
+use optswap::internals::config::GradientPlace;
+use optswap::internals::step::{fill_synthetic_gradients, fill_synthetic_masters};
+use optswap::{
+    Communicator, Config, Gradients, Inventory, MicroBatch, NoParameters, ParamIndex, Piece,
+    Result, Run, Sharding, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
 };
-use optswap::internals::units::ParamIndex;
 
 /// A slice of every parameter for one of so many ranks, the last parameter first: slices begin at
 /// multiples of `align` elements, and some are shorter or empty.
@@ -91,9 +87,14 @@ pub fn step(
     } else {
         for piece in optimizer.partition().pieces().to_vec() {
             let grads = &shard[piece.in_shard()];
-            optimizer.swap_out_gradients(piece.param, piece.param_offset, grads, true)?;
+            optimizer.gradient_sink().add(
+                piece.param,
+                piece.param_offset,
+                grads,
+                MicroBatch::Last,
+            )?;
         }
-        optimizer.step_gradients(&mut params, options)?
+        optimizer.step(&Gradients::handed_over(), &mut params, options)?
     };
     if let Some(verifier) = verifier {
         verifier.step(optimizer, &outcome, &shard);
