@@ -26,7 +26,7 @@ impl SwappedOptimizer {
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
         let owners = self.owners()?;
-        reduce_scatter_ranges(&*comm, full, &owners.ranges(), shard)
+        reduce_scatter_ranges(&*comm, full, owners.ranges(), shard)
     }
 
     /// Collective among the ranks that share this rank's inventory: adds the gradients of one
@@ -69,7 +69,7 @@ impl SwappedOptimizer {
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
         let owners = self.owners()?;
-        all_gather_ranges(&*comm, shard, &owners.ranges(), full)
+        all_gather_ranges(&*comm, shard, owners.ranges(), full)
     }
 
     /// Who owns what; ranks that have brought pieces tell each other once.

@@ -5,10 +5,13 @@ use std::ops::Range;
 use crate::partition::Piece;
 use crate::plan::Plan;
 
+/// Ranges of each rank, by rank.
+type RangesByRank = Vec<Vec<Range<usize>>>;
+
 /// Which elements of the flat space each rank owns that shares this rank's inventory, by rank among
 /// them, each rank's in the order of its shard.
 #[derive(Clone, Debug)]
-pub(super) struct Owners(Vec<Vec<Range<usize>>>);
+pub(super) struct Owners(RangesByRank);
 
 impl Owners {
     /// Of ranks that have brought pieces of their own.
@@ -22,8 +25,8 @@ impl Owners {
 
     /// Of the default cut.
     pub fn of_ranges(plan: &Plan) -> Self {
-        let range = |range: &Range<u64>| vec![range.start as usize..range.end as usize];
-        Self(plan.ranges().iter().map(range).collect())
+        let range = |range: &Range<u64>| range.start as usize..range.end as usize;
+        Self(plan.ranges().iter().map(|of_rank| Vec::from([range(of_rank)])).collect())
     }
 
     /// What each rank owns.
@@ -32,7 +35,7 @@ impl Owners {
     }
 
     /// What each rank owns of one range, counted from its beginning, and where in its shard.
-    pub fn within(&self, whole: &Range<usize>) -> (Vec<Vec<Range<usize>>>, Vec<Vec<Range<usize>>>) {
+    pub fn within(&self, whole: &Range<usize>) -> (RangesByRank, RangesByRank) {
         let (mut owned, mut in_shards) = (Vec::new(), Vec::new());
         for ranges in &self.0 {
             let (mut of_rank, mut in_shard, mut before) = (Vec::new(), Vec::new(), 0);
