@@ -64,6 +64,13 @@ pub struct Chunk {
     runs: Range<usize>,
 }
 
+impl Chunk {
+    /// The chunk's live elements within the shard.
+    pub fn in_shard(&self) -> Range<usize> {
+        self.shard_offset as usize..(self.shard_offset + self.elems) as usize
+    }
+}
+
 /// What one rank owns and how it is cut.
 #[derive(Clone, Debug)]
 pub struct Partition {
