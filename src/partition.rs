@@ -5,6 +5,7 @@
 mod blocks;
 mod cover;
 mod cut;
+mod piece;
 
 use std::ops::Range;
 
@@ -13,7 +14,8 @@ use crate::units::{BLOCK_ELEMS, ChunkIndex, ParamIndex, round_up};
 
 pub use blocks::{BlockSpan, NormBlocks};
 pub use cover::{check_cover, check_pieces};
-pub use cut::{Allotment, Cut, Piece, contiguous_ranges};
+pub use cut::{Allotment, Cut, contiguous_ranges};
+pub use piece::Piece;
 
 /// A run of one parameter's elements that lies in one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

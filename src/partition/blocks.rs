@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::cut::Piece;
+use super::piece::Piece;
 use super::{Partition, Run};
 use crate::units::{BLOCK_ELEMS, ParamIndex};
 

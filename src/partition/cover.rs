@@ -1,6 +1,6 @@
 //! Whether pieces are what they must be: parts of parameters, and together every element once.
 
-use super::cut::Piece;
+use super::piece::Piece;
 use crate::error::{Error, Result};
 use crate::state::Inventory;
 use crate::units::{ParamIndex, Rank};

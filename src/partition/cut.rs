@@ -5,38 +5,10 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::piece::Piece;
 use crate::error::{Error, Result};
 use crate::state::Inventory;
-use crate::units::{BLOCK_ELEMS, ParamIndex};
-
-/// A part of one parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Piece {
-    /// Which.
-    pub param: ParamIndex,
-    /// Its first element within the parameter.
-    pub offset: u64,
-    /// Number of elements.
-    pub elems: u64,
-}
-
-impl Piece {
-    /// Elements `offset..offset + elems` of a parameter.
-    pub fn new(param: ParamIndex, offset: u64, elems: u64) -> Self {
-        Self { param, offset, elems }
-    }
-
-    /// It in words.
-    pub fn describe(&self, inventory: &Inventory) -> String {
-        let name = inventory.parameters().get(self.param.index()).map_or("?", |it| &it.name);
-        format!("{name}[{}..{}]", self.offset, self.offset.saturating_add(self.elems))
-    }
-
-    /// Its elements within the parameter.
-    pub fn range(&self) -> Range<u64> {
-        self.offset..self.offset + self.elems
-    }
-}
+use crate::units::BLOCK_ELEMS;
 
 /// Which elements a shard has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::device::Device;
 use super::drive::filesystem_of;
-use super::trial::Device;
 
 /// A drive with everything that may explain its speed. Empty or `None` is what nothing tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
 
-use super::trial::Device;
+use super::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is known of a drive before anything is created on it.

@@ -2,27 +2,18 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
-use super::messages::{Command, Event, Loan, SpillAnswer, SwapperSpec, SweepTotals};
+use super::messages::{Command, Commands, Event, Loan, SpillAnswer, SwapperSpec, SweepTotals};
 use super::pipeline::{Ending, SweepKind};
 use super::thread;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, Waker};
 use crate::storage::Slots;
 use crate::units::ChunkIndex;
-
-/// Commands, as the I/O thread finds them.
-#[derive(Default)]
-pub(super) struct Commands {
-    pub queue: Mutex<VecDeque<Command>>,
-    /// So many operations are in flight that the thread looks here soon anyway: buffers that come
-    /// back need not wake it.
-    pub looks_soon: AtomicBool,
-}
 
 /// Commands and the means to have them noticed.
 pub(super) struct Inbox {

@@ -7,9 +7,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::handle::Commands;
 use super::messages::{
-    Command, Event, EventSender, Loan, ReadySender, SpillSender, SwapperSpec, SweepTotals,
+    Command, Commands, Event, EventSender, Loan, ReadySender, SpillSender, SwapperSpec, SweepTotals,
 };
 use super::pipeline::{Action, Fate, Pipeline, SweepKind};
 use super::spills::Spills;
