@@ -26,7 +26,6 @@ pub(super) fn run(
     (events, answers): (EventSender, SpillSender),
 ) {
     let depth = spec.engine.depth;
-    let files = spec.engine.files.len();
     let chunks = spec.sub_groups.len();
     let engine = match spec.engine.open(&spec.buffers) {
         Ok(engine) => engine,
@@ -35,7 +34,7 @@ pub(super) fn run(
     let waker = engine.waker();
     let for_gradients = spec.buffers.split_off(spec.buffers.len() - spec.gradient_buffers);
     let worker = Worker {
-        transfers: Transfers::metered(engine, depth, spec.meters, files).traced(spec.tracer),
+        transfers: Transfers::metered(engine, depth, spec.meters).traced(spec.tracer),
         pipeline: Pipeline::new(
             spec.sub_groups.into(),
             spec.buffers.len(),
