@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::number_ranges::{parse_range, write_ranges};
+
 /// Numbers in one name: `rack[1-4]node[01-16]` has two.
 const BRACKETS_MAX: usize = 4;
 /// Digits of a number in brackets.
@@ -102,17 +104,14 @@ impl Range {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let number = |digits: &str| {
-            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            let number = digits.parse().ok().filter(|_| is_number && digits.len() <= DIGITS_MAX);
-            number.ok_or_else(|| format!("`{text}` in brackets is neither a number nor a range"))
+        let Some(numbers) = parse_range(text) else {
+            return Err(format!("`{text}` in brackets is neither a number nor a range"));
         };
-        let range = Self { first: number(first)?, last: number(last)?, width: first.len() };
-        match range.first <= range.last {
-            true => Ok(range),
-            false => Err(format!("the range `{text}` ends before it begins")),
+        if numbers.is_empty() {
+            return Err(format!("the range `{text}` ends before it begins"));
         }
+        let width = text.find('-').unwrap_or(text.len());
+        Ok(Self { first: *numbers.start(), last: *numbers.end(), width })
     }
 }
 
@@ -187,58 +186,45 @@ impl fmt::Display for HostRanges {
     }
 }
 
+/// The text before and after a name's last number, and its digits if numbers of such names are
+/// padded with zeros; else 0.
+type Frame<'a> = (&'a str, &'a str, usize);
+
 /// Writes names in that notation: those that differ in their last number alone become one, in the
 /// order of their first appearance.
 pub fn compress_names<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    /// Text before and after the number, and its width if numbers are padded with zeros.
-    type Frame<'a> = (&'a str, &'a str, usize);
     let names: Vec<(&str, &str, &str)> = names.into_iter().map(cut_number).collect();
-    let is_padded =
-        |(_, number, _): &&(&str, &str, &str)| number.len() > 1 && number.starts_with('0');
-    let frame =
-        |(before, number, after): &(&'a str, &'a str, &'a str)| (*before, *after, number.len());
-    let padded: BTreeSet<Frame> = names.iter().filter(is_padded).map(frame).collect();
-    let mut order: Vec<Frame> = Vec::new();
-    let mut numbers: BTreeMap<Frame, Vec<u64>> = BTreeMap::new();
-    for name in &names {
-        let mut frame = frame(name);
-        if !padded.contains(&frame) {
-            frame.2 = 0;
+    let mut padded: BTreeSet<Frame> = BTreeSet::new();
+    for (before, number, after) in &names {
+        if number.len() > 1 && number.starts_with('0') {
+            padded.insert((before, after, number.len()));
         }
-        let number = name.1.parse::<u64>().ok();
-        let found = numbers.entry(frame).or_insert_with(|| {
-            order.push(frame);
-            Vec::new()
-        });
-        found.extend(number);
     }
-    let one = |frame: &Frame| {
-        let (before, after, width) = frame;
-        let mut numbers = numbers[frame].clone();
-        numbers.sort_unstable();
-        numbers.dedup();
-        let number = |number: &u64| format!("{number:0width$}");
-        match numbers.as_slice() {
-            [] => format!("{before}{after}"),
-            [only] => format!("{before}{}{after}", number(only)),
-            several => {
-                let ranges: Vec<String> = runs(several)
-                    .map(|run| match run {
-                        [only] => number(only),
-                        [first, .., last] => format!("{}-{}", number(first), number(last)),
-                        [] => String::new(),
-                    })
-                    .collect();
-                format!("{before}[{}]{after}", ranges.join(","))
-            }
-        }
-    };
-    order.iter().map(one).collect::<Vec<_>>().join(",")
+    let mut order: Vec<Frame> = Vec::new();
+    let mut numbers: BTreeMap<Frame, BTreeSet<u64>> = BTreeMap::new();
+    for (before, number, after) in names {
+        let is_padded = padded.contains(&(before, after, number.len()));
+        let frame = (before, after, if is_padded { number.len() } else { 0 });
+        let known = numbers.entry(frame).or_insert_with(|| {
+            order.push(frame);
+            BTreeSet::new()
+        });
+        known.extend(number.parse::<u64>());
+    }
+    let compressed: Vec<String> =
+        order.into_iter().map(|frame| compressed_name(frame, &numbers[&frame])).collect();
+    compressed.join(",")
 }
 
-/// Neighbours that follow each other.
-fn runs(sorted: &[u64]) -> impl Iterator<Item = &[u64]> {
-    sorted.chunk_by(|a, b| a + 1 == *b)
+/// The names of one frame, as one.
+fn compressed_name((before, after, digits): Frame<'_>, numbers: &BTreeSet<u64>) -> String {
+    let ascending: Vec<u64> = numbers.iter().copied().collect();
+    let list = write_ranges(&ascending, digits);
+    if ascending.len() > 1 {
+        format!("{before}[{list}]{after}")
+    } else {
+        format!("{before}{list}{after}")
+    }
 }
 
 /// What is before a name's last number, that number's digits, and what is after them.

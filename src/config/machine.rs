@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
+use super::number_ranges::cpu_list;
 use crate::units::Bytes;
 
 /// What could be learnt; `None` is what nothing tells.
@@ -89,28 +90,6 @@ fn chosen(text: &str) -> Option<String> {
     Some(rest.split_once(']')?.0.to_owned())
 }
 
-/// The kernel's lists of numbers: `0-3,8`. What is none is left out.
-pub fn cpu_list(list: &str) -> Vec<u32> {
-    let range = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse().ok()?..=last.parse().ok()?)
-    };
-    list.trim().split(',').filter_map(range).flatten().collect()
-}
-
-/// The opposite of [`cpu_list`]; `-` if there are none.
-pub fn number_ranges(numbers: &[u32]) -> String {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_unstable();
-    sorted.dedup();
-    let runs = sorted.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
-        [first, .., last] => format!("{first}-{last}"),
-        only => only.iter().map(ToString::to_string).collect(),
-    });
-    let text = runs.collect::<Vec<_>>().join(",");
-    if text.is_empty() { "-".to_owned() } else { text }
-}
-
 fn numa_nodes(root: &Path) -> Vec<(u32, Vec<u32>)> {
     let listing = std::fs::read_dir(root).into_iter().flatten().flatten();
     let node = |entry: std::fs::DirEntry| {
@@ -144,10 +123,6 @@ mod tests {
     fn settings_are_read() {
         assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(chosen("always\n"), None);
-        assert!(cpu_list("\n").is_empty());
-        assert_eq!(cpu_list("0-1,x,7"), [0, 1, 7]);
-        assert_eq!(number_ranges(&[3, 0, 1, 7]), "0-1,3,7");
-        assert_eq!(number_ranges(&[]), "-");
     }
 
     #[test]

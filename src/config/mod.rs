@@ -7,6 +7,7 @@ mod faults;
 mod gradients;
 mod hosts;
 mod machine;
+mod number_ranges;
 mod probe;
 mod sections;
 mod site;
@@ -30,7 +31,8 @@ pub use gradients::{
     AccumulateIn, GradientPlace, GradientsConfig, LossScaleConfig, LossScaleMode, MissingGradient,
 };
 pub use hosts::{HostRanges, compress_names};
-pub use machine::{MachineFacts, cpu_list, number_ranges};
+pub use machine::MachineFacts;
+pub use number_ranges::{cpu_list, number_ranges, parse_ranges};
 pub use probe::{allotted_cpus, memory_limit};
 pub use sections::{
     CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
