@@ -163,8 +163,6 @@ macro_rules! counters {
 counters! {
     /// Chunks that were updated.
     Chunks = "chunks",
-    /// Chunks whose state was still in memory, so that nothing was read.
-    CacheHits = "cache_hits",
     /// Bytes of state that were still in memory.
     CacheHitBytes = "cache_hit_bytes",
     /// Bytes of gradients that were written to drives for want of memory.
