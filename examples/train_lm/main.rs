@@ -241,7 +241,9 @@ fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
         say(result)?;
     }
     let written = match &args.json {
-        Some(path) if comm.rank().0 == 0 => write_result(path, &RunResult::new(&config, records)),
+        Some(path) if comm.rank().0 == 0 => {
+            write_result(path, &RunResult::new(&config, job::command_line(), records))
+        }
         _ => Ok(()),
     };
     agree(&**comm, written)?;

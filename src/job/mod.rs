@@ -23,7 +23,7 @@ use crate::units::Rank;
 
 pub use chosen::ChosenDrives;
 pub use drives::{choose_drives, discover_drives, no_drive_named};
-pub use environment::{launcher_command, settings};
+pub use environment::{command_line, launcher_command, settings};
 pub use launcher::Launcher;
 pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};

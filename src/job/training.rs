@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::environment::command_line;
 use super::signals::{StopRequest, stop_request};
 use super::table::{answer_table_request, table_request};
 use crate::checkpoint::{Checkpoints, Progress};
@@ -272,7 +273,7 @@ impl Training {
             None => (0, "its caller", 0),
         };
         let left_ms = asked.iter().flatten().map(|(.., left_ms)| *left_ms).min().unwrap_or(0);
-        self.optimizer.finish_report()?;
+        self.optimizer.finish_report(command_line())?;
         let step = self.optimizer.attempts();
         let is_committed = self.optimizer.epoch().is_some();
         tolerate(self.save_before_end(is_committed, left_ms, params))?;
@@ -344,7 +345,7 @@ impl Training {
             }
             last.iter().for_each(log_saved);
         }
-        self.optimizer.finish_report()?;
+        self.optimizer.finish_report(command_line())?;
         // Nobody removes anything before all have come to their end.
         self.comm.barrier()?;
         self.optimizer.close();

@@ -50,11 +50,12 @@ impl SwappedOptimizer {
     }
 
     /// Collective: writes what `[report]` wants at the end of a job: the trace, if that has not
-    /// been written, tables and results. Does nothing where no report is wanted.
+    /// been written, tables and results, which name the command that started this process. Does
+    /// nothing where no report is wanted.
     ///
     /// # Errors
     /// As every collective. A file that cannot be written is a warning.
-    pub fn finish_report(&mut self) -> Result<()> {
+    pub fn finish_report(&mut self, command: Vec<String>) -> Result<()> {
         if self.outlet.is_none() {
             return Ok(());
         }
@@ -63,7 +64,7 @@ impl SwappedOptimizer {
         }
         let records = self.gather_records()?;
         match &mut self.outlet {
-            Some(outlet) => outlet.finish(&*self.comm, self.recorder.spans(), records),
+            Some(outlet) => outlet.finish(&*self.comm, self.recorder.spans(), command, records),
             None => Ok(()),
         }
     }
