@@ -1,4 +1,5 @@
-//! Names of hosts in Slurm's notation, `node[001-064,070],login1`: matching and writing it.
+//! Names of hosts in Slurm's notation, `node[001-064,070],login1`: reading, matching and writing
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,12 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::number_ranges::{parse_range, write_ranges};
 
-/// Numbers in one name: `rack[1-4]node[01-16]` has two.
+/// The most brackets in one name; `rack[1-4]node[01-16]` has two.
 const BRACKETS_MAX: usize = 4;
-/// Digits of a number in brackets.
+/// The most digits of a number in brackets.
 const DIGITS_MAX: usize = 9;
 
-/// A set of host names. It is never written out, so `node[1-999999999]` costs nothing.
+/// A set of host names, read from Slurm's notation; `*` stands for all names. The names are not
+/// listed in memory, so `node[1-999999999]` costs nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostRanges {
@@ -36,8 +38,8 @@ struct Range {
 }
 
 impl HostRanges {
-    /// Whether a host has one of these names. `*` has all; a name without a domain is also that of
-    /// a host with one.
+    /// Whether a host's name is in the set. A name without a domain also stands for that host in any
+    /// domain.
     pub fn contains(&self, host: &str) -> bool {
         let short = host.split('.').next().unwrap_or(host);
         self.text == "*"
@@ -47,8 +49,7 @@ impl HostRanges {
                 .any(|name| fits(name, host) || (short != host && fits(name, short)))
     }
 
-    /// Every name, in order, if there are at most so many; `None` if there are more, and for `*`,
-    /// which has any.
+    /// All names in order, if there are at most `most`; `None` if there are more, and for `*`.
     pub fn names(&self, most: usize) -> Option<Vec<String>> {
         let mut all = Vec::new();
         for parts in &self.names {

@@ -1,4 +1,4 @@
-//! What the system allows this process, as it tells in /proc and /sys: for `optswap doctor`.
+//! What the system allows this process, read from /proc and /sys: for `optswap doctor`.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit};
 use super::number_ranges::cpu_list;
 use crate::units::Bytes;
 
-/// What could be learnt; `None` is what nothing tells.
+/// What is known about the machine and this process; `None` for what cannot be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineFacts {
     /// The host's name.
@@ -19,9 +19,9 @@ pub struct MachineFacts {
     pub uring_disabled: Option<u32>,
     /// Whether a seccomp filter looks at this process's system calls.
     pub has_seccomp_filter: bool,
-    /// Bytes that this user may lock; `None` is no limit.
+    /// Bytes of memory that this user may lock; `None` is no limit.
     pub locked_memory_limit: Option<Bytes>,
-    /// Whether the limit does not count for this process (`CAP_IPC_LOCK`).
+    /// Whether that limit does not bind this process (`CAP_IPC_LOCK`).
     pub may_lock_all: bool,
     /// Transparent huge pages: `always`, `madvise` or `never`.
     pub huge_pages: Option<String>,
@@ -33,12 +33,12 @@ pub struct MachineFacts {
     pub cpus_allowed: Vec<u32>,
     /// Processors that are there.
     pub cpus_online: Vec<u32>,
-    /// NUMA nodes: number and processors.
+    /// NUMA nodes: the number and the processors of each.
     pub numa_nodes: Vec<(u32, Vec<u32>)>,
 }
 
 impl MachineFacts {
-    /// Looks at this machine and this process.
+    /// Reads what is known about this machine and this process.
     pub fn probe() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).ok();
         let status = read("/proc/self/status").unwrap_or_default();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_near_a_process_are_told() {
+    fn nodes_near_a_process_are_found() {
         let numa_nodes = vec![(0, vec![0, 1]), (1, vec![2, 3])];
         let facts = MachineFacts { numa_nodes, cpus_allowed: vec![3], ..MachineFacts::default() };
         assert_eq!(facts.nodes_allowed(), [1]);
