@@ -1,5 +1,6 @@
-//! Chunks that the caller has, by handle: values without lifetimes, checked each time, for callers
-//! in other languages. A handle that is not valid any more, or never was, is an error that says so.
+//! Chunks that are lent to the caller by handle. Handles are values without lifetimes, for callers in
+//! other languages, so each use checks them: a handle that is no longer valid, or never was, is an
+//! error that says so.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,9 +13,9 @@ use crate::units::ChunkIndex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkHandle {
     chunk: ChunkIndex,
-    /// Which table it is of; numbers are of this process.
+    /// The number of the table, unique in this process.
     owner: u32,
-    /// Which time that the table lent a chunk, from 1.
+    /// Counts the chunks that the table has lent, from 1.
     generation: u64,
 }
 
@@ -29,7 +30,8 @@ impl ChunkHandle {
         [u64::from(self.owner) << 32 | u64::from(self.chunk.0), self.generation]
     }
 
-    /// The handle of these numbers. Whatever they are, using it is safe.
+    /// The handle of these numbers. Any numbers are safe: those of no valid handle are refused when
+    /// the handle is used.
     pub fn from_raw([which, generation]: [u64; 2]) -> Self {
         Self { chunk: ChunkIndex(which as u32), owner: (which >> 32) as u32, generation }
     }

@@ -1,5 +1,5 @@
-//! The caller's end of spilled gradients: buffers to fill, and where they go. All of it between
-//! sweeps; within an update, a chunk brings its spilled gradient along.
+//! The caller's end of spilled gradients: it takes buffers, fills them and has them written. All of
+//! this happens between sweeps; within an update, each chunk comes with its spilled gradient.
 
 use super::handle::{Swapper, thread_gave_up, thread_is_gone};
 use super::messages::{Command, Event, SpillAnswer, SpillCommand};
@@ -8,11 +8,11 @@ use crate::io::Buffer;
 use crate::units::ChunkIndex;
 
 impl Swapper {
-    /// A buffer for gradients, with anything in it; waits for the write of an earlier one. Whoever
-    /// holds all of them waits for ever.
+    /// A buffer for gradients, with undefined contents. If none is free, this waits until the write of
+    /// an earlier gradient has ended; a caller that holds all buffers waits for ever.
     ///
     /// # Errors
-    /// If the I/O thread is gone.
+    /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn take_gradient_buffer(&mut self) -> Result<Buffer> {
         match self.ask(SpillCommand::Take)? {
             SpillAnswer::Buffer(Some(buffer)) => Ok(buffer),
@@ -30,11 +30,11 @@ impl Swapper {
         self.inbox.send(Command::Spill(SpillCommand::Write { chunk, buffer }));
     }
 
-    /// Takes back what was spilled of a chunk, to add to it and spill it again; none if it could
-    /// not be read, for a reason that [`Self::settle_spills`] gives.
+    /// Takes the spilled gradient of a chunk back, to add to it and spill it again; `None` if it could
+    /// not be read, for a reason that [`Self::settle_spills`] returns.
     ///
     /// # Errors
-    /// If the I/O thread is gone.
+    /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn read_spilled(&mut self, chunk: ChunkIndex) -> Result<Option<Buffer>> {
         match self.ask(SpillCommand::Read(chunk))? {
             SpillAnswer::Buffer(buffer) => Ok(buffer),
@@ -45,7 +45,8 @@ impl Swapper {
     /// Waits until everything that was spilled is on the drives.
     ///
     /// # Errors
-    /// The first failure since the last call. State has no part in it.
+    /// The first failure of a spilled gradient since the last call: I/O. Also usage in a forked child;
+    /// I/O if the I/O thread has given up; internal if it is gone.
     pub fn settle_spills(&mut self) -> Result<()> {
         match self.ask(SpillCommand::Settle)? {
             SpillAnswer::Settled(result) => result,
@@ -53,7 +54,7 @@ impl Swapper {
         }
     }
 
-    /// Forgets what was spilled. Everything has been settled before.
+    /// Forgets all spilled gradients. The caller has settled them before.
     pub fn discard_spills(&mut self) {
         self.inbox.send(Command::Spill(SpillCommand::Discard));
     }
@@ -67,11 +68,11 @@ impl Swapper {
         let answer = self.spill_answers.recv();
         answer.map_err(|_| {
             self.gave_up = true;
-            let told = self.events.try_iter().find_map(|event| match event {
+            let reason = self.events.try_iter().find_map(|event| match event {
                 Event::GaveUp(error) => Some(error),
                 Event::Lent(_) | Event::Ended(_) | Event::Written => None,
             });
-            told.unwrap_or_else(thread_is_gone)
+            reason.unwrap_or_else(thread_is_gone)
         })
     }
 }
