@@ -18,8 +18,8 @@ pub enum ErrorKind {
     Io,
     /// Another rank did not answer in time.
     Peer,
-    /// Committed steps lie on drives, but this job cannot go on with them here: a drive or a node is
-    /// missing, or the number of ranks is different.
+    /// Committed steps lie on drives, but this job cannot go on with them here: a drive or a node
+    /// is missing, or the number of ranks is different.
     StateUnavailable,
     /// Committed steps are proven to be lost: a file cut or gone, records damaged, a checksum that
     /// differs.
@@ -47,10 +47,10 @@ impl ErrorKind {
         Self::Interrupted,
     ];
 
-    /// The exit code of a process that ends with such an error: 64 usage, 69 unavailable (also for a
-    /// silent peer, and for state that is out of reach), 70 internal, 73 cannot create, 74 I/O (also
-    /// for lost state), 75 stopped with everything saved, so that the job may be queued again.
-    /// Stopped with nothing saved: 128 plus the signal's number, as in shells.
+    /// The exit code of a process that ends with such an error: 64 usage, 69 unavailable (also for
+    /// a silent peer, and for state that is out of reach), 70 internal, 73 cannot create, 74 I/O
+    /// (also for lost state), 75 stopped with everything saved, so that the job may be queued
+    /// again. Stopped with nothing saved: 128 plus the signal's number, as in shells.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 64,

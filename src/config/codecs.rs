@@ -8,8 +8,8 @@ use super::demand;
 use crate::error::Result;
 use crate::state::{Codec, OptimizerKind, Rounding, StateTensor};
 
-/// `[codecs]`: how each state tensor of the built-in optimizers is stored on the drives. Entries for
-/// tensors that the configured optimizer does not have mean nothing.
+/// `[codecs]`: how each state tensor of the built-in optimizers is stored on the drives. Entries
+/// for tensors that the configured optimizer does not have mean nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CodecsConfig {

@@ -20,11 +20,12 @@ pub struct FaultConfig {
     pub seed: u64,
     /// What happens.
     pub kind: FaultKind,
-    /// For `slow`: the only drive that is slow, by its place in `drives.paths`, from 0. Default all.
+    /// For `slow`: the only drive that is slow, by its place in `drives.paths`, from 0. Default
+    /// all.
     #[serde(default)]
     pub drive: Option<u32>,
-    /// For `slow`: the number of the operation from which on the drive is as fast as before. Default
-    /// never.
+    /// For `slow`: the number of the operation from which on the drive is as fast as before.
+    /// Default never.
     #[serde(default)]
     pub until: Option<u64>,
     /// For `slow`: how long each operation keeps the drive busy, in milliseconds. Default 0.

@@ -96,8 +96,8 @@ pub struct LossScaleConfig {
     /// The scale of the first step, or of all steps: above 0, a number that f32 can hold twice, and
     /// in `dynamic` mode at least `minimum`. Default 65,536.
     pub initial: f64,
-    /// What the scale is multiplied by after `growth_interval` steps without an overflow: finite and
-    /// at least 1. Default 2.
+    /// What the scale is multiplied by after `growth_interval` steps without an overflow: finite
+    /// and at least 1. Default 2.
     pub growth_factor: f64,
     /// Number of steps without an overflow after which the scale is raised: at least 1. Default
     /// 2,000.

@@ -38,8 +38,8 @@ struct Range {
 }
 
 impl HostRanges {
-    /// Whether a host's name is in the set. A name without a domain also stands for that host in any
-    /// domain.
+    /// Whether a host's name is in the set. A name without a domain also stands for that host in
+    /// any domain.
     pub fn contains(&self, host: &str) -> bool {
         let short = host.split('.').next().unwrap_or(host);
         self.text == "*"

@@ -48,8 +48,8 @@ pub use wildcards::expand_wildcards;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The job's name, which also names its directories on the drives: 1 to 100 letters, digits, `.`,
-    /// `_` or `-`, not beginning with `.`. Default `default`.
+    /// The job's name, which also names its directories on the drives: 1 to 100 letters, digits,
+    /// `.`, `_` or `-`, not beginning with `.`. Default `default`.
     pub job: String,
     /// Which drives hold the state, and how it is spread over them.
     pub drives: DrivesConfig,
@@ -127,7 +127,8 @@ impl Config {
         demand(has_place, "checkpoint.every", self.checkpoint.every, allowed)
     }
 
-    /// Checks what a file must fulfil by itself. The directory of checkpoints may be named elsewhere.
+    /// Checks what a file must fulfil by itself. The directory of checkpoints may be named
+    /// elsewhere.
     fn validate_file(&self) -> Result<()> {
         self.validate_job()?;
         self.validate_drives()?;
@@ -279,7 +280,8 @@ impl Config {
         }
     }
 
-    /// Sets the codec of the state tensor of this name; false if the optimizer has none of that name.
+    /// Sets the codec of the state tensor of this name; false if the optimizer has none of that
+    /// name.
     pub fn set_codec(&mut self, tensor: &str, codec: Codec) -> bool {
         let own = self.optimizer.own.iter_mut().flat_map(|own| &mut own.state);
         match own.into_iter().find(|spec| spec.name == tensor) {
@@ -289,9 +291,9 @@ impl Config {
         true
     }
 
-    /// The same configuration for the optimizer that has state tensors of these names and codecs: the
-    /// configured optimizer if its names are these, or else a built-in kind, or else a declaration
-    /// with these names.
+    /// The same configuration for the optimizer that has state tensors of these names and codecs:
+    /// the configured optimizer if its names are these, or else a built-in kind, or else a
+    /// declaration with these names.
     #[must_use]
     pub fn for_tensors(&self, tensors: &[(String, Codec)]) -> Self {
         let mut config = self.clone();

@@ -156,27 +156,27 @@ pub struct OptimizerConfig {
     pub kind: OptimizerKind,
     /// Learning rate: finite and not negative. Default 1e-3.
     pub lr: f64,
-    /// Decay rates of the moments, each at least 0 and below 1; the first is SGD's momentum. Default
-    /// [0.9, 0.999].
+    /// Decay rates of the moments, each at least 0 and below 1; the first is SGD's momentum.
+    /// Default [0.9, 0.999].
     pub betas: [f64; 2],
     /// Added to the denominator: finite and above 0. Default 1e-8.
     pub eps: f64,
     /// Weight decay, decoupled in AdamW and Lion and part of the gradient in the others: finite and
     /// not negative. Default 0.01.
     pub weight_decay: f64,
-    /// Gradients whose global norm is larger are scaled down to it: finite and not negative; 0 means
-    /// never. Default 0.
+    /// Gradients whose global norm is larger are scaled down to it: finite and not negative; 0
+    /// means never. Default 0.
     pub clip_norm: f64,
     /// Parameter groups that differ from the values above. A parameter belongs to the first group
     /// with a pattern that matches its name. Default none.
     pub groups: Vec<GroupConfig>,
-    /// The declaration of a program's own optimizer. If there is one, `kind` does not count, and the
-    /// program updates chunk by chunk (`SwappedOptimizer::begin_update`). Default none.
+    /// The declaration of a program's own optimizer. If there is one, `kind` does not count, and
+    /// the program updates chunk by chunk (`SwappedOptimizer::begin_update`). Default none.
     pub own: Option<OptimizerSpec>,
 }
 
-/// `[[optimizer.groups]]`: a parameter group. What is not set is taken from `[optimizer]`; ranges are
-/// the same as there.
+/// `[[optimizer.groups]]`: a parameter group. What is not set is taken from `[optimizer]`; ranges
+/// are the same as there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GroupConfig {
@@ -269,7 +269,8 @@ pub struct TimeoutsConfig {
     /// After waiting this long in one collective for ranks that make no progress, the job fails.
     /// Default 600.
     pub peer_timeout: f64,
-    /// After waiting this long in one collective, the log names the ranks that are late. Default 30.
+    /// After waiting this long in one collective, the log names the ranks that are late. Default
+    /// 30.
     pub stall_warning: f64,
     /// Time from a signal to stop until the launcher kills the processes: a step that would not end
     /// before then is not begun. Default 30.

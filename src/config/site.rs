@@ -39,8 +39,8 @@ pub struct SiteNodes {
     pub drives: Vec<SiteDrive>,
 }
 
-/// `[[nodes.drives]]`: a drive of a node, or several that are alike. Paths are absolute and may have
-/// wildcards and variables: `/nvme*/$USER`.
+/// `[[nodes.drives]]`: a drive of a node, or several that are alike. Paths are absolute and may
+/// have wildcards and variables: `/nvme*/$USER`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SiteDrive {
@@ -50,8 +50,8 @@ pub struct SiteDrive {
     /// more or fewer directories is refused. Planning on another machine needs it if the path has a
     /// `*`.
     pub count: Option<u64>,
-    /// Where the drive is mounted. If it is given, a directory that lies elsewhere is refused: where a
-    /// drive is not mounted, its directory lies on the system's own disk.
+    /// Where the drive is mounted. If it is given, a directory that lies elsewhere is refused:
+    /// where a drive is not mounted, its directory lies on the system's own disk.
     pub mount: Option<PathBuf>,
     /// Size of the drive, in bytes.
     pub size: Option<Bytes>,
@@ -59,8 +59,8 @@ pub struct SiteDrive {
     pub read_gb_per_s: Option<f64>,
     /// Expected bandwidth of writing alone, in GB/s: above 0.
     pub write_gb_per_s: Option<f64>,
-    /// Expected bandwidth of both directions together, reading and writing at the same time, in GB/s:
-    /// above 0.
+    /// Expected bandwidth of both directions together, reading and writing at the same time, in
+    /// GB/s: above 0.
     pub mixed_gb_per_s: Option<f64>,
     /// What may be written over the drive's life, in PB: above 0.
     pub endurance_pb: Option<f64>,
@@ -171,8 +171,8 @@ impl SiteDrive {
         is_positive("endurance_pb", self.endurance_pb)
     }
 
-    /// How many drives of a node this names, if that follows from the text: `/nvme[0-3]` names four,
-    /// `/nvme*` any number.
+    /// How many drives of a node this names, if that follows from the text: `/nvme[0-3]` names
+    /// four, `/nvme*` any number.
     pub fn drives_named(&self) -> Option<u64> {
         self.count.or_else(|| self.path.to_str().map_or(Some(1), matches_at_most))
     }

@@ -52,8 +52,8 @@ impl Sourced {
     /// Reads a file in TOML, or one of DeepSpeed's in JSON.
     ///
     /// # Errors
-    /// Usage errors that name the file and the key, if it cannot be read, has an unknown key, or has a
-    /// value that is out of range.
+    /// Usage errors that name the file and the key, if it cannot be read, has an unknown key, or
+    /// has a value that is out of range.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path)?;
         let result = if is_json(path, &text) { parse_deepspeed(&text) } else { Self::toml(&text) };

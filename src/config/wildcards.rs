@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// Replaces each pattern by the directories that it matches, sorted. A path without wildcards, or one
-/// that exists under just that name, stays as it is.
+/// Replaces each pattern by the directories that it matches, sorted. A path without wildcards, or
+/// one that exists under just that name, stays as it is.
 ///
 /// # Errors
 /// Usage if a pattern is malformed or matches no directory.

@@ -1,9 +1,10 @@
 //! The page that the ranks of a node share: one small file in memory, one record for each of them.
-//! Writing a record is one pwrite and reading the page one pread, which costs a step next to nothing.
+//! Writing a record is one pwrite and reading the page one pread, which costs a step next to
+//! nothing.
 //!
-//! The file's name is removed once all ranks have opened it, so nothing stays behind, however the job
-//! ends. A record that is read while it is written may be half old and half new, which is good enough
-//! for the messages about late ranks that it serves.
+//! The file's name is removed once all ranks have opened it, so nothing stays behind, however the
+//! job ends. A record that is read while it is written may be half old and half new, which is good
+//! enough for the messages about late ranks that it serves.
 
 use std::fs::{File, OpenOptions};
 use std::io;

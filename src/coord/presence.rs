@@ -1,6 +1,6 @@
-//! What a rank publishes about itself while it works, so that ranks that wait for it can name it and
-//! what it is doing. A communicator may have a [`Presence`]; the step sets its phase, and the I/O
-//! thread its count of operations.
+//! What a rank publishes about itself while it works, so that ranks that wait for it can name it
+//! and what it is doing. A communicator may have a [`Presence`]; the step sets its phase, and the
+//! I/O thread its count of operations.
 
 use std::ops::Sub;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,8 +141,8 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Collective: opens the page of every node. If the ranks of a node cannot share one, none of them
-    /// knows what the others are doing.
+    /// Collective: opens the page of every node. If the ranks of a node cannot share one, none of
+    /// them knows what the others are doing.
     ///
     /// # Errors
     /// Those of the communicator: peer if a rank does not answer in time.
@@ -183,8 +183,9 @@ impl Presence {
         self.change(|record| record.phase = phase as u64);
     }
 
-    /// Publishes how many I/O operations have completed so far. This may be called after every one of
-    /// them: the page is written only if its last change is some time ago, or with the next change.
+    /// Publishes how many I/O operations have completed so far. This may be called after every one
+    /// of them: the page is written only if its last change is some time ago, or with the next
+    /// change.
     pub fn progress(&self, completed_ops: u64) {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         record.completed_ops = completed_ops;
@@ -243,7 +244,8 @@ impl Presence {
     fn write(&self, record: &mut Record) {
         record.alive_ms = now_ms();
         if let Some(page) = &self.page {
-            // If the page cannot be written, messages about late ranks say less; nothing else suffers.
+            // If the page cannot be written, messages about late ranks say less; nothing else
+            // suffers.
             let _ = page.write(self.slot, record);
         }
     }

@@ -31,14 +31,14 @@ impl Limits {
         (self.warning_ms.min(self.peer_ms) / 10).clamp(10, 1000)
     }
 
-    /// A waiting rank that has not published anything for this long is taken to hang; a late one whose
-    /// record has not changed for this long is taken to make no progress.
+    /// A waiting rank that has not published anything for this long is taken to hang; a late one
+    /// whose record has not changed for this long is taken to make no progress.
     pub fn silence_ms(self) -> u64 {
         (self.warning_ms.min(self.peer_ms) / 2).max(2 * self.look_every_ms())
     }
 
-    /// A rank that cannot name a late one gives up this much later, so that ranks that can do so come
-    /// first.
+    /// A rank that cannot name a late one gives up this much later, so that ranks that can do so
+    /// come first.
     pub fn patience_ms(self) -> u64 {
         (self.peer_ms / 4).min(5000)
     }
@@ -63,8 +63,8 @@ pub(super) struct NodeView {
     /// The ranks that wait in the same collective.
     pub waiting: Vec<u32>,
     pub late: Vec<LateRank>,
-    /// When late ranks, on this node or elsewhere, last made progress, as far as a rank of this node
-    /// knows.
+    /// When late ranks, on this node or elsewhere, last made progress, as far as a rank of this
+    /// node knows.
     pub progress_ms: u64,
 }
 
@@ -100,8 +100,8 @@ impl NodeView {
 }
 
 impl LateRank {
-    /// This rank now, if the notice about it came `ago_ms` ago. Progress that it made then is taken to
-    /// go on until the next notice is due. If it made none, it has made none since.
+    /// This rank now, if the notice about it came `ago_ms` ago. Progress that it made then is taken
+    /// to go on until the next notice is due. If it made none, it has made none since.
     pub fn aged(self, ago_ms: u64, limits: Limits) -> Self {
         let overdue_ms = ago_ms.saturating_sub(limits.warning_ms);
         let since = |ms: u64| ms + if ms > limits.silence_ms() { ago_ms } else { overdue_ms };
@@ -136,8 +136,8 @@ impl LateRank {
     }
 }
 
-/// A message that names the ranks that are late, and those of which nothing is known. Ranks that wait
-/// themselves are named only if all late ones do.
+/// A message that names the ranks that are late, and those of which nothing is known. Ranks that
+/// wait themselves are named only if all late ones do.
 pub(super) fn describe(
     late: &[LateRank],
     unknown: &[u32],

@@ -4,8 +4,8 @@ use super::{Communicator, gather_all};
 use crate::error::Result;
 use crate::units::Rank;
 
-/// Where every rank runs: its host's name, and its node. Ranks share a node if the communicator says
-/// so, or, if it does not know, if their hosts have the same name.
+/// Where every rank runs: its host's name, and its node. Ranks share a node if the communicator
+/// says so, or, if it does not know, if their hosts have the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     hosts: Vec<String>,

@@ -10,7 +10,7 @@ use crate::units::ParamIndex;
 /// A part of one parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Piece {
-    /// Which.
+    /// The parameter.
     pub param: ParamIndex,
     /// Its first element within the parameter.
     pub offset: u64,
@@ -24,13 +24,13 @@ impl Piece {
         Self { param, offset, elems }
     }
 
-    /// It in words.
+    /// The piece in words: the parameter's name and the range of elements.
     pub fn describe(&self, inventory: &Inventory) -> String {
         let name = inventory.parameters().get(self.param.index()).map_or("?", |it| &it.name);
         format!("{name}[{}..{}]", self.offset, self.offset.saturating_add(self.elems))
     }
 
-    /// Its elements within the parameter.
+    /// The range of its elements within the parameter.
     pub fn range(&self) -> Range<u64> {
         self.offset..self.offset + self.elems
     }

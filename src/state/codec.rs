@@ -31,7 +31,8 @@ pub enum Codec {
 
 impl Codec {
     /// Bytes that a tensor of `padded_elems` elements takes on the drives, scales included: a
-    /// multiple of 4,096. `padded_elems` is a multiple of [`BLOCK_ELEMS`](crate::units::BLOCK_ELEMS).
+    /// multiple of 4,096. `padded_elems` is a multiple of
+    /// [`BLOCK_ELEMS`](crate::units::BLOCK_ELEMS).
     pub fn section_bytes(self, padded_elems: u64) -> u64 {
         let bytes = match self {
             Self::Fp32 => 4 * padded_elems,
@@ -58,7 +59,8 @@ names! { Codec:
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rounding {
-    /// To the nearest value. Of two that are equally near, bf16 takes the even one, int8 the larger.
+    /// To the nearest value. Of two that are equally near, bf16 takes the even one, int8 the
+    /// larger.
     #[default]
     Nearest,
     /// Up or down at random, so that the mean is exact. The random bits are a function of seed,

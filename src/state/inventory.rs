@@ -101,8 +101,8 @@ impl Inventory {
         &self.parameters[param.index()]
     }
 
-    /// A digest of names and shapes in inventory order, as 32 hexadecimal digits: equal for the same
-    /// model.
+    /// A digest of names and shapes in inventory order, as 32 hexadecimal digits: equal for the
+    /// same model.
     pub fn digest(&self) -> String {
         let mut hash = Xxh3::new();
         for Parameter { name, shape, .. } in &self.parameters {

@@ -1,5 +1,5 @@
-//! The loss scale: what the loss is multiplied by, so that small gradients survive 16-bit formats. It
-//! is a pure function of how steps ended, and so the same on every rank.
+//! The loss scale: what the loss is multiplied by, so that small gradients survive 16-bit formats.
+//! It is a pure function of how steps ended, and so the same on every rank.
 
 use serde::{Deserialize, Serialize};
 

@@ -69,8 +69,8 @@ impl OptimizerKind {
         OptimizerSpec { name: self.name().into(), state }
     }
 
-    /// The state tensors, master first, in the order in which a chunk stores them, each in the codec
-    /// that `codec` gives for its name.
+    /// The state tensors, master first, in the order in which a chunk stores them, each in the
+    /// codec that `codec` gives for its name.
     pub fn state_tensors(self, codec: impl Fn(&str) -> Codec) -> Vec<StateTensor> {
         self.spec().tensors_in(codec)
     }
@@ -85,8 +85,8 @@ names! { OptimizerKind:
 }
 
 /// The declaration of an optimizer: which state tensors it keeps beside the fp32 master. A program
-/// that updates with code of its own declares its optimizer in `Config::optimizer.own`; the built-in
-/// kinds are such declarations too.
+/// that updates with code of its own declares its optimizer in `Config::optimizer.own`; the
+/// built-in kinds are such declarations too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerSpec {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What the kernel knows of the device beneath a directory.
+/// What the kernel knows about the device beneath a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// Its name, such as `nvme0n1p1`, or its number where it has none.
@@ -21,7 +21,7 @@ impl Device {
     /// The device of a directory.
     ///
     /// # Errors
-    /// If the directory cannot be looked at.
+    /// The kernel's, if the directory cannot be inspected.
     pub fn of(root: &Path) -> io::Result<Self> {
         Ok(Self::of_number(std::fs::metadata(root)?.dev()))
     }

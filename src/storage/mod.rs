@@ -1,6 +1,6 @@
-//! What lies where: drives (inspected, opened, preallocated, locked), the extent layout of a chunk,
-//! the placement of extents on stripe units, the slots of chunks, and the records of commits. No
-//! tensor data moves here.
+//! Where state lies on the drives: inspecting, locking and preallocating drives' files, the extent
+//! layout of a chunk, the placement of extents on stripe units, the slots of chunks, and the
+//! records of commits. No tensor data moves here.
 //!
 //! ```text
 //! DRIVE/optswap/profile.toml              what the drive can do, if it was probed
@@ -48,5 +48,5 @@ pub use shares::normalized;
 pub use slots::Slots;
 pub use trial::DriveTrial;
 
-/// The target of messages in the log about drives of a node, which its first rank tells.
+/// The target of log messages about the drives of a node, which the node's first rank writes.
 pub const DRIVES_TARGET: &str = "optswap::drives";

@@ -1,5 +1,5 @@
-//! Trying a drive: what its file system does with a file as optswap uses them, and what device it
-//! is on. The file has no name that stays, so nothing is left behind.
+//! A trial of a drive with a small file: what its file system supports of what optswap uses. The
+//! file is removed at once, so nothing is left behind.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,12 +19,12 @@ struct Sector([u8; SECTOR]);
 /// What a drive did with a small file.
 #[derive(Debug)]
 pub struct DriveTrial {
-    /// Direct I/O: a sector written and read back. `Err` with what was refused.
+    /// Direct I/O: whether a sector could be written and read back, or the error.
     pub direct: io::Result<()>,
     /// The same without direct I/O, which optswap falls back to.
     pub buffered: io::Result<()>,
-    /// What direct I/O demands of offsets and memory; older kernels and some file systems do not
-    /// tell.
+    /// The alignment in bytes that direct I/O needs of offsets and memory; older kernels and some
+    /// file systems do not know it.
     pub alignment: Option<u64>,
     /// Whether space can be set aside.
     pub preallocation: io::Result<()>,
@@ -53,17 +53,17 @@ impl DriveTrial {
 fn sector_through(path: &Path, flags: OFlags) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    // Nobody's link is followed, so nobody's file is written to.
+    // No link is followed, so no file of another user is written to.
     let flags = flags | OFlags::NOFOLLOW;
     let file = options.custom_flags(flags.bits() as i32).open(path)?;
     let (mut written, mut read) = (Sector([0; SECTOR]), Sector([0; SECTOR]));
     written.0.iter_mut().enumerate().for_each(|(at, byte)| *byte = at as u8);
     file.write_all_at(&written.0, 0)?;
     file.read_exact_at(&mut read.0, 0)?;
-    match written.0 == read.0 {
-        true => Ok(()),
-        false => Err(io::Error::other("other bytes were read than written")),
+    if written.0 != read.0 {
+        return Err(io::Error::other("other bytes were read than written"));
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -85,13 +85,13 @@ impl Swapper {
         })
     }
 
-    /// Begins a sweep over all chunks, which are read and written where `slots` says. Swap-ins start
-    /// at once, before the first chunk is asked for. An inspection or a fill begins when nothing is
-    /// in flight any more.
+    /// Begins a sweep over all chunks, which are read and written where `slots` says. Swap-ins
+    /// start at once, before the first chunk is asked for. An inspection or a fill begins when
+    /// nothing is in flight any more.
     ///
     /// # Errors
-    /// If anything has failed since the last sweep, late writes and reads ahead included: the drives
-    /// then hold the state of no single step. Usage in a forked child.
+    /// If anything has failed since the last sweep, late writes and reads ahead included: the
+    /// drives then hold the state of no single step. Usage in a forked child.
     pub fn sweep(&mut self, kind: SweepKind, ending: Ending, slots: &Slots) -> Result<Sweep<'_>> {
         if matches!(kind, SweepKind::Inspect | SweepKind::Fill) {
             self.settle()?;
@@ -217,9 +217,9 @@ impl Swapper {
         drop(Sweep { swapper: self, is_kept: false });
     }
 
-    /// Allows sweeps again after a failure of this rank or another. The caller must know which slots
-    /// hold whole state; all chunks in memory are forgotten. If the I/O thread has given up, the next
-    /// sweep returns that error.
+    /// Allows sweeps again after a failure of this rank or another. The caller must know which
+    /// slots hold whole state; all chunks in memory are forgotten. If the I/O thread has given up,
+    /// the next sweep returns that error.
     pub fn recover(&mut self) {
         self.end_kept_sweep();
         self.failed = false;
@@ -303,8 +303,8 @@ impl Sweep<'_> {
         }
     }
 
-    /// Ends the sweep early: no more chunks are handed over. Chunks that were swapped in for an update
-    /// stay in memory for the next one, if reading ahead is allowed.
+    /// Ends the sweep early: no more chunks are handed over. Chunks that were swapped in for an
+    /// update stay in memory for the next one, if reading ahead is allowed.
     ///
     /// # Errors
     /// The first failure of the sweep.
@@ -326,8 +326,8 @@ impl Drop for Sweep<'_> {
     }
 }
 
-/// A chunk in memory that the caller has until it gives it back. Giving it back consumes this value,
-/// so that nothing can be read or changed afterwards.
+/// A chunk in memory that the caller has until it gives it back. Giving it back consumes this
+/// value, so that nothing can be read or changed afterwards.
 ///
 /// ```compile_fail
 /// fn keep(chunk: optswap::swap::ResidentChunk) {
@@ -351,8 +351,8 @@ impl ResidentChunk {
         self.index
     }
 
-    /// Whether it was read from the drives since the caller last gave it back, so that its bytes may
-    /// differ from those, if the drive is faulty.
+    /// Whether it was read from the drives since the caller last gave it back, so that its bytes
+    /// may differ from those, if the drive is faulty.
     pub fn is_fresh(&self) -> bool {
         self.is_fresh
     }
@@ -381,7 +381,8 @@ impl ResidentChunk {
         }
     }
 
-    /// Gives the chunk back without writing it; the drives keep what they have. Dropping does the same.
+    /// Gives the chunk back without writing it; the drives keep what they have. Dropping does the
+    /// same.
     pub fn release(self) {
         drop(self);
     }

@@ -1,6 +1,6 @@
-//! Chunks that are lent to the caller by handle. Handles are values without lifetimes, for callers in
-//! other languages, so each use checks them: a handle that is no longer valid, or never was, is an
-//! error that says so.
+//! Chunks that are lent to the caller by handle. Handles are values without lifetimes, for callers
+//! in other languages, so each use checks them: a handle that is no longer valid, or never was, is
+//! an error that says so.
 
 use std::collections::BTreeMap;
 use std::fmt;

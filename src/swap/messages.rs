@@ -113,8 +113,8 @@ pub(super) struct Loan {
     pub is_fresh: bool,
 }
 
-/// From the caller to the I/O thread, about spilled gradients. After `Take`, `Read` and `Settle` the
-/// caller waits for the answer before it sends another command.
+/// From the caller to the I/O thread, about spilled gradients. After `Take`, `Read` and `Settle`
+/// the caller waits for the answer before it sends another command.
 pub(super) enum SpillCommand {
     /// Ask for a free buffer.
     Take,

@@ -12,9 +12,9 @@
 //! outlives sweeps: writes of one step go on, and reads of the next one begin, while no sweep is
 //! under way. [`thread`] does what the pipeline decides, and [`Swapper`] is the caller's end.
 //!
-//! Gradients that do not fit into memory are spilled to the drives: [`spill`] is the caller's end of
-//! that, [`spills`] the I/O thread's. Spilled gradients and state have buffers of their own, so that
-//! neither waits for the other's.
+//! Gradients that do not fit into memory are spilled to the drives: [`spill`] is the caller's end
+//! of that, [`spills`] the I/O thread's. Spilled gradients and state have buffers of their own, so
+//! that neither waits for the other's.
 
 mod handle;
 mod lent;

@@ -75,9 +75,9 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// A table with all chunks on the drives. `sub_groups` has the sub-group of every chunk. Each of
-    /// the first `pinned` chunks keeps one of the `buffers` buffers for good, which leaves at least
-    /// one for the other chunks, if there are any.
+    /// A table with all chunks on the drives. `sub_groups` has the sub-group of every chunk. Each
+    /// of the first `pinned` chunks keeps one of the `buffers` buffers for good, which leaves at
+    /// least one for the other chunks, if there are any.
     pub fn new(
         sub_groups: Arc<[u32]>,
         buffers: usize,
@@ -111,8 +111,8 @@ impl Pipeline {
         }
     }
 
-    /// Begins a sweep. Operations in flight go on, and chunks in memory are used as they are. Only an
-    /// inspection reads those again of which memory has a part.
+    /// Begins a sweep. Operations in flight go on, and chunks in memory are used as they are. Only
+    /// an inspection reads those again of which memory has a part.
     pub fn begin(&mut self, kind: SweepKind, ending: Ending) {
         assert!(self.sweep.is_none() && self.lent == 0, "one sweep at a time");
         (self.sweep, self.is_stopping) = (Some((kind, ending)), false);
@@ -143,8 +143,8 @@ impl Pipeline {
         }
     }
 
-    /// What to do next. Reads run as far ahead as there are buffers: a buffer is free as soon as its
-    /// own write is done, and the next read starts at once, whatever else is in flight.
+    /// What to do next. Reads run as far ahead as there are buffers: a buffer is free as soon as
+    /// its own write is done, and the next read starts at once, whatever else is in flight.
     pub fn next(&mut self) -> Action {
         if !self.has_failed {
             if let Some(index) = self.to_write.pop_front() {
@@ -280,8 +280,8 @@ impl Pipeline {
         }
     }
 
-    /// Enters that an operation has failed: nothing is started until the sweep under way, or the next
-    /// one, has ended with that failure.
+    /// Enters that an operation has failed: nothing is started until the sweep under way, or the
+    /// next one, has ended with that failure.
     pub fn fail(&mut self) {
         self.stop();
         self.to_write.clear();

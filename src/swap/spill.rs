@@ -8,8 +8,8 @@ use crate::io::Buffer;
 use crate::units::ChunkIndex;
 
 impl Swapper {
-    /// A buffer for gradients, with undefined contents. If none is free, this waits until the write of
-    /// an earlier gradient has ended; a caller that holds all buffers waits for ever.
+    /// A buffer for gradients, with undefined contents. If none is free, this waits until the write
+    /// of an earlier gradient has ended; a caller that holds all buffers waits for ever.
     ///
     /// # Errors
     /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
@@ -30,8 +30,8 @@ impl Swapper {
         self.inbox.send(Command::Spill(SpillCommand::Write { chunk, buffer }));
     }
 
-    /// Takes the spilled gradient of a chunk back, to add to it and spill it again; `None` if it could
-    /// not be read, for a reason that [`Self::settle_spills`] returns.
+    /// Takes the spilled gradient of a chunk back, to add to it and spill it again; `None` if it
+    /// could not be read, for a reason that [`Self::settle_spills`] returns.
     ///
     /// # Errors
     /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
@@ -45,8 +45,8 @@ impl Swapper {
     /// Waits until everything that was spilled is on the drives.
     ///
     /// # Errors
-    /// The first failure of a spilled gradient since the last call: I/O. Also usage in a forked child;
-    /// I/O if the I/O thread has given up; internal if it is gone.
+    /// The first failure of a spilled gradient since the last call: I/O. Also usage in a forked
+    /// child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn settle_spills(&mut self) -> Result<()> {
         match self.ask(SpillCommand::Settle)? {
             SpillAnswer::Settled(result) => result,

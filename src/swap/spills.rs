@@ -1,6 +1,6 @@
 //! The I/O thread's end of spilled gradients. They have buffers and places of their own and no part
-//! in the states of chunks. When an update reads a chunk whose gradient was spilled, the gradient is
-//! read beside it, and whichever of the two arrives first waits for the other.
+//! in the states of chunks. When an update reads a chunk whose gradient was spilled, the gradient
+//! is read beside it, and whichever of the two arrives first waits for the other.
 //!
 //! A buffer for gradients is held by the caller, by an operation, by a gradient that waits for its
 //! chunk, or by a chunk that is lent to the caller. A gradient is only read when its chunk is in
@@ -20,8 +20,8 @@ use crate::io::{Buffer, Direction, Finished, Part, Transfer};
 use crate::storage::Placement;
 use crate::units::{ChunkIndex, ExtentIndex};
 
-/// The bit of a transfer's token that marks gradients. The bits above it are the turn, those below it
-/// the chunk.
+/// The bit of a transfer's token that marks gradients. The bits above it are the turn, those below
+/// it the chunk.
 const OF_GRADIENT: u64 = 1 << 32;
 
 /// Where the gradient of a chunk is.
@@ -107,8 +107,8 @@ impl Spills {
         let _ = self.answers.send(answer);
     }
 
-    /// Begins a turn, because a sweep begins or its chunks are no longer wanted. Gradients that were
-    /// read in an earlier turn are dropped.
+    /// Begins a turn, because a sweep begins or its chunks are no longer wanted. Gradients that
+    /// were read in an earlier turn are dropped.
     fn begin_turn(&mut self) {
         self.turn = self.turn.wrapping_add(1) & (u32::MAX >> 1);
         self.queue.clear();

@@ -1,4 +1,5 @@
-//! The I/O thread: it asks the pipeline what to do next, does that, and waits for results or commands.
+//! The I/O thread: it asks the pipeline what to do next, does that, and waits for results or
+//! commands.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;

@@ -169,8 +169,8 @@ impl Verdict {
     }
 }
 
-/// Whether reads, writes or both keep a drive busy: writes, if nothing was read for a longer part of
-/// the time than nothing was written.
+/// Whether reads, writes or both keep a drive busy: writes, if nothing was read for a longer part
+/// of the time than nothing was written.
 fn bound_of(it: &DriveUse) -> Bound {
     let difference = it.writes_alone_s - it.reads_alone_s;
     if difference.abs() < 0.05 * it.busy_s {

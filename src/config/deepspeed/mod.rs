@@ -1,5 +1,5 @@
-//! DeepSpeed's configuration: keys that concern swapped optimizer state become ours, and a note says
-//! why the others do not. `docs/deepspeed.md` has the table.
+//! DeepSpeed's configuration: keys that concern swapped optimizer state become ours, and a note
+//! says why the others do not. `docs/deepspeed.md` has the table.
 
 mod precision;
 mod unmapped;
@@ -18,8 +18,8 @@ use crate::units::{BLOCK_ELEMS, Bytes, Elems, round_up};
 /// Reads and checks a configuration file of DeepSpeed.
 ///
 /// # Errors
-/// Usage errors that name the file and the key, if the file cannot be read or is no JSON, a value has
-/// the wrong type or is out of range, or the optimizer is one that optswap does not have.
+/// Usage errors that name the file and the key, if the file cannot be read or is no JSON, a value
+/// has the wrong type or is out of range, or the optimizer is one that optswap does not have.
 pub fn read_deepspeed(path: &Path) -> Result<Sourced> {
     parse_deepspeed(&read_text(path)?).map_err(|error| error.with("file", path.display()))
 }

@@ -1,5 +1,5 @@
-//! Updates that may not take chunks in the order in which they arrive, but in ascending order, or one
-//! sub-group after the other.
+//! Updates that may not take chunks in the order in which they arrive, but in ascending order, or
+//! one sub-group after the other.
 
 use super::{Chunk, ChunkState, Pipeline, SweepKind};
 use crate::units::ChunkIndex;
@@ -10,8 +10,8 @@ impl Pipeline {
         self.kind() == Some(SweepKind::UpdateInOrder)
     }
 
-    /// When a sweep begins: whether a chunk is in memory or in a transfer, and the sweep may read what
-    /// belongs to it.
+    /// When a sweep begins: whether a chunk is in memory or in a transfer, and the sweep may read
+    /// what belongs to it.
     pub fn is_at_hand(&self, chunk: ChunkIndex) -> bool {
         let index = chunk.index();
         self.chunks[index].state != ChunkState::OnDrive && self.may_read(index)
@@ -53,8 +53,8 @@ impl Pipeline {
         others.map(|(chunk, _)| chunk).any(is_it)
     }
 
-    /// In a sweep in order, a chunk in memory whose buffer the next chunk needs: memory may hold later
-    /// chunks from before.
+    /// In a sweep in order, a chunk in memory whose buffer the next chunk needs: memory may hold
+    /// later chunks from before.
     pub(super) fn next_to_drop(&mut self) -> Option<usize> {
         let is_moving = self.swapping_in + self.swapping_out > 0;
         if !self.is_in_order() || self.free_buffers > 0 || is_moving {
