@@ -255,7 +255,9 @@ fn report(
         }))?;
     }
     let written = match &args.json {
-        Some(path) if comm.rank().0 == 0 => write_result(path, &RunResult::new(config, records)),
+        Some(path) if comm.rank().0 == 0 => {
+            write_result(path, &RunResult::new(config, std::env::args().collect(), records))
+        }
         _ => Ok(()),
     };
     agree(&*comm, written)

@@ -25,7 +25,8 @@ mod stored_shard;
 
 pub use catalog::{Checkpoints, Saved};
 pub use contents::{JobContents, ParameterContents, TensorSummary, contents_of};
-pub use manifest::{Manifest, OtherInventory, ShardEntry};
+pub use manifest::{Manifest, OtherInventory};
+pub use places::ShardEntry;
 pub use reader::CheckpointReader;
 pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safetensors};
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};

@@ -1,6 +1,7 @@
 //! What each rank adds to a manifest: its shard's entry, and one rank of each inventory that.
 
-use super::manifest::{Manifest, OtherInventory, ShardEntry};
+use super::manifest::{Manifest, OtherInventory};
+use super::places::ShardEntry;
 use crate::coord::{Communicator, Group, gather_all};
 use crate::error::Result;
 use crate::partition::Cut;

@@ -1,4 +1,4 @@
-//! Strict reading: a key that means nothing is an error that names the nearest key that does.
+//! Strict reading: an unknown key is an error that names the most similar known one.
 
 use std::path::PathBuf;
 
@@ -37,7 +37,10 @@ fn known_keys() -> Result<Table> {
     Table::try_from(&all).map_err(|error| Error::internal("no key is known").because(error))
 }
 
-/// Whether every key is known: one that `all`, in which every key appears, has in the same place.
+/// Checks that `all`, in which every key appears, has every given key in the same place.
+///
+/// # Errors
+/// Usage, naming the first unknown key and a similar known one.
 pub(super) fn check_keys(section: &str, given: &Table, all: &Table) -> Result<()> {
     check_section(section, given, all, all)
 }
@@ -68,21 +71,25 @@ fn join(section: &str, key: &str) -> String {
 
 fn unknown(section: &str, key: &str, known: &Table, all: &Table) -> Error {
     let error = Error::usage(format!("unknown key `{}`", join(section, key)));
-    let similarity = |name: &str| match key.contains(name) {
-        true => 1.0,
-        false => strsim::jaro_winkler(key, name),
-    };
-    let best = |names: &mut dyn Iterator<Item = String>| {
-        let close = names.filter(|path| similarity(last(path)) > 0.75);
-        close.max_by(|a, b| similarity(last(a)).total_cmp(&similarity(last(b))))
-    };
-    let nearest = best(&mut known.keys().map(|name| join(section, name)))
-        .or_else(|| best(&mut all_paths("", all).into_iter()));
+    let here = known.keys().map(|name| join(section, name)).collect();
+    let nearest = most_similar(key, here).or_else(|| most_similar(key, all_paths("", all)));
     match nearest {
         Some(path) => error.hint(format!("did you mean `{path}`?")),
         None => error
             .hint(format!("known here: {}", known.keys().cloned().collect::<Vec<_>>().join(", "))),
     }
+}
+
+/// The path whose last key is the most similar to `key`, if one is similar at all.
+fn most_similar(key: &str, paths: Vec<String>) -> Option<String> {
+    let similarity_of = |path: &String| similarity(key, last(path));
+    let similar = paths.into_iter().filter(|path| similarity_of(path) > 0.75);
+    similar.max_by(|a, b| similarity_of(a).total_cmp(&similarity_of(b)))
+}
+
+/// From 0 to 1, which is also that of a key that contains the known name.
+fn similarity(key: &str, name: &str) -> f64 {
+    if key.contains(name) { 1.0 } else { strsim::jaro_winkler(key, name) }
 }
 
 fn last(path: &str) -> &str {

@@ -1,6 +1,7 @@
 //! A process as a rank of a job: how it was started, MPI, logs, panics, and the exit code. Programs
 //! call [`run_main`]; a library that embeds optswap does not, and keeps its own hooks and handlers.
 
+mod chosen;
 mod drives;
 mod environment;
 mod launcher;
@@ -21,8 +22,9 @@ use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
-pub use drives::{ChosenDrives, choose_drives, discover_drives, no_drive_named};
-pub use environment::{launcher_command, settings};
+pub use chosen::ChosenDrives;
+pub use drives::{choose_drives, discover_drives, no_drive_named};
+pub use environment::{command_line, launcher_command, settings};
 pub use launcher::Launcher;
 pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};

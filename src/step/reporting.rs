@@ -34,11 +34,12 @@ impl SwappedOptimizer {
     }
 
     /// Collective: writes what `[report]` wants at the end of a job: the trace, if that has not
-    /// been written, tables and results. Does nothing where no report is wanted.
+    /// been written, tables and results, which name the command that started this process. Does
+    /// nothing where no report is wanted.
     ///
     /// # Errors
     /// As every collective. A file that cannot be written is a warning.
-    pub fn finish_report(&mut self) -> Result<()> {
+    pub fn finish_report(&mut self, command: Vec<String>) -> Result<()> {
         if self.watch.outlet.is_none() {
             return Ok(());
         }
@@ -47,7 +48,9 @@ impl SwappedOptimizer {
         }
         let records = self.gather_records()?;
         match &mut self.watch.outlet {
-            Some(outlet) => outlet.finish(&*self.comm, self.watch.recorder.spans(), records),
+            Some(outlet) => {
+                outlet.finish(&*self.comm, self.watch.recorder.spans(), command, records)
+            }
             None => Ok(()),
         }
     }

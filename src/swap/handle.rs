@@ -25,12 +25,12 @@ pub struct Swapper {
     moved: SweepTotals,
     /// The sweep under way, or the last one.
     sweep: SweepState,
-    /// Came while something else was waited for.
+    /// Events that came while another one was waited for.
     waiting: VecDeque<Event>,
     failed: bool,
-    /// The I/O thread has ended, because an operation did not.
+    /// The I/O thread has ended because an operation never came back.
     pub(super) gave_up: bool,
-    /// The process that the I/O thread is of.
+    /// The process that the I/O thread belongs to.
     process: u32,
 }
 
@@ -69,13 +69,13 @@ impl Swapper {
         Ok((swapper, port))
     }
 
-    /// Begins a sweep over all chunks, which are read from and written to where `slots` says.
-    /// Swap-ins start at once, before the first is asked for, if they have not before. An
-    /// inspection or a fill begins when all that was on its way has arrived.
+    /// Begins a sweep over all chunks, which are read and written where `slots` says. Swap-ins
+    /// start at once, before the first chunk is asked for. An inspection or a fill begins when
+    /// nothing is in flight any more.
     ///
     /// # Errors
-    /// If anything failed before, late writes and early reads included: what lies on the drives is
-    /// then of no step.
+    /// If anything has failed since the last sweep, late writes and reads ahead included: the
+    /// drives then hold the state of no single step. Usage in a forked child.
     pub fn sweep(&mut self, kind: SweepKind, ending: Ending, slots: &Slots) -> Result<Sweep<'_>> {
         if matches!(kind, SweepKind::Inspect | SweepKind::Fill) {
             self.settle()?;
@@ -83,18 +83,18 @@ impl Swapper {
         self.begin(kind, ending, Some(slots.clone()))
     }
 
-    /// Brings everything that is newer in memory to the drives. Early reads may go on.
+    /// Writes every chunk that is newer in memory than on the drives. Reads ahead may go on.
     ///
     /// # Errors
-    /// The first failure since the last sweep.
+    /// The first failure since the last sweep; usage in a forked child.
     pub fn flush(&mut self) -> Result<()> {
         self.begin(SweepKind::Flush, Ending::Flushed, None)?.finish()
     }
 
-    /// Waits until nothing is on its way.
+    /// Waits until nothing is in flight.
     ///
     /// # Errors
-    /// The first failure since the last sweep.
+    /// The first failure since the last sweep; usage in a forked child.
     pub fn settle(&mut self) -> Result<()> {
         self.begin(SweepKind::Settle, Ending::Behind, None)?.finish()
     }
@@ -120,7 +120,7 @@ impl Swapper {
         Ok(Sweep { swapper: self, is_kept: false })
     }
 
-    /// The sweep that was kept under way, or its end.
+    /// The sweep that [`Sweep::keep`] left under way. If it has ended since, it has no more chunks.
     ///
     /// # Errors
     /// Usage in a forked child.
@@ -129,13 +129,14 @@ impl Swapper {
         Ok(Sweep { swapper: self, is_kept: false })
     }
 
-    /// Waits until no write is on its way. (A write that has failed is told by the sweep.)
+    /// Waits until no write is in flight. A write that has failed is an error of the sweep, not of
+    /// this call.
     ///
     /// # Errors
     /// Usage in a forked child; I/O if the I/O thread has given up.
     pub fn wait_written(&mut self) -> Result<()> {
         self.check_process()?;
-        self.inbox.send(Command::TellWritten);
+        self.inbox.send(Command::ReportWritten);
         loop {
             match self.events.recv() {
                 Ok(Event::Written) => return Ok(()),
@@ -151,10 +152,11 @@ impl Swapper {
         error
     }
 
-    /// A forked child has neither the I/O thread nor the buffers.
+    /// Checks that this is the process that opened the swapper: a forked child has neither the I/O
+    /// thread nor the buffers.
     ///
     /// # Errors
-    /// Usage in one.
+    /// Usage in a forked child.
     pub fn check_process(&self) -> Result<()> {
         check_process(self.process)
     }
@@ -184,18 +186,18 @@ impl Swapper {
         }
     }
 
-    /// Ends a sweep that was kept under way, whatever comes of it.
+    /// Ends a sweep that was kept under way; its errors do not matter.
     fn end_kept_sweep(&mut self) {
         drop(Sweep { swapper: self, is_kept: false });
     }
 
-    /// Allows sweeps again after a failure of this rank or another, for a caller who knows which
-    /// slots are whole. What is in memory is forgotten. If the I/O thread has given up, the next
-    /// sweep says so.
+    /// Allows sweeps again after a failure of this rank or another. The caller must know which
+    /// slots hold whole state; all chunks in memory are forgotten. If the I/O thread has given up,
+    /// the next sweep returns that error.
     pub fn recover(&mut self) {
         self.end_kept_sweep();
         self.failed = false;
-        // What goes wrong with bytes that are forgotten does not matter.
+        // These bytes are forgotten, so failures to move them do not matter.
         let _ = self.settle();
         if !self.gave_up {
             self.failed = false;
@@ -203,7 +205,7 @@ impl Swapper {
         }
     }
 
-    /// What was moved for updates since the last call; not what inspections and fills moved.
+    /// What updates have moved since the last call. Inspections and fills are not counted.
     pub fn take_moved(&mut self) -> SweepTotals {
         std::mem::take(&mut self.moved)
     }
@@ -225,22 +227,22 @@ impl Drop for Swapper {
 /// A sweep under way. Dropped early, it stops and waits for what is in flight.
 pub struct Sweep<'a> {
     swapper: &'a mut Swapper,
-    /// It goes on when this is dropped.
+    /// Whether the sweep goes on when this is dropped.
     is_kept: bool,
 }
 
 enum SweepState {
     UnderWay(SweepKind),
     Ended,
-    /// The error has been handed out.
+    /// It has ended with an error, which has been returned.
     Failed,
 }
 
 impl Sweep<'_> {
-    /// Waits for the next chunk, in order of arrival; `None` when there is no more.
+    /// Waits for the next chunk, in order of arrival; `None` at the end of the sweep.
     ///
     /// # Errors
-    /// The first failure of the sweep; it is over then.
+    /// The first failure of the sweep, which has then ended.
     pub fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
         self.swapper.next_chunk()
     }
@@ -264,8 +266,8 @@ impl Sweep<'_> {
         }
     }
 
-    /// Ends the sweep early: no chunk is handed over any more. What was swapped in for an update
-    /// stays for the next one, where reading ahead is allowed.
+    /// Ends the sweep early: no more chunks are handed over. Chunks that were swapped in for an
+    /// update stay in memory for the next one, if reading ahead is allowed.
     ///
     /// # Errors
     /// The first failure of the sweep.
@@ -287,8 +289,8 @@ impl Drop for Sweep<'_> {
     }
 }
 
-/// A chunk in memory, the caller's until it is given back. Giving it back takes it away, so nothing
-/// can be read or changed behind the swapper's back.
+/// A chunk in memory that the caller has until it gives it back. Giving it back consumes this
+/// value, so that nothing can be read or changed afterwards.
 ///
 /// ```compile_fail
 /// fn keep(chunk: optswap::swap::ResidentChunk) {
@@ -312,14 +314,14 @@ impl ResidentChunk {
         self.index
     }
 
-    /// Whether it was read from the drives since the caller last gave it back, and so may not be
-    /// what that was.
+    /// Whether it was read from the drives since the caller last gave it back, so that its bytes
+    /// may differ from those, if the drive is faulty.
     pub fn is_fresh(&self) -> bool {
         self.is_fresh
     }
 
-    /// The bytes, and those of its spilled gradient; the latter are none unless one has been
-    /// spilled and this is an update.
+    /// The chunk's bytes, and those of its spilled gradient: empty unless this is an update and one
+    /// has been spilled.
     pub fn with_gradient(&mut self) -> (&mut [u8], &[u8]) {
         let bytes = self.buffer.as_deref_mut().unwrap_or_default();
         (bytes, self.gradient.as_deref().unwrap_or_default())
@@ -342,7 +344,8 @@ impl ResidentChunk {
         }
     }
 
-    /// Gives the chunk back unwritten; what lies on the drives stays. Dropping it does the same.
+    /// Gives the chunk back without writing it; the drives keep what they have. Dropping does the
+    /// same.
     pub fn release(self) {
         drop(self);
     }

@@ -28,7 +28,7 @@ impl SpillPort {
     /// holds all of them waits for ever.
     ///
     /// # Errors
-    /// If the I/O thread is gone.
+    /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn take_gradient_buffer(&mut self) -> Result<Buffer> {
         match self.ask(SpillCommand::Take)? {
             SpillAnswer::Buffer(Some(buffer)) => Ok(buffer),
@@ -46,11 +46,11 @@ impl SpillPort {
         self.inbox.send(Command::Spill(SpillCommand::Write { chunk, buffer }));
     }
 
-    /// Takes back what was spilled of a chunk, to add to it and spill it again; none if it could
-    /// not be read, for a reason that [`Self::settle_spills`] gives.
+    /// Takes the spilled gradient of a chunk back, to add to it and spill it again; `None` if it
+    /// could not be read, for a reason that [`Self::settle_spills`] returns.
     ///
     /// # Errors
-    /// If the I/O thread is gone.
+    /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn read_spilled(&mut self, chunk: ChunkIndex) -> Result<Option<Buffer>> {
         match self.ask(SpillCommand::Read(chunk))? {
             SpillAnswer::Buffer(buffer) => Ok(buffer),
@@ -61,7 +61,8 @@ impl SpillPort {
     /// Waits until everything that was spilled is on the drives.
     ///
     /// # Errors
-    /// The first failure since the last call. State has no part in it.
+    /// The first failure of a spilled gradient since the last call: I/O. Also usage in a forked
+    /// child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn settle_spills(&mut self) -> Result<()> {
         match self.ask(SpillCommand::Settle)? {
             SpillAnswer::Settled(result) => result,
@@ -69,7 +70,7 @@ impl SpillPort {
         }
     }
 
-    /// Forgets what was spilled. Everything has been settled before.
+    /// Forgets all spilled gradients. The caller has settled them before.
     pub fn discard_spills(&mut self) {
         self.inbox.send(Command::Spill(SpillCommand::Discard));
     }

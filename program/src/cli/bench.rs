@@ -11,7 +11,7 @@ use crate::measure::{BenchOptions, GradientFormat, run_bench};
 use crate::report::{BenchResult, BenchSetup, Limits, bench_csv, bench_tables};
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
-use optswap::internals::job::{Launcher, launcher_command, mpi_library, settings};
+use optswap::internals::job::{Launcher, command_line, launcher_command, mpi_library, settings};
 use optswap::internals::units::Elems;
 use optswap_args::SwapArgs;
 use optswap_args::say;
@@ -72,7 +72,7 @@ pub(super) fn run(args: &BenchArgs, comm: &Arc<dyn Communicator>) -> Result<()> 
     let config = agree(&**comm, checked)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let setup = BenchSetup {
-        command: std::env::args().collect(),
+        command: command_line(),
         launcher: Launcher::detect(&|name| std::env::var(name).ok()).describe(),
         launcher_command: launcher_command(),
         environment: settings(),

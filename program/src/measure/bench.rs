@@ -10,6 +10,7 @@ use super::workload::{Stretch, Workload, synthetic_inventory};
 use optswap::internals::config::Config;
 use optswap::internals::coord::{Communicator, agree, gather_all};
 use optswap::internals::error::Result;
+use optswap::internals::job::command_line;
 use optswap::internals::optim::GradElem;
 use optswap::internals::telemetry::RankRecord;
 
@@ -122,7 +123,7 @@ fn run_with<G: GradElem>(
         timed.push(Repetition::gather(&**comm, stretch)?);
     }
     let records = work.optimizer.gather_records()?;
-    work.optimizer.finish_report()?;
+    work.optimizer.finish_report(command_line())?;
     let state_digest = work.state_digest()?;
     work.optimizer.close();
     Ok(BenchRun { nodes, places, repetitions: timed, records, state_digest })

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::super::environment::command_line;
 use super::super::signals::{StopRequest, stop_request};
 use super::super::table::{answer_table_request, table_request};
 use super::Training;
@@ -83,7 +84,7 @@ impl<P: ParamElem> Training<P> {
             None => (0, "its caller", 0),
         };
         let left_ms = asked.iter().flatten().map(|(.., left_ms)| *left_ms).min().unwrap_or(0);
-        self.optimizer.finish_report()?;
+        self.optimizer.finish_report(command_line())?;
         let step = self.optimizer.attempts();
         let is_committed = self.optimizer.epoch().is_some();
         tolerate(self.save_before_end(is_committed, left_ms))?;
@@ -130,7 +131,7 @@ impl<P: ParamElem> Training<P> {
             }
             last.iter().for_each(log_saved);
         }
-        self.optimizer.finish_report()?;
+        self.optimizer.finish_report(command_line())?;
         // Nobody removes anything before all have come to their end.
         self.optimizer.communicator().barrier()?;
         self.optimizer.close();
