@@ -13,8 +13,7 @@ use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::job::{Launcher, launcher_command, mpi_library, settings};
 use optswap::internals::units::Elems;
-use optswap_args::SwapArgs;
-use optswap_args::say;
+use optswap_args::{SwapArgs, say};
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {

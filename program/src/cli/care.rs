@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use optswap::internals::telemetry::TextTable;
 
 use optswap::internals::checkpoint::{self, Finding, VerifyReport};
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::storage::{FoundShard, ShardDirectory};
+use optswap::internals::telemetry::TextTable;
 use optswap::internals::units::Bytes;
-use optswap_args::bytes_bar;
-use optswap_args::say;
+use optswap_args::{bytes_bar, say};
 
 #[derive(Debug, Args)]
 pub(super) struct CleanArgs {

@@ -11,8 +11,7 @@ use crate::report::{
 use optswap::internals::config::{Config, MachineFacts};
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::io::UringTrial;
-use optswap::internals::job::{ChosenDrives, choose_drives, no_drive_named};
-use optswap::internals::job::{Launcher, mpi_library};
+use optswap::internals::job::{ChosenDrives, Launcher, choose_drives, mpi_library, no_drive_named};
 use optswap::internals::storage::{Device, Drive, DriveProfile, DriveTrial};
 use optswap::internals::units::counted;
 use optswap_args::say;

@@ -13,9 +13,7 @@ use optswap::internals::error::{Error, Result};
 use optswap::internals::partition::Run;
 use optswap::internals::step::SwappedOptimizer;
 use optswap::internals::units::Bytes;
-use optswap_args::SwapArgs;
-use optswap_args::bytes_bar;
-use optswap_args::say;
+use optswap_args::{SwapArgs, bytes_bar, say};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use optswap::internals::telemetry::TextTable;
 use wildmatch::WildMatch;
 
 use super::out::to_json;
 use optswap::internals::checkpoint::{JobContents, contents_of};
 use optswap::internals::error::Result;
+use optswap::internals::telemetry::TextTable;
 use optswap_args::say;
 
 #[derive(Debug, Args)]

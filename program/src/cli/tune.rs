@@ -10,8 +10,7 @@ use crate::measure::{Tuning, tune};
 use crate::report::{tune_table, tuned_config};
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
-use optswap_args::SwapArgs;
-use optswap_args::say;
+use optswap_args::{SwapArgs, say};
 
 #[derive(Debug, Args)]
 pub(super) struct TuneArgs {

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::presets::{PRESETS, preset};
@@ -18,7 +18,7 @@ use optswap::internals::units::Elems;
 const HEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// A model as far as its optimizer state is concerned.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Model {
     /// What it is.
     pub name: String,

@@ -11,7 +11,7 @@ use optswap::internals::config::Config;
 use optswap::internals::coord::{Communicator, agree, gather_all};
 use optswap::internals::error::Result;
 use optswap::internals::optim::GradElem;
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::RankRecord;
 
 /// Number formats of gradients in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
+use serde::Serialize;
 
 use super::workload::{Workload, synthetic_inventory};
 use optswap::internals::config::{CodecsConfig, Config};
 use optswap::internals::coord::{Communicator, Solo, gather_all};
 use optswap::internals::error::Result;
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Timer;
 use optswap::internals::units::Elems;
 
@@ -25,7 +26,7 @@ const STEPS: u64 = 4;
 const COLLECTIVES: usize = 300;
 
 /// Nanoseconds per parameter, all processors of this process working.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ProcessorSpeed {
     /// Checksums and update.
     pub update_ns_per_param: f64,
@@ -86,7 +87,7 @@ fn measure_in_memory(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
 }
 
 /// How long ranks need to reach each other.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CollectiveSpeed {
     /// Seconds from one rank to the next.
     pub hop_seconds: f64,

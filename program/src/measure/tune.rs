@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::probe::run;
 use super::search::{GAIN_MIN, Setting, Trial, search};
 use super::workload::{Workload, synthetic_inventory};
-use optswap::internals::config::Config;
+use optswap::internals::config::{Config, Durability};
 use optswap::internals::coord::{Communicator, Topology, agree, gather_all};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::io::{EngineSpec, LoadKind, Loader, Part, allocate_buffers};
@@ -355,7 +355,7 @@ fn pairs(
     let create = |config: &Config, name: &str| {
         let mut config = config.clone();
         config.job = format!("{}-tune-{name}", config.job);
-        config.durability.mode = optswap::internals::config::Durability::Scratch;
+        config.durability.mode = Durability::Scratch;
         config.drives.keep_files = false;
         let inventory = synthetic_inventory(params)?;
         Workload::create(comm, &config, inventory, 0, false, bf16::from_f32)

@@ -1,6 +1,5 @@
 //! Results of several benchmarks side by side: weak and strong scaling, or ratios.
 
-use optswap::internals::telemetry::TextTable;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use serde_json::Value;
 use super::bench::{BENCH_SCHEMA, BENCH_SCHEMA_OLDEST, Flag};
 use super::stats::median;
 use optswap::internals::error::{Error, Result};
+use optswap::internals::telemetry::TextTable;
 use optswap::internals::units::counted;
 
 /// What a comparison needs of a result file.

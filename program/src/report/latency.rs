@@ -1,14 +1,13 @@
 //! How long operations took: percentiles of what all ranks saw together. Their histograms are
 //! added; percentiles of percentiles would be of nothing.
 
-use optswap::internals::telemetry::TextTable;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::bench_table::lines_of;
 use super::throughput::Throughput;
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::{RankRecord, TextTable};
 use optswap::internals::timers::Latency;
 
 /// The header of [`Latencies::csv`].

@@ -1,6 +1,5 @@
 //! A forecast for people.
 
-use optswap::internals::telemetry::TextTable;
 use serde::Serialize;
 
 use crate::forecast::{
@@ -8,6 +7,7 @@ use crate::forecast::{
     Percentiles, Simulation, StateBytes, Swapping,
 };
 use optswap::internals::config::GradientPlace;
+use optswap::internals::telemetry::TextTable;
 use optswap::internals::units::{Bytes, counted};
 
 /// A forecast with the question that it answers.

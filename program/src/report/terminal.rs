@@ -1,8 +1,7 @@
 //! A result for those on a terminal: key figures, and step times as a line of blocks.
 
 use super::result_file::ResultFile;
-use optswap::internals::step::RankRecord;
-use optswap::internals::telemetry::{median, rank_lines};
+use optswap::internals::telemetry::{RankRecord, median, rank_lines};
 use optswap::internals::timers::{Section, Timer};
 use optswap::internals::units::Bytes;
 

@@ -9,7 +9,7 @@ use super::latency::Latencies;
 use super::stats::{OverRanks, median};
 use crate::forecast::{Bandwidth, Binding};
 use crate::measure::{NodeFacts, RankPlace, Repetition};
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::RankRecord;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -1,12 +1,12 @@
 //! What tuning tried and found, for people, and the configuration that comes of it.
 
-use optswap::internals::telemetry::TextTable;
 use std::path::PathBuf;
 
 use super::stats::{OverRanks, median};
 use crate::measure::Tuning;
 use optswap::internals::config::{Config, DrivesConfig};
 use optswap::internals::error::{Error, Result};
+use optswap::internals::telemetry::TextTable;
 use optswap::internals::units::{Bytes, Elems, counted};
 
 /// What was tried, and what it gains.
