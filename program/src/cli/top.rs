@@ -13,8 +13,9 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table};
 use ratatui::{Frame, Terminal};
 
-use crate::report::{DriveView, JobView, RankView, median, sparkline};
+use crate::report::{DriveView, JobView, RankView, sparkline};
 use optswap::internals::error::{Error, ErrorKind, Result};
+use optswap::internals::telemetry::median;
 use optswap_args::say;
 
 /// A rank that has told nothing for so long, and has not ended, is worth a word.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Bandwidth;
 use optswap::internals::config::{CacheSize, Config, GradientPlace};
+use optswap::internals::storage::normalized;
 
 /// One drive of a node.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,6 +36,14 @@ pub struct NodeKind {
     pub drives: Vec<DriveSpec>,
     /// Memory of each; `None` if it is not known.
     pub memory_bytes: Option<u64>,
+}
+
+impl NodeKind {
+    /// Each drive's part of a node's state.
+    pub(super) fn shares(&self) -> Vec<f64> {
+        let weights: Vec<f64> = self.drives.iter().map(|drive| drive.weight).collect();
+        normalized(&weights)
+    }
 }
 
 /// Where a job is to run. Every node has as many ranks, and every rank as many parameters.

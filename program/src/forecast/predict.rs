@@ -179,7 +179,7 @@ impl Question<'_> {
         let more =
             |most: (BoundBy, f64), it: &(BoundBy, f64)| if it.1 > most.1 { *it } else { most };
         let bound_by = parts.iter().fold(parts[0], more).0;
-        let shares = shares(self.kind);
+        let shares = self.kind.shares();
         let drives = self.kind.drives.iter().zip(&shares);
         let drives: Vec<DriveForecast> =
             drives.map(|(drive, share)| self.drive(drive, *share, cycle_seconds)).collect();
@@ -245,12 +245,6 @@ impl Question<'_> {
             endurance_days: steps.map(|steps| steps * cycle_seconds / 86_400.0),
         }
     }
-}
-
-/// Each drive's part of a node's state.
-pub(super) fn shares(kind: &NodeKind) -> Vec<f64> {
-    let sum: f64 = kind.drives.iter().map(|drive| drive.weight).sum();
-    kind.drives.iter().map(|drive| drive.weight / sum).collect()
 }
 
 #[cfg(test)]

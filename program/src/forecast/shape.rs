@@ -1,7 +1,6 @@
 //! How a model is cut for a cluster: everything that follows from the question before anything
 //! takes time.
 
-use super::predict::shares;
 use super::rank::Rank;
 use super::{Bandwidth, Cluster, NodeKind, StateBytes, Swapping};
 use optswap::internals::config::GradientPlace;
@@ -98,7 +97,7 @@ pub(super) fn shapes(
     let collective_seconds = 2.0 * f64::from(hops) * cluster.hop_seconds;
     let rank = |kind: &NodeKind| {
         let drives: Vec<Bandwidth> = kind.drives.iter().map(|drive| drive.bandwidth).collect();
-        let Bandwidth { read, write, mixed } = striped(&drives, &shares(kind));
+        let Bandwidth { read, write, mixed } = striped(&drives, &kind.shares());
         // They are written before a step, while the program computes, and read with the state.
         let spilled_bytes = gradients.spilled_bytes as f64 / chunks as f64;
         Rank {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Check, State};
+use super::checks::{Check, State};
 use optswap::internals::config::MachineFacts;
 use optswap::internals::error::Error;
 use optswap::internals::storage::{Device, Drive, DriveProfile, DriveTrial, is_local_filesystem};

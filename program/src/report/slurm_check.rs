@@ -1,6 +1,6 @@
 //! What Slurm offers to the MPI that is built in. Nothing is looked at here.
 
-use super::Check;
+use super::checks::Check;
 
 /// How ranks can be started with srun: which MPI is built in, and what `srun --mpi=list` printed,
 /// if there is an srun.
@@ -31,7 +31,7 @@ pub fn slurm_check(library: Option<&str>, listed: Option<&str>) -> Option<Check>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::State;
+    use crate::report::checks::State;
 
     #[test]
     fn the_plugin_of_the_mpi_that_is_built_in_is_named() {

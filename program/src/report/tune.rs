@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::stats::{OverRanks, median};
 use crate::measure::Tuning;
 use optswap::internals::config::{Config, DrivesConfig};
 use optswap::internals::error::{Error, Result};
-use optswap::internals::telemetry::TextTable;
+use optswap::internals::telemetry::{OverRanks, TextTable, median};
 use optswap::internals::units::{Bytes, Elems, counted};
 
 /// What was tried, and what it gains.

@@ -8,7 +8,8 @@ use std::fmt::Write as _;
 
 use self::figures::Figure;
 use super::result_file::ResultFile;
-use super::{terminal, world_report};
+use super::terminal;
+use optswap::internals::telemetry::world_report;
 use optswap::internals::units::Bytes;
 
 const STYLE: &str = include_str!("style.css");

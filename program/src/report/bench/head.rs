@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::bench::BenchResult;
-use super::compare::flatten;
+use super::result::BenchResult;
+use crate::report::flat_keys::flat_keys;
 use optswap::internals::config::{Config, compress_names};
 use optswap::internals::units::counted;
 
@@ -74,11 +74,7 @@ fn drives(result: &BenchResult) -> Vec<String> {
 /// Keys of the configuration whose values are no defaults. Drives and the job's name have their own
 /// places.
 fn settings(config: &Config) -> BTreeMap<String, String> {
-    let flat = |config: &Config| {
-        let mut keys = BTreeMap::new();
-        flatten("", &serde_json::to_value(config).unwrap_or_default(), &mut keys);
-        keys
-    };
+    let flat = |config: &Config| flat_keys(&serde_json::to_value(config).unwrap_or_default());
     let defaults = flat(&Config::default());
     let is_told = |key: &String, value: &Value| {
         key != "drives.paths" && key != "job" && defaults.get(key) != Some(value)

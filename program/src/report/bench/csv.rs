@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::bench::BenchResult;
 use super::latency::CSV_HEADER;
-use super::stats::OverRanks;
+use super::result::BenchResult;
 use super::throughput::GIB_PER_GB;
+use optswap::internals::telemetry::OverRanks;
 
 /// One line for each repetition and each of world, nodes, drives and ranks.
 pub fn bench_csv(result: &BenchResult) -> String {

@@ -5,9 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench_table::lines_of;
-use super::throughput::Throughput;
-use optswap::internals::telemetry::{RankRecord, TextTable};
+use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Latency;
 
 /// The header of [`Latencies::csv`].
@@ -45,7 +43,7 @@ impl LatencyPercentiles {
         }
     }
 
-    fn percentiles(&self) -> [f64; 4] {
+    pub(super) fn percentiles(&self) -> [f64; 4] {
         [self.p50_seconds, self.p99_seconds, self.p999_seconds, self.max_seconds]
     }
 }
@@ -79,34 +77,6 @@ impl Latencies {
         let both = [self.read, self.write].map(|it| it.percentiles());
         let fields = both.iter().flatten().map(|seconds| format!("{:.1}", seconds * 1e6));
         fields.collect::<Vec<_>>().join(",")
-    }
-}
-
-/// World, nodes and drives, for people; of many, as [`lines_of`].
-pub(super) fn latency_table(all: &[Throughput]) -> String {
-    let mut table = TextTable::of_numbers([
-        "latency, ms",
-        "",
-        "operations",
-        "mean",
-        "50 %",
-        "99 %",
-        "99.9 %",
-        "max",
-    ]);
-    let (lines, left_out) = lines_of(all);
-    for it in lines {
-        for (direction, of) in [("in", it.latency.read), ("out", it.latency.write)] {
-            let ms = |seconds: f64| format!("{:.3}", seconds * 1e3);
-            let [p50, p99, p999, max] = of.percentiles().map(ms);
-            let (name, operations) = (it.name.clone(), of.operations.to_string());
-            let mean = ms(of.mean_seconds);
-            table.add_row([name, direction.to_owned(), operations, mean, p50, p99, p999, max]);
-        }
-    }
-    match left_out {
-        0 => table.to_string(),
-        count => format!("{table}\n({count} more nodes and drives)"),
     }
 }
 

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::stats::{OverRanks, median};
 use super::throughput::{Limits, Scope, Throughput, throughputs};
 use crate::measure::{BenchOptions, BenchRun, NodeFacts, RankPlace, Repetition};
 use optswap::internals::config::Config;
-use optswap::internals::telemetry::{RankRecord, bytes_per_param, overlap};
+use optswap::internals::telemetry::{OverRanks, RankRecord, bytes_per_param, median, overlap};
 use optswap::internals::timers::Timer;
 
 /// The version of the layout below.

@@ -6,10 +6,9 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::latency::Latencies;
-use super::stats::{OverRanks, median};
 use crate::forecast::{Bandwidth, Binding};
 use crate::measure::{NodeFacts, RankPlace, Repetition};
-use optswap::internals::telemetry::RankRecord;
+use optswap::internals::telemetry::{OverRanks, RankRecord, median};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
