@@ -119,7 +119,7 @@ impl BenchArgs {
             write_to(path, &to_json(result)?)?;
         }
         if let Some(path) = &self.csv {
-            write_to(path, &bench_csv(result))?;
+            write_to(path, &bench_csv(result)?)?;
         }
         say(bench_tables(result))
     }

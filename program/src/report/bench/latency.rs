@@ -8,10 +8,6 @@ use serde::{Deserialize, Serialize};
 use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Latency;
 
-/// The header of [`Latencies::csv`].
-pub(super) const CSV_HEADER: &str = "read_p50_us,read_p99_us,read_p999_us,read_max_us,\
-                                     write_p50_us,write_p99_us,write_p999_us,write_max_us";
-
 /// Seconds from submission to completion, over all recorded steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LatencyPercentiles {
@@ -43,7 +39,8 @@ impl LatencyPercentiles {
         }
     }
 
-    pub(super) fn percentiles(&self) -> [f64; 4] {
+    /// The percentiles 50, 99 and 99.9, and the longest, in seconds.
+    pub(super) fn points(&self) -> [f64; 4] {
         [self.p50_seconds, self.p99_seconds, self.p999_seconds, self.max_seconds]
     }
 }
@@ -70,13 +67,6 @@ impl Latencies {
             write.add(&drive.totals.write_latency);
         }
         Self { read: LatencyPercentiles::of(&read), write: LatencyPercentiles::of(&write) }
-    }
-
-    /// Fields under [`CSV_HEADER`].
-    pub(super) fn csv(&self) -> String {
-        let both = [self.read, self.write].map(|it| it.percentiles());
-        let fields = both.iter().flatten().map(|seconds| format!("{:.1}", seconds * 1e6));
-        fields.collect::<Vec<_>>().join(",")
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) fn latency_table(all: &[Throughput]) -> String {
     for it in lines {
         for (direction, of) in [("in", it.latency.read), ("out", it.latency.write)] {
             let ms = |seconds: f64| format!("{:.3}", seconds * 1e3);
-            let [p50, p99, p999, max] = of.percentiles().map(ms);
+            let [p50, p99, p999, max] = of.points().map(ms);
             let (name, operations) = (it.name.clone(), of.operations.to_string());
             let mean = ms(of.mean_seconds);
             table.add_row([name, direction.to_owned(), operations, mean, p50, p99, p999, max]);
