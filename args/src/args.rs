@@ -178,9 +178,10 @@ impl SwapArgs {
     /// # Errors
     /// Usage errors of the file.
     pub fn named_drives(&self) -> Result<Vec<PathBuf>> {
-        match self.drives.is_empty() {
-            true => Ok(self.read_file()?.0.drives.paths),
-            false => Ok(self.drives.clone()),
+        if self.drives.is_empty() {
+            Ok(self.read_file()?.0.drives.paths)
+        } else {
+            Ok(self.drives.clone())
         }
     }
 

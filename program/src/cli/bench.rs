@@ -82,7 +82,7 @@ pub(super) fn run(args: &BenchArgs, comm: &Arc<dyn Communicator>) -> Result<()> 
         options: args.options(),
     };
     let run = run_bench(comm, &setup.config, &setup.options)?;
-    let limits = Limits { told_mbps: args.limit_mbps.clone() };
+    let limits = Limits { given_mbps: args.limit_mbps.clone() };
     let published = match comm.rank().0 {
         0 => args.publish(&BenchResult::new(setup, run, &limits)),
         _ => Ok(()),

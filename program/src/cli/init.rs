@@ -48,7 +48,7 @@ pub(super) fn run(args: &InitArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     }
     // Dropped, not closed: what is committed stays.
     match comm.rank().0 {
-        0 => tell(&optimizer, &model, &config),
+        0 => print_summary(&optimizer, &model, &config),
         _ => Ok(()),
     }
 }
@@ -69,7 +69,7 @@ fn resolve(args: &InitArgs) -> Result<Config> {
     Ok(config)
 }
 
-fn tell(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) -> Result<()> {
+fn print_summary(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) -> Result<()> {
     let inventory = model.inventory();
     say(format_args!(
         "{} parameters, {} elements, {} on {} drives of this rank; job `{}`, epoch 0",

@@ -39,12 +39,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     if args.json {
         say(to_json(&jobs)?)?;
     } else {
-        jobs.iter().try_for_each(tell)?;
+        jobs.iter().try_for_each(print_job)?;
     }
-    super::care::conclude(&findings)
+    super::maintenance::conclude(&findings)
 }
 
-fn tell(job: &JobContents) -> Result<()> {
+fn print_job(job: &JobContents) -> Result<()> {
     say(format_args!("job {}: {}, step {}", job.job, job.commit, job.attempts))?;
     let shards: Vec<String> = job.shards.iter().map(u32::to_string).collect();
     if job.inventories > 1 {

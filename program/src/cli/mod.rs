@@ -1,13 +1,16 @@
-//! The command line. Rank 0 prints; errors become exit codes; nothing is decided here that a test
-//! would want to reach.
+//! The command line: a file for each command, with its flags. A command takes values from the
+//! library, `measure` or `forecast`, has `report` make text of them, and prints that on rank 0. An
+//! error becomes the process's exit code.
+//!
+//! A new command is a file here, a variant of [`Command`] and a line in [`run`].
 
 mod bench;
-mod care;
 mod compare;
 mod doctor;
 mod explain;
 mod init;
 mod inspect;
+mod maintenance;
 mod out;
 mod plan;
 mod plan_nodes;
@@ -72,15 +75,15 @@ enum Command {
     /// Watch a job: ranks, drives, rates, from the metrics files in its report directory.
     Top(top::TopArgs),
     /// List the jobs on drives; remove those that are dead.
-    Clean(care::CleanArgs),
+    Clean(maintenance::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
-    Verify(care::VerifyArgs),
+    Verify(maintenance::VerifyArgs),
     /// Repair corrupt chunks on drives from a checkpoint of the same step.
-    Scrub(care::ScrubArgs),
+    Scrub(maintenance::ScrubArgs),
     /// Write a checkpoint as safetensors files: masters and moments under the model's own names.
-    Export(care::ExportArgs),
+    Export(maintenance::ExportArgs),
     /// Make a checkpoint of safetensors files.
-    Import(care::ImportArgs),
+    Import(maintenance::ImportArgs),
 }
 
 /// Runs the program.
@@ -101,10 +104,10 @@ pub fn run() -> ExitCode {
         Command::Tune(args) => job::run_main(&args.swap.launch(), |comm| tune::run(&args, &comm)),
         Command::Report(args) => job::run_tool(|| report::run(&args)),
         Command::Top(args) => job::run_tool(|| top::run(&args)),
-        Command::Clean(args) => job::run_tool(|| care::clean(&args)),
-        Command::Verify(args) => job::run_tool(|| care::verify(&args)),
-        Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),
-        Command::Export(args) => job::run_tool(|| care::export(&args)),
-        Command::Import(args) => job::run_tool(|| care::import(&args)),
+        Command::Clean(args) => job::run_tool(|| maintenance::clean(&args)),
+        Command::Verify(args) => job::run_tool(|| maintenance::verify(&args)),
+        Command::Scrub(args) => job::run_tool(|| maintenance::scrub(&args)),
+        Command::Export(args) => job::run_tool(|| maintenance::export(&args)),
+        Command::Import(args) => job::run_tool(|| maintenance::import(&args)),
     }
 }

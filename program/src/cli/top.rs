@@ -18,7 +18,7 @@ use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::telemetry::median;
 use optswap_args::say;
 
-/// A rank that has told nothing for so long, and has not ended, is worth a word.
+/// A rank that has written nothing for so long, and has not ended, is shown as silent.
 const SILENT_S: f64 = 10.0;
 /// Lines of the head, and of a table around its rows.
 const HEAD_LINES: u16 = 4;
@@ -128,10 +128,10 @@ fn now_unix_s() -> f64 {
 fn draw_head(frame: &mut Frame<'_>, area: Rect, job: &JobView) {
     let (name, ranks) = job.name();
     let steps: Vec<u64> = job.ranks.values().filter_map(|view| Some(view.last()?.step)).collect();
-    let heard = job.ranks.values().map(|view| view.heard_unix_s).fold(0.0, f64::max);
+    let updated = job.ranks.values().map(|view| view.updated_unix_s).fold(0.0, f64::max);
     let ended = job.ranks.values().filter(|view| view.has_ended).count();
     let state = match ended {
-        0 => format!("heard {:.0} s ago", (now_unix_s() - heard).max(0.0)),
+        0 => format!("heard {:.0} s ago", (now_unix_s() - updated).max(0.0)),
         all if all == job.ranks.len() => "ended".to_owned(),
         some => format!("{some} ranks have ended"),
     };
@@ -198,7 +198,7 @@ fn draw_ranks(frame: &mut Frame<'_>, area: Rect, job: &JobView, first: usize) {
 
 fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
     let host = view.start.as_ref().map_or("?".to_owned(), |start| start.host.clone());
-    let silent_s = now_unix_s() - view.heard_unix_s;
+    let silent_s = now_unix_s() - view.updated_unix_s;
     let state = match view.has_ended {
         true => Cell::from("ended"),
         false if silent_s > SILENT_S => Cell::from(format!("silent {silent_s:.0} s")).bold(),

@@ -43,9 +43,10 @@ pub(super) fn run(args: &TuneArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
 
 impl TuneArgs {
     fn check(&self) -> Result<()> {
-        match self.seconds > 0.0 && self.seconds <= 3600.0 {
-            true => Ok(()),
-            false => Err(Error::usage("--seconds must be above 0 and at most 3600")),
+        if self.seconds > 0.0 && self.seconds <= 3600.0 {
+            Ok(())
+        } else {
+            Err(Error::usage("--seconds must be above 0 and at most 3600"))
         }
     }
 

@@ -70,10 +70,9 @@ impl Bandwidth {
         ];
         // A direction that moves nothing at no speed takes no time.
         let times = all.map(|(time, binding)| (if time.is_nan() { 0.0 } else { time }, binding));
-        times.into_iter().fold((0.0, Binding::Mixed), |worst, this| match this.0 > worst.0 {
-            true => this,
-            false => worst,
-        })
+        times
+            .into_iter()
+            .fold((0.0, Binding::Mixed), |worst, this| if this.0 > worst.0 { this } else { worst })
     }
 }
 

@@ -126,8 +126,8 @@ pub fn predict(
     let kinds: Vec<NodeForecast> = kinds
         .map(|((kind, rank), own)| {
             let caller_bytes = caller_bytes(swapping);
-            let question = Question { cluster, shape: &shape, kind, rank, caller_bytes };
-            question.answer(*own, step_seconds + cluster.compute_seconds)
+            let node = NodeQuestion { cluster, shape: &shape, kind, rank, caller_bytes };
+            node.forecast(*own, step_seconds + cluster.compute_seconds)
         })
         .collect();
     let least = |largest: fn(&NodeForecast) -> Option<u64>| -> Option<u64> {
@@ -164,7 +164,7 @@ fn caller_bytes(swapping: &Swapping) -> u64 {
 }
 
 /// One kind of node.
-struct Question<'a> {
+struct NodeQuestion<'a> {
     cluster: &'a Cluster,
     shape: &'a Shape,
     kind: &'a NodeKind,
@@ -172,9 +172,9 @@ struct Question<'a> {
     caller_bytes: u64,
 }
 
-impl Question<'_> {
+impl NodeQuestion<'_> {
     /// `cycle_seconds` go by from one step to the next.
-    fn answer(&self, step_seconds: f64, cycle_seconds: f64) -> NodeForecast {
+    fn forecast(&self, step_seconds: f64, cycle_seconds: f64) -> NodeForecast {
         let parts = self.parts();
         let more =
             |most: (BoundBy, f64), it: &(BoundBy, f64)| if it.1 > most.1 { *it } else { most };

@@ -64,9 +64,10 @@ impl Rank {
         let chunks = fewer(self.chunks).max(1);
         let factor = self.chunks as f64 / chunks as f64;
         let buffers = most.min(chunks);
-        let kept = match self.kept == self.chunks {
-            true => chunks,
-            false => fewer(self.kept).min(buffers.saturating_sub(2)),
+        let kept = if self.kept == self.chunks {
+            chunks
+        } else {
+            fewer(self.kept).min(buffers.saturating_sub(2))
         };
         Self {
             chunks,
@@ -112,9 +113,9 @@ impl Rank {
         round();
         round();
         let seconds = round();
-        // What is left out is like the step before the commit.
-        let like = seconds[(period as usize).saturating_sub(2)];
-        (seconds.iter().sum::<f64>() + like * (every - period) as f64) / every as f64
+        // Steps that are left out take as long as the step before the commit.
+        let plain_seconds = seconds[(period as usize).saturating_sub(2)];
+        (seconds.iter().sum::<f64>() + plain_seconds * (every - period) as f64) / every as f64
     }
 }
 
@@ -163,7 +164,7 @@ impl<'a> Steps<'a> {
         let start = self.now;
         self.pipeline.begin(SweepKind::Update, ending);
         self.has_ended = false;
-        self.turn();
+        self.follow_pipeline();
         self.wait(self.rank.norm_seconds);
         while !self.has_ended {
             self.begin_update();
@@ -196,7 +197,7 @@ impl<'a> Steps<'a> {
     }
 
     /// Does what the pipeline says, until it waits.
-    fn turn(&mut self) {
+    fn follow_pipeline(&mut self) {
         loop {
             match self.pipeline.next() {
                 Action::SwapIn { chunk, .. } => self.push_read(chunk),
@@ -245,9 +246,8 @@ impl<'a> Steps<'a> {
     /// anything is under way.
     fn advance(&mut self, until: f64) -> bool {
         let [read, write] = self.speeds();
-        let in_seconds = |is_under_way: bool, left: f64, speed: f64| match is_under_way {
-            true => left / speed,
-            false => f64::INFINITY,
+        let in_seconds = |is_under_way: bool, left: f64, speed: f64| {
+            if is_under_way { left / speed } else { f64::INFINITY }
         };
         let read_in = in_seconds(!self.reads.is_empty(), self.read_left, read);
         let to_write = if self.writes.is_empty() { self.spill_left } else { self.write_left };
@@ -260,9 +260,10 @@ impl<'a> Steps<'a> {
         let seconds = next.min((until - self.now).max(0.0));
         self.now += seconds;
         self.read_left -= read * seconds;
-        match self.writes.is_empty() {
-            true => self.spill_left = (self.spill_left - write * seconds).max(0.0),
-            false => self.write_left -= write * seconds,
+        if self.writes.is_empty() {
+            self.spill_left = (self.spill_left - write * seconds).max(0.0)
+        } else {
+            self.write_left -= write * seconds
         }
         if read_in <= seconds {
             self.end_read();
@@ -275,7 +276,7 @@ impl<'a> Steps<'a> {
         if update_in <= seconds {
             self.end_update();
         }
-        self.turn();
+        self.follow_pipeline();
         true
     }
 

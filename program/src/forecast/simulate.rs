@@ -88,7 +88,8 @@ pub fn simulate(
         nodes.extend((0..kind.nodes).map(one));
     }
     let slices = (steady_seconds / SPREAD_SECONDS).max(1.0);
-    let (mut of_world, mut of_ranks, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut world_seconds, mut rank_seconds, mut waiting_shares) =
+        (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..steps {
         let mut delay = || random.exponential(cluster.noise_seconds);
         // The all-reduce of the norm ends when its last rank has come.
@@ -101,19 +102,19 @@ pub fn simulate(
             own.extend((0..cluster.ranks_per_node).map(late));
         }
         let world = own.iter().copied().fold(0.0, f64::max);
-        waiting.extend(own.iter().map(|own| (world - own) / world.max(1e-12)));
-        of_ranks.append(&mut own);
-        of_world.push(world);
+        waiting_shares.extend(own.iter().map(|own| (world - own) / world.max(1e-12)));
+        rank_seconds.append(&mut own);
+        world_seconds.push(world);
     }
-    let step_seconds = Percentiles::of(of_world);
+    let step_seconds = Percentiles::of(world_seconds);
     Ok(Simulation {
         ranks: cluster.ranks(),
         steps,
         seed,
         efficiency: steady_seconds / step_seconds.mean.max(1e-12),
         step_seconds,
-        own_seconds: Percentiles::of(of_ranks),
-        waiting_share: Percentiles::of(waiting),
+        own_seconds: Percentiles::of(rank_seconds),
+        waiting_share: Percentiles::of(waiting_shares),
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-use super::node::{NodeFacts, RankPlace, look_around};
+use super::node::{NodeFacts, RankPlace, survey};
 use super::workload::{Stretch, Workload, synthetic_inventory};
 use optswap::internals::config::Config;
 use optswap::internals::coord::{Communicator, agree, gather_all};
@@ -110,7 +110,7 @@ fn run_with<G: GradElem>(
 ) -> Result<BenchRun> {
     let BenchOptions { params, repetitions, steps, warmup, seed, verify, .. } = *options;
     let inventory = agree(&**comm, synthetic_inventory(params))?;
-    let (nodes, mut places) = look_around(&**comm, &config.drives)?;
+    let (nodes, mut places) = survey(&**comm, &config.drives)?;
     let mut work = Workload::create(comm, config, inventory, seed, verify, convert)?;
     let are_direct = gather_all(&**comm, &work.optimizer.are_direct())?;
     places.iter_mut().zip(are_direct).for_each(|(place, it)| place.direct_io = it);

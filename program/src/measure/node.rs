@@ -19,7 +19,7 @@ pub struct NodeFacts {
     pub kernel: String,
     /// Processors that are there.
     pub cpus: usize,
-    /// Memory that the ranks may use together; 0 if nothing tells.
+    /// Memory that the ranks may use together; 0 if it is not known.
     pub memory_bytes: u64,
     /// The drives that its ranks name.
     pub drives: Vec<NodeDrive>,
@@ -66,7 +66,7 @@ pub struct RankPlace {
 ///
 /// # Errors
 /// As every collective.
-pub fn look_around(
+pub fn survey(
     comm: &dyn Communicator,
     drives: &DrivesConfig,
 ) -> Result<(Vec<NodeFacts>, Vec<RankPlace>)> {

@@ -95,10 +95,7 @@ pub fn probe_nodes(
     let topology = Topology::discover(comm)?;
     let of_node = drives_of_node(comm, &topology, roots)?;
     let is_first = topology.local_ranks().next() == Some(comm.rank());
-    let probed = match is_first {
-        true => probe_node(comm, &of_node, options).map(Some),
-        false => Ok(None),
-    };
+    let probed = if is_first { probe_node(comm, &of_node, options).map(Some) } else { Ok(None) };
     let all: Vec<Option<NodeProbe>> = gather_all(comm, &agree(comm, probed)?)?;
     Ok(all.into_iter().flatten().collect())
 }
@@ -171,13 +168,13 @@ impl Trial {
         let process_io = ProcessIo::open();
         let before = process_io.bytes();
         let lanes = [self.lane(0)];
-        let filled = run(comm, &mut loader, &lanes, LoadKind::Fill, options.seconds)?;
+        let filled = run_load(comm, &mut loader, &lanes, LoadKind::Fill, options.seconds)?;
         // A slow drive has not got to the file's end; but no block is moved twice at once.
         self.blocks = filled.extents[0].max(options.depth as u64 + 1).min(self.blocks);
         let lanes = [self.lane(0)];
         let mut moved = moved_bytes(&filled);
         let mut measure = |kind| {
-            let result = run(comm, &mut loader, &lanes, kind, options.seconds)?;
+            let result = run_load(comm, &mut loader, &lanes, kind, options.seconds)?;
             moved += moved_bytes(&result);
             Ok(result)
         };
@@ -215,7 +212,7 @@ fn measure_together(
     }
     let mut loader = open_loader(trials, options)?;
     let lanes: Vec<_> = (0u32..).zip(trials.iter()).map(|(file, it)| it.lane(file)).collect();
-    let result = run(comm, &mut loader, &lanes, LoadKind::Cycle, options.seconds)?;
+    let result = run_load(comm, &mut loader, &lanes, LoadKind::Cycle, options.seconds)?;
     for (file, trial) in trials.iter_mut().enumerate() {
         trial.profile.mixed_together_bytes_per_s = result.file_bytes_per_s(file).round();
     }
@@ -235,7 +232,7 @@ fn open_loader(trials: &[Trial], options: &ProbeOptions) -> Result<Loader> {
 }
 
 /// One load after a warm-up; a signal to stop is an error.
-pub(super) fn run(
+pub(super) fn run_load(
     comm: &dyn Communicator,
     loader: &mut Loader,
     lanes: &[Vec<Vec<Part>>],
@@ -249,7 +246,7 @@ pub(super) fn run(
         warmup: Duration::from_secs_f64(warmup),
         duration: Duration::from_secs_f64(seconds),
         is_stopped: &|| stop_request().is_some(),
-        // The other ranks of the node wait: they are told that this one works.
+        // The other ranks of the node wait, and learn from this that this one works.
         on_progress: &|completed_ops| {
             if let Some(presence) = comm.presence() {
                 presence.progress(completed_ops);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use serde::Serialize;
 
-use super::probe::run;
+use super::probe::run_load;
 use super::search::{GAIN_MIN, Setting, Trial, search};
 use super::workload::{Workload, synthetic_inventory};
 use optswap::internals::config::{Config, Durability};
@@ -94,7 +94,7 @@ pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Resu
         bench.measure(setting, &weights)
     };
     let trials = search(before, &mut measure)?;
-    let best = confirmed(&bench, before, trials.last().copied(), &weights)?;
+    let best = confirm(&bench, before, trials.last().copied(), &weights)?;
     drop(bench);
     let mut found = config.clone();
     found.drives.weights.clone_from(&weights);
@@ -102,9 +102,10 @@ pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Resu
         apply(best.setting, &mut found);
     }
     let speed = best.map_or(0.0, |best| best.bytes_per_s);
-    let gains = match found == *config {
-        true => Vec::new(),
-        false => pairs(comm, &topology, [config, &found], speed, after(1.0))?,
+    let gains = if found == *config {
+        Vec::new()
+    } else {
+        gains_of_pairs(comm, &topology, [config, &found], speed, after(1.0))?
     };
     let is_gain = !gains.is_empty() && gains.iter().all(|gain| *gain > 1.0);
     Ok(Tuning {
@@ -121,7 +122,7 @@ pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Resu
 
 /// Collective: what looked best, if it still is when both are tried again in turns: of many trials
 /// one is lucky.
-fn confirmed(
+fn confirm(
     bench: &Bench<'_>,
     before: Setting,
     best: Option<Trial>,
@@ -133,9 +134,10 @@ fn confirmed(
         of_before += bench.measure(before, weights)?.unwrap_or(0.0);
         of_best += bench.measure(best.setting, weights)?.unwrap_or(0.0);
     }
-    Ok(Some(match of_best > of_before * GAIN_MIN {
-        true => best,
-        false => Trial { setting: before, bytes_per_s: of_before / 2.0 },
+    Ok(Some(if of_best > of_before * GAIN_MIN {
+        best
+    } else {
+        Trial { setting: before, bytes_per_s: of_before / 2.0 }
     }))
 }
 
@@ -214,14 +216,14 @@ impl<'a> Bench<'a> {
         let buffers = BLOCKS_IN_FLIGHT * self.files.len();
         let comm = &**self.comm;
         let mut loader = agree(comm, self.loader(buffers, buffers, BLOCK_BYTES as usize))?;
-        let first = run(comm, &mut loader, &lanes(BLOCKS_MIN), LoadKind::Fill, 3600.0);
+        let first = run_load(comm, &mut loader, &lanes(BLOCKS_MIN), LoadKind::Fill, 3600.0);
         agree(comm, first)?;
         let whole = self.file_bytes / BLOCK_BYTES;
-        let filled = run(comm, &mut loader, &lanes(whole), LoadKind::Fill, fill_seconds);
+        let filled = run_load(comm, &mut loader, &lanes(whole), LoadKind::Fill, fill_seconds);
         let mine = agree(comm, filled)?.extents.into_iter().min().unwrap_or(0);
         let blocks = gather_all(comm, &mine)?.into_iter().min().unwrap_or(0).max(BLOCKS_MIN);
         let cycle = LoadKind::Cycle;
-        let result = run(comm, &mut loader, &lanes(blocks), cycle, 2.0 * TRIAL_SECONDS);
+        let result = run_load(comm, &mut loader, &lanes(blocks), cycle, 2.0 * TRIAL_SECONDS);
         let result = agree(comm, result)?;
         let mine = (0..self.files.len()).map(|file| result.file_bytes_per_s(file));
         let all: Vec<Vec<f64>> = gather_all(comm, &mine.collect::<Vec<f64>>())?;
@@ -236,10 +238,8 @@ impl<'a> Bench<'a> {
         let tensors = self.config.state_tensors();
         let layout = ExtentLayout::new(setting.chunk_elems, &tensors, self.config.is_durable());
         let extent_bytes = layout.bytes();
-        let weights = match weights.is_empty() {
-            true => vec![1.0; self.files.len()],
-            false => weights.to_vec(),
-        };
+        let weights =
+            if weights.is_empty() { vec![1.0; self.files.len()] } else { weights.to_vec() };
         // As many extents as the fullest file holds.
         let place = |extents: u64| {
             let extents = vec![extent_bytes; extents as usize];
@@ -271,7 +271,7 @@ impl<'a> Bench<'a> {
         let loader = self.loader(setting.depth as usize, buffers as usize, extent_bytes as usize);
         let mut loader = agree(&**self.comm, loader)?;
         self.comm.barrier()?;
-        let load = run(&**self.comm, &mut loader, &lanes, LoadKind::Cycle, TRIAL_SECONDS);
+        let load = run_load(&**self.comm, &mut loader, &lanes, LoadKind::Cycle, TRIAL_SECONDS);
         let mine = agree(&**self.comm, load)?.bytes_per_s();
         let all: Vec<f64> = gather_all(&**self.comm, &mine)?;
         Ok(Some(slowest_node(&all, self.topology.nodes())))
@@ -303,9 +303,10 @@ fn unequal_speeds(of_ranks: &[Vec<f64>], nodes: &[Vec<Rank>]) -> Vec<f64> {
         pairs.into_iter().all(|(a, b)| a / b < UNEQUAL && b / a < UNEQUAL)
     };
     let slowest = first.iter().copied().fold(1.0, f64::min);
-    match slowest * UNEQUAL < 1.0 && nodes.iter().map(of_node).all(|it| is_alike(&it)) {
-        true => first,
-        false => Vec::new(),
+    if slowest * UNEQUAL < 1.0 && nodes.iter().map(of_node).all(|it| is_alike(&it)) {
+        first
+    } else {
+        Vec::new()
     }
 }
 
@@ -316,7 +317,7 @@ fn inspect(config: &Config) -> Result<Vec<Drive>> {
 
 /// Parameters of a rank for which this node's drives have room: two jobs with one slot and headroom
 /// at the same time.
-fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
+fn params_that_fit(topology: &Topology, config: &Config) -> Result<u64> {
     let drives = inspect(config)?;
     let (weights, ranks) = (config.drive_weights(), topology.local_ranks().count() as f64);
     let whole: f64 = weights.iter().sum();
@@ -333,7 +334,7 @@ fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
 
 /// Collective: steps without and with what was found, in turns, as many as there is time for; how
 /// many times as fast each second one was.
-fn pairs(
+fn gains_of_pairs(
     comm: &Arc<dyn Communicator>,
     topology: &Topology,
     [without, with]: [&Config; 2],
@@ -347,9 +348,9 @@ fn pairs(
     let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
     let in_time = |seconds: f64| (seconds * node_bytes_per_s / moved_bytes) as u64 / of_node;
     let wanted = in_time(STEP_SECONDS).clamp(PARAMS_MIN, PARAMS_MAX);
-    let fitting = agree(&**comm, fitting(topology, with))?;
+    let fitting = agree(&**comm, params_that_fit(topology, with))?;
     let mine = wanted.min(in_time(left / STEPS_OF_PAIRS)).min(fitting);
-    // Even a short step tells more than none.
+    // Even a short step says more than none.
     let per_rank = gather_all(&**comm, &mine)?.into_iter().min().unwrap_or(0).max(PARAMS_FEW);
     let params = ranks * per_rank;
     let create = |config: &Config, name: &str| {

@@ -186,13 +186,14 @@ fn memory(facts: &MachineFacts, buffers: &Buffers) -> Check {
         return Check::ok(name, "nothing tells how much there is");
     };
     let found = format!("{} ({source})", limit.human());
-    match limit >= buffers.of_all {
-        true => Check::ok(name, found),
-        false => Check::problem(
+    if limit >= buffers.of_all {
+        Check::ok(name, found)
+    } else {
+        Check::problem(
             name,
             format!("{found}, less than {buffers}"),
             "give the job more memory, or lower swap.memory_budget",
-        ),
+        )
     }
 }
 
@@ -216,13 +217,14 @@ fn huge_pages(facts: &MachineFacts) -> Check {
 fn processors(facts: &MachineFacts) -> Check {
     let (allowed, online) = (facts.cpus_allowed.len(), facts.cpus_online.len());
     let found = format!("{allowed} of {online} may be used");
-    match allowed == 1 && online > 1 {
-        true => Check::warning(
+    if allowed == 1 && online > 1 {
+        Check::warning(
             "processors",
             format!("{found}: updates will have one thread"),
             "mpirun --bind-to none or --map-by slot:PE=k (Open MPI), srun -c k (Slurm)",
-        ),
-        false => Check::ok("processors", found),
+        )
+    } else {
+        Check::ok("processors", found)
     }
 }
 

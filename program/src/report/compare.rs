@@ -136,7 +136,7 @@ fn read((file, text): &(String, String)) -> Result<(String, Bench)> {
     Ok((name, bench))
 }
 
-/// Two results of which one tells nothing about the other.
+/// Refuses two results of which one says nothing about the other.
 fn refuse_unlike((first, a): &(String, Bench), (second, b): &(String, Bench)) -> Result<()> {
     let is_buffered = |bench: &Bench| bench.flags.contains(&Flag::Buffered);
     for (differs, what) in [

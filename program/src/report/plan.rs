@@ -248,8 +248,9 @@ fn verdict(plan: &PlanResult) -> String {
             Bytes(memory).human()
         );
     }
-    match drives().all(|drive| drive.free_bytes.is_some()) {
-        true => "it fits".to_owned(),
-        false => "whether it fits the drives is not known: tell --drive-size".to_owned(),
+    if drives().all(|drive| drive.free_bytes.is_some()) {
+        "it fits".to_owned()
+    } else {
+        "whether it fits the drives is not known: tell --drive-size".to_owned()
     }
 }

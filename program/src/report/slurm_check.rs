@@ -18,13 +18,14 @@ pub fn slurm_check(library: Option<&str>, listed: Option<&str>) -> Option<Check>
     }
     // Open MPI since version 4 speaks PMIx alone; MPICH and its kin speak PMI-2.
     let wanted = if library.contains("Open MPI") { "pmix" } else { "pmi2" };
-    Some(match has(wanted) {
-        true => Check::ok(name, format!("fits: srun --mpi={wanted}")),
-        false => Check::warning(
+    Some(if has(wanted) {
+        Check::ok(name, format!("fits: srun --mpi={wanted}"))
+    } else {
+        Check::warning(
             name,
             format!("no {wanted}, which the MPI that is built in needs"),
             "start ranks with mpirun inside of the job; or have Slurm's plugin installed",
-        ),
+        )
     })
 }
 

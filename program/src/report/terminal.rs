@@ -15,9 +15,12 @@ pub fn sparkline(values: &[f64], width: usize) -> String {
     let values: Vec<f64> = values.chunks(group).map(largest).collect();
     let max = largest(&values);
     let min = values.iter().copied().fold(max, f64::min);
-    let block = |value: &f64| match max > min {
-        true => BLOCKS[((value - min) / (max - min) * 7.0).round() as usize],
-        false => BLOCKS[3],
+    let block = |value: &f64| {
+        if max > min {
+            BLOCKS[((value - min) / (max - min) * 7.0).round() as usize]
+        } else {
+            BLOCKS[3]
+        }
     };
     values.iter().map(block).collect()
 }

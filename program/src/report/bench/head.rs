@@ -47,8 +47,8 @@ pub(super) fn head(result: &BenchResult) -> String {
         pairs.collect::<Vec<_>>().join(" ")
     };
     let settings = settings(&setup.config);
-    let told = if settings.is_empty() { "none".to_owned() } else { pairs(settings) };
-    lines.push(format!("settings other than the defaults: {told}"));
+    let shown = if settings.is_empty() { "none".to_owned() } else { pairs(settings) };
+    lines.push(format!("settings other than the defaults: {shown}"));
     if !setup.environment.is_empty() {
         lines.push(format!("environment: {}", pairs(setup.environment.clone())));
     }
@@ -76,23 +76,27 @@ fn drives(result: &BenchResult) -> Vec<String> {
 fn settings(config: &Config) -> BTreeMap<String, String> {
     let flat = |config: &Config| flat_keys(&serde_json::to_value(config).unwrap_or_default());
     let defaults = flat(&Config::default());
-    let is_told = |key: &String, value: &Value| {
+    let is_changed = |key: &String, value: &Value| {
         key != "drives.paths" && key != "job" && defaults.get(key) != Some(value)
     };
-    let told = flat(config).into_iter().filter(|(key, value)| is_told(key, value));
-    told.map(|(key, value)| match value {
-        Value::String(text) => (key, text),
-        other => (key, other.to_string()),
-    })
-    .collect()
+    let changed = flat(config).into_iter().filter(|(key, value)| is_changed(key, value));
+    changed
+        .map(|(key, value)| match value {
+            Value::String(text) => (key, text),
+            other => (key, other.to_string()),
+        })
+        .collect()
 }
 
 /// As a shell takes it.
 fn command_line(words: &[String]) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
-    let quoted = |word: &String| match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.clone(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
+    let quoted = |word: &String| {
+        if !word.is_empty() && word.chars().all(is_plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
     };
     words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
@@ -110,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_no_default_is_told() {
+    fn only_what_is_no_default_is_shown() {
         let mut config = Config::default();
         assert_eq!(settings(&config).len(), 0);
         config.io.depth = 7;

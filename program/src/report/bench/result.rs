@@ -37,7 +37,7 @@ pub struct Dataset {
     pub host: String,
     /// Bytes that its ranks read in one step.
     pub state_bytes: u64,
-    /// Memory that they may use together; 0 if nothing tells.
+    /// Memory that they may use together; 0 if it is not known.
     pub memory_bytes: u64,
     /// Whether memory could hold it.
     pub fits_memory: bool,

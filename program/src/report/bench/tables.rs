@@ -118,9 +118,10 @@ fn remarks(result: &BenchResult) -> Vec<String> {
 fn direct_io(result: &BenchResult) -> String {
     let files: Vec<bool> = result.places.iter().flat_map(|it| it.direct_io.clone()).collect();
     let direct = files.iter().filter(|is| **is).count();
-    let verified = match result.buffered_ranks.is_empty() {
-        true => "verified on every rank by the kernel's count",
-        false => "not so by the kernel's count",
+    let verified = if result.buffered_ranks.is_empty() {
+        "verified on every rank by the kernel's count"
+    } else {
+        "not so by the kernel's count"
     };
     format!("direct I/O: {direct} of {}; {verified}", counted(files.len() as u64, "file"))
 }

@@ -8,7 +8,7 @@ use optswap::internals::timers::{NO_CHUNK, Section, SpanKind, Timer};
 /// A picture with what belongs to it.
 pub(super) struct Figure {
     pub title: String,
-    pub words: String,
+    pub caption: String,
     /// Number of a colour, and what has it.
     pub legend: Vec<(usize, String)>,
     pub svg: String,
@@ -44,7 +44,7 @@ fn step_times(result: &ResultFile) -> Figure {
     });
     Figure {
         title: "Step time".to_owned(),
-        words:
+        caption:
             "Every step of the slowest rank, and the largest part of a step that was a rank's own \
                 and not waiting for others."
                 .to_owned(),
@@ -102,7 +102,7 @@ fn sections(result: &ResultFile) -> Figure {
     };
     Figure {
         title: "Where the time went".to_owned(),
-        words: format!("Milliseconds of a step, on average, by rank.{more}"),
+        caption: format!("Milliseconds of a step, on average, by rank.{more}"),
         legend: (0..=REST).zip(names).collect(),
         svg: bars(
             "milliseconds per step",
@@ -172,9 +172,10 @@ fn bandwidth(result: &ResultFile) -> Option<Figure> {
         }
     }
     let has_limits = all.iter().any(|it| it.limit.is_some());
-    let limits = match has_limits {
-        true => " Dashed: what the drive can do both ways at once, as it was measured.",
-        false => " No drive has a measured limit: optswap probe measures it.",
+    let limits = if has_limits {
+        " Dashed: what the drive can do both ways at once, as it was measured."
+    } else {
+        " No drive has a measured limit: optswap probe measures it."
     };
     let left_out = match count - all.len() {
         0 => String::new(),
@@ -189,7 +190,7 @@ fn bandwidth(result: &ResultFile) -> Option<Figure> {
     };
     Some(Figure {
         title: "Bandwidth of the drives".to_owned(),
-        words: format!("GB/s read and written, per step.{limits}{left_out}"),
+        caption: format!("GB/s read and written, per step.{limits}{left_out}"),
         legend: all.iter().enumerate().map(|(at, it)| (at, it.name.clone())).collect(),
         svg: curves("step", "GB/s", &lines, false),
         rows: (0..all[0].rates.len()).map(row).collect(),
@@ -202,10 +203,10 @@ const READ: usize = 0;
 const WRITE: usize = 1;
 
 fn overlap(result: &ResultFile) -> Option<Figure> {
-    let told = result.rank_records.iter().filter(|record| !record.picture.is_empty());
+    let drawn = result.rank_records.iter().filter(|record| !record.picture.is_empty());
     let (mut names, mut rectangles, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut step = 0;
-    for record in told.take(4) {
+    for record in drawn.take(4) {
         let picture = || record.picture.iter().filter(|span| !is_before_step(span.kind));
         let start = picture().map(|span| span.begin_ns).min().unwrap_or(0);
         let ms = |ns: u64| ns.saturating_sub(start) as f64 / 1e6;
@@ -237,7 +238,7 @@ fn overlap(result: &ResultFile) -> Option<Figure> {
     legend.extend(work.map(|section| (colour_of(section), section.name().to_owned())));
     (!rectangles.is_empty()).then(|| Figure {
         title: format!("Step {step}: what overlapped"),
-        words: "Operations on the drives, and what the step computed and waited for; the first \
+        caption: "Operations on the drives, and what the step computed and waited for; the first \
                 thousand spans of a few ranks, each from the beginning of its own step."
             .to_owned(),
         legend,
@@ -323,7 +324,7 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
     vec![
         Figure {
             title: "Bandwidth over ranks".to_owned(),
-            words: "GB/s read and written by all ranks. Dashed: as much more as there are more \
+            caption: "GB/s read and written by all ranks. Dashed: as much more as there are more \
                     ranks than in the smallest result."
                 .to_owned(),
             legend: vec![(0, "measured".to_owned()), (7, "ideal".to_owned())],
@@ -333,7 +334,7 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
         },
         Figure {
             title: "Step time over ranks".to_owned(),
-            words: "The middle step of each result. Flat is ideal when each rank has the same \
+            caption: "The middle step of each result. Flat is ideal when each rank has the same \
                     number of parameters in all of them."
                 .to_owned(),
             legend: vec![(0, "measured".to_owned())],

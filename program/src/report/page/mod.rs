@@ -115,7 +115,7 @@ fn figure(it: &Figure, number: usize) -> Markup {
     html! {
         figure id={ "figure-" (number) } {
             h3 { (it.title) }
-            p { (it.words) }
+            p { (it.caption) }
             @if !it.legend.is_empty() {
                 ul.legend {
                     @for (colour, name) in &it.legend {
@@ -123,7 +123,7 @@ fn figure(it: &Figure, number: usize) -> Markup {
                     }
                 }
             }
-            div.picture role="img" aria-label={ (it.title) ". " (it.words) } {
+            div.picture role="img" aria-label={ (it.title) ". " (it.caption) } {
                 (PreEscaped(&it.svg))
             }
             details {
