@@ -137,11 +137,13 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
 /// Job, shard and committed step of every durable shard that can be read.
 fn committed_steps(args: &CleanArgs) -> Vec<(String, u32, u64)> {
     let found = FoundShard::all_on(&args.drives, args.job.as_deref()).unwrap_or_default();
-    let step = |shard: FoundShard| {
-        let record = shard.newest_record().ok().flatten()?;
-        Some((shard.layout.job, shard.layout.shard, record.attempts))
-    };
-    found.into_iter().filter_map(step).collect()
+    let mut committed = Vec::new();
+    for shard in found {
+        if let Ok(Some(record)) = shard.newest_record() {
+            committed.push((shard.layout.job, shard.layout.shard, record.attempts));
+        }
+    }
+    committed
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<()> {

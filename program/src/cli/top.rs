@@ -98,11 +98,13 @@ fn once(job: &JobView) -> Result<String> {
         .draw(|frame| draw(frame, job, 0))
         .map_err(|error| Error::internal("the picture cannot be drawn").because(error))?;
     let buffer = terminal.backend().buffer();
-    let line = |row: &[ratatui::buffer::Cell]| {
-        let text: String = row.iter().map(ratatui::buffer::Cell::symbol).collect();
-        text.trim_end().to_owned() + "\n"
-    };
-    Ok(buffer.content().chunks(usize::from(buffer.area().width)).map(line).collect())
+    let mut text = String::new();
+    for row in buffer.content().chunks(usize::from(buffer.area().width)) {
+        let line: String = row.iter().map(ratatui::buffer::Cell::symbol).collect();
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 fn draw(frame: &mut Frame<'_>, job: &JobView, first: usize) {
@@ -230,18 +232,6 @@ fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
 fn draw_drives(frame: &mut Frame<'_>, area: Rect, drives: &[DriveView]) {
     let mut order: Vec<&DriveView> = drives.iter().collect();
     order.sort_by(|a, b| b.busy_share.total_cmp(&a.busy_share));
-    let row = |drive: &&DriveView| {
-        let both = drive.read_bytes_per_s + drive.written_bytes_per_s;
-        let limit = drive.limit.map(|limit| both / limit.mixed_bytes_per_s * 100.0);
-        Row::new([
-            drive.name.clone(),
-            format!("{:.3}", drive.read_bytes_per_s / 1e9),
-            format!("{:.3}", drive.written_bytes_per_s / 1e9),
-            limit.map_or("-".to_owned(), |limit| format!("{limit:.0}")),
-            format!("{:.0}", drive.busy_share * 100.0),
-            drive.depth_max.to_string(),
-        ])
-    };
     let widths = [
         Constraint::Min(20),
         Constraint::Length(9),
@@ -251,8 +241,21 @@ fn draw_drives(frame: &mut Frame<'_>, area: Rect, drives: &[DriveView]) {
         Constraint::Length(6),
     ];
     let names = ["drive", "GB/s in", "GB/s out", "% of limit", "busy %", "depth"];
-    let table = Table::new(order.iter().map(row), widths)
+    let table = Table::new(order.into_iter().map(drive_row), widths)
         .header(Row::new(names).style(Style::new().bold()))
         .block(Block::bordered().title(format!("drives, the busiest first ({})", drives.len())));
     frame.render_widget(table, area);
+}
+
+fn drive_row(drive: &DriveView) -> Row<'static> {
+    let both = drive.read_bytes_per_s + drive.written_bytes_per_s;
+    let limit = drive.limit.map(|limit| both / limit.mixed_bytes_per_s * 100.0);
+    Row::new([
+        drive.name.clone(),
+        format!("{:.3}", drive.read_bytes_per_s / 1e9),
+        format!("{:.3}", drive.written_bytes_per_s / 1e9),
+        limit.map_or("-".to_owned(), |limit| format!("{limit:.0}")),
+        format!("{:.0}", drive.busy_share * 100.0),
+        drive.depth_max.to_string(),
+    ])
 }

@@ -68,11 +68,14 @@ impl Bandwidth {
             (written_bytes / self.write, Binding::Write),
             ((read_bytes + written_bytes) / self.mixed, Binding::Mixed),
         ];
-        // A direction that moves nothing at no speed takes no time.
-        let times = all.map(|(time, binding)| (if time.is_nan() { 0.0 } else { time }, binding));
-        times
-            .into_iter()
-            .fold((0.0, Binding::Mixed), |worst, this| if this.0 > worst.0 { this } else { worst })
+        let mut longest = (0.0, Binding::Mixed);
+        for (seconds, binding) in all {
+            // A direction that moves nothing at no speed gives NaN, which is not longer.
+            if seconds > longest.0 {
+                longest = (seconds, binding);
+            }
+        }
+        longest
     }
 }
 

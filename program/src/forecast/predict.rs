@@ -118,9 +118,13 @@ pub fn predict(
 ) -> Result<Forecast> {
     let (shape, ranks) = shapes(params, cluster, bytes, swapping)?;
     let seconds: Vec<f64> = ranks.iter().map(Rank::step_seconds).collect();
-    // Of kinds that are as slow as each other, the first.
-    let slower = |most: usize, this: usize| if seconds[this] > seconds[most] { this } else { most };
-    let slowest = (0..seconds.len()).fold(0, slower);
+    let mut slowest = 0;
+    for (kind, own_seconds) in seconds.iter().enumerate() {
+        // Of kinds that are as slow as each other, the first.
+        if *own_seconds > seconds[slowest] {
+            slowest = kind;
+        }
+    }
     let step_seconds = seconds[slowest];
     let kinds = cluster.kinds.iter().zip(&ranks).zip(&seconds);
     let kinds: Vec<NodeForecast> = kinds

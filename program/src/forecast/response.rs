@@ -24,19 +24,20 @@ impl Response {
         let rank = rank.with_buffers(BUFFERS_FEW);
         let columns = if delay_max > 0.0 { DELAYS } else { 0 };
         let delay_step = delay_max / f64::from(DELAYS);
-        let row = |place: i32| {
+        let mut rows = Vec::new();
+        for place in -OCTAVES_BELOW * PER_OCTAVE..=OCTAVES_ABOVE * PER_OCTAVE {
             let speed = 2f64.powf(f64::from(place) / f64::from(PER_OCTAVE));
             let Bandwidth { read, write, mixed } = rank.bandwidth;
             let bandwidth =
                 Bandwidth { read: read * speed, write: write * speed, mixed: mixed * speed };
-            let seconds = |column: u32| {
+            let mut row = Vec::new();
+            for column in 0..=columns {
                 let norm_seconds = rank.norm_seconds + f64::from(column) * delay_step;
-                Rank { bandwidth, norm_seconds, ..rank }.step_seconds()
-            };
-            (0..=columns).map(seconds).collect()
-        };
-        let places = -OCTAVES_BELOW * PER_OCTAVE..=OCTAVES_ABOVE * PER_OCTAVE;
-        Self { rows: places.map(row).collect(), delay_step }
+                row.push(Rank { bandwidth, norm_seconds, ..rank }.step_seconds());
+            }
+            rows.push(row);
+        }
+        Self { rows, delay_step }
     }
 
     /// Seconds of a step at such a speed, the norm so many seconds late.

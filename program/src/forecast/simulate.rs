@@ -84,22 +84,26 @@ pub fn simulate(
     let mut random = Random::new(seed);
     let mut nodes: Vec<(&Kind, Vec<f64>)> = Vec::new();
     for kind in &kinds {
-        let one = |_| (kind, kind.drives_of_node(cluster.drive_to_drive, &mut random));
-        nodes.extend((0..kind.nodes).map(one));
+        for _ in 0..kind.nodes {
+            nodes.push((kind, kind.drives_of_node(cluster.drive_to_drive, &mut random)));
+        }
     }
     let slices = (steady_seconds / SPREAD_SECONDS).max(1.0);
     let (mut world_seconds, mut rank_seconds, mut waiting_shares) =
         (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..steps {
-        let mut delay = || random.exponential(cluster.noise_seconds);
         // The all-reduce of the norm ends when its last rank has come.
-        let latest = (0..cluster.ranks()).map(|_| delay()).fold(0.0, f64::max);
+        let mut latest = 0.0f64;
+        for _ in 0..cluster.ranks() {
+            latest = latest.max(random.exponential(cluster.noise_seconds));
+        }
         let mut own = Vec::with_capacity(cluster.ranks() as usize);
         for (kind, drives) in &nodes {
             let speed = kind.speed_in_this_step(drives, slices, &mut random);
             let ends = kind.response.seconds(speed, latest);
-            let late = |_| ends + random.exponential(cluster.noise_seconds);
-            own.extend((0..cluster.ranks_per_node).map(late));
+            for _ in 0..cluster.ranks_per_node {
+                own.push(ends + random.exponential(cluster.noise_seconds));
+            }
         }
         let world = own.iter().copied().fold(0.0, f64::max);
         waiting_shares.extend(own.iter().map(|own| (world - own) / world.max(1e-12)));

@@ -18,7 +18,7 @@ use optswap::internals::step::ProcessIo;
 use optswap::internals::storage::{Device, Drive, DriveProfile, same_disk, scratch_file};
 
 /// One operation: as large as a stripe unit is by default.
-const BLOCK_BYTES: u64 = 1 << 20;
+pub(super) const BLOCK_BYTES: u64 = 1 << 20;
 /// A file that drives with caches of their own do not keep there.
 const FILE_BYTES: u64 = 1 << 30;
 /// Of the measured time, before it: drives answer the first operations from what they have saved
@@ -153,25 +153,15 @@ impl Trial {
         Ok(Self { drive, file, blocks, is_direct: true, profile: DriveProfile::default() })
     }
 
-    fn lane(&self, file: u32) -> Vec<Vec<Part>> {
-        let block = |number: u64| Part {
-            file,
-            file_offset: number * BLOCK_BYTES,
-            buffer_offset: 0,
-            len: BLOCK_BYTES as usize,
-        };
-        (0..self.blocks).map(|number| vec![block(number)]).collect()
-    }
-
     fn measure(&mut self, comm: &dyn Communicator, options: &ProbeOptions) -> Result<()> {
         let mut loader = open_loader(std::slice::from_ref(self), options)?;
         let process_io = ProcessIo::open();
         let before = process_io.bytes();
-        let lanes = [self.lane(0)];
+        let lanes = [blocks_of_file(0, self.blocks)];
         let filled = run_load(comm, &mut loader, &lanes, LoadKind::Fill, options.seconds)?;
         // A slow drive has not got to the file's end; but no block is moved twice at once.
         self.blocks = filled.extents[0].max(options.depth as u64 + 1).min(self.blocks);
-        let lanes = [self.lane(0)];
+        let lanes = [blocks_of_file(0, self.blocks)];
         let mut moved = moved_bytes(&filled);
         let mut measure = |kind| {
             let result = run_load(comm, &mut loader, &lanes, kind, options.seconds)?;
@@ -211,7 +201,8 @@ fn measure_together(
         return Ok(());
     }
     let mut loader = open_loader(trials, options)?;
-    let lanes: Vec<_> = (0u32..).zip(trials.iter()).map(|(file, it)| it.lane(file)).collect();
+    let lanes: Vec<_> =
+        (0u32..).zip(trials.iter()).map(|(file, it)| blocks_of_file(file, it.blocks)).collect();
     let result = run_load(comm, &mut loader, &lanes, LoadKind::Cycle, options.seconds)?;
     for (file, trial) in trials.iter_mut().enumerate() {
         trial.profile.mixed_together_bytes_per_s = result.file_bytes_per_s(file).round();
@@ -229,6 +220,16 @@ fn open_loader(trials: &[Trial], options: &ProbeOptions) -> Result<Loader> {
     let buffers = allocate_buffers(depth, BLOCK_BYTES as usize)?;
     let spec = EngineSpec { choice: options.engine, depth, files, faults: Vec::new() };
     Loader::open(spec, buffers, trials.iter().map(|trial| trial.drive.root.clone()).collect())
+}
+
+/// The first so many blocks of a file, each moved by an operation of its own.
+pub(super) fn blocks_of_file(file: u32, blocks: u64) -> Vec<Vec<Part>> {
+    let mut lane = Vec::new();
+    for number in 0..blocks {
+        let file_offset = number * BLOCK_BYTES;
+        lane.push(vec![Part { file, file_offset, buffer_offset: 0, len: BLOCK_BYTES as usize }]);
+    }
+    lane
 }
 
 /// One load after a warm-up; a signal to stop is an error.

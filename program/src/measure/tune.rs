@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use serde::Serialize;
 
-use super::probe::run_load;
+use super::probe::{BLOCK_BYTES, blocks_of_file, run_load};
 use super::search::{GAIN_MIN, Setting, Trial, search};
 use super::workload::{Workload, synthetic_inventory};
 use optswap::internals::config::{Config, Durability};
@@ -21,9 +21,7 @@ use optswap::internals::units::{Bytes, Elems, ExtentIndex, Rank};
 /// The file of each rank on each drive: so large, or half of the free space for those of all ranks.
 const FILE_BYTES: u64 = 256 << 20;
 const FILE_ROOM_USED: f64 = 0.5;
-/// Where it is written and weighed, a block at a time.
-const BLOCK_BYTES: u64 = 1 << 20;
-/// Enough for a drive; and what is in flight when time is over still has to come back.
+/// Blocks that are in flight while it is written: enough for a drive; and what is in flight when time is over still has to come back.
 const BLOCKS_IN_FLIGHT: usize = 8;
 /// Written however long it takes.
 const BLOCKS_MIN: u64 = 16;
@@ -201,17 +199,8 @@ impl<'a> Bench<'a> {
     /// Collective: writes the files, as much as there is time for, and gives the drives' relative
     /// speeds; empty if they are alike, or if nodes differ.
     fn fill_and_weigh(&mut self, fill_seconds: f64) -> Result<Vec<f64>> {
-        let lane = |file: usize, blocks: u64| -> Vec<Vec<Part>> {
-            let part = |number: u64| Part {
-                file: file as u32,
-                file_offset: number * BLOCK_BYTES,
-                buffer_offset: 0,
-                len: BLOCK_BYTES as usize,
-            };
-            (0..blocks).map(|number| vec![part(number)]).collect()
-        };
         let lanes = |blocks: u64| -> Vec<_> {
-            (0..self.files.len()).map(|file| lane(file, blocks)).collect()
+            (0..self.files.len() as u32).map(|file| blocks_of_file(file, blocks)).collect()
         };
         let buffers = BLOCKS_IN_FLIGHT * self.files.len();
         let comm = &**self.comm;

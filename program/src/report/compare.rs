@@ -173,11 +173,11 @@ fn scaling(all: &[(String, Bench)]) -> Result<Scaling> {
         (false, _, true) => Ok(Scaling::Weak),
         (false, true, _) => Ok(Scaling::Strong),
         _ => {
-            let one = |(name, bench): &(String, Bench)| {
+            let mut each = Vec::new();
+            for (name, bench) in all {
                 let (ranks, params) = (counted(bench.ranks, "rank"), bench.params);
-                format!("{name}: {ranks}, {params} parameters")
-            };
-            let each: Vec<String> = all.iter().map(one).collect();
+                each.push(format!("{name}: {ranks}, {params} parameters"));
+            }
             Err(Error::usage("these results are neither weak nor strong scaling")
                 .because(each.join("; "))
                 .hint(

@@ -15,14 +15,13 @@ pub fn sparkline(values: &[f64], width: usize) -> String {
     let values: Vec<f64> = values.chunks(group).map(largest).collect();
     let max = largest(&values);
     let min = values.iter().copied().fold(max, f64::min);
-    let block = |value: &f64| {
-        if max > min {
-            BLOCKS[((value - min) / (max - min) * 7.0).round() as usize]
-        } else {
-            BLOCKS[3]
-        }
-    };
-    values.iter().map(block).collect()
+    if max == min {
+        return values.iter().map(|_| BLOCKS[3]).collect();
+    }
+    values
+        .iter()
+        .map(|value| BLOCKS[((value - min) / (max - min) * 7.0).round() as usize])
+        .collect()
 }
 
 /// Names and values, for page and terminal alike.

@@ -64,11 +64,12 @@ fn drives(result: &BenchResult) -> Vec<String> {
         let named_by = place.map_or("", |place| place.drives_named_by.as_str());
         alike.entry((roots.collect(), named_by)).or_default().push(&node.host);
     }
-    let line = |((roots, named_by), hosts): ((Vec<&str>, &str), Vec<&str>)| {
+    let mut lines = Vec::new();
+    for ((roots, named_by), hosts) in alike {
         let (hosts, roots) = (compress_names(hosts), compress_names(roots));
-        format!("drives of {hosts}: {roots} (named by {named_by})")
-    };
-    alike.into_iter().map(line).collect()
+        lines.push(format!("drives of {hosts}: {roots} (named by {named_by})"));
+    }
+    lines
 }
 
 /// Keys of the configuration whose values are no defaults. Drives and the job's name have their own
@@ -90,15 +91,16 @@ fn settings(config: &Config) -> BTreeMap<String, String> {
 
 /// As a shell takes it.
 fn command_line(words: &[String]) -> String {
+    words.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
-    let quoted = |word: &String| {
-        if !word.is_empty() && word.chars().all(is_plain) {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', "'\\''"))
-        }
-    };
-    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]

@@ -138,13 +138,6 @@ impl BenchResult {
         let world = throughput.iter().find(|it| it.scope == Scope::World);
         let step_seconds = world.map(|world| world.seconds.clone()).unwrap_or_default();
         let step_seconds_median = median(&step_seconds);
-        let per_step = |timer: Timer| -> Vec<f64> {
-            let seconds = |r: &RankRecord| r.seconds(timer) / r.steps.max(1) as f64;
-            records.iter().map(seconds).collect()
-        };
-        let over_ranks = |timer: &Timer| {
-            OverRanks::of(&per_step(*timer)).map(|over| (timer.name().to_owned(), over))
-        };
         let buffered_ranks = buffered_ranks(records);
         let dataset = datasets(&nodes, &throughput);
         Self {
@@ -164,7 +157,7 @@ impl BenchResult {
             done_seconds: world.and_then(|world| world.done_seconds),
             throughput,
             overlap: overlap(records),
-            timers_over_ranks: Timer::ALL.iter().filter_map(over_ranks).collect(),
+            timers_over_ranks: timers_over_ranks(records),
             state_digest,
             dataset,
             flags: flags(&step_seconds, &setup.options, &buffered_ranks),
@@ -179,28 +172,52 @@ impl BenchResult {
     }
 }
 
+/// Each timer over the ranks, in seconds per step.
+fn timers_over_ranks(records: &[RankRecord]) -> Vec<(String, OverRanks)> {
+    let mut timers = Vec::new();
+    for timer in Timer::ALL {
+        let seconds = |record: &RankRecord| record.seconds(*timer) / record.steps.max(1) as f64;
+        if let Some(over) = OverRanks::of(&records.iter().map(seconds).collect::<Vec<_>>()) {
+            timers.push((timer.name().to_owned(), over));
+        }
+    }
+    timers
+}
+
+/// State and memory of every node.
 fn datasets(nodes: &[NodeFacts], throughput: &[Throughput]) -> Vec<Dataset> {
-    let of_node = |node: &NodeFacts| {
-        let same = |it: &&Throughput| it.scope == Scope::Node && it.name == node.host;
-        let state_bytes = throughput.iter().find(same).map_or(0, |it| it.read_bytes as u64);
-        let (host, memory_bytes) = (node.host.clone(), node.memory_bytes);
-        Dataset { host, state_bytes, memory_bytes, fits_memory: state_bytes < memory_bytes }
-    };
-    nodes.iter().map(of_node).collect()
+    let mut datasets = Vec::new();
+    for node in nodes {
+        let same = throughput.iter().find(|it| it.scope == Scope::Node && it.name == node.host);
+        let state_bytes = same.map_or(0, |it| it.read_bytes as u64);
+        datasets.push(Dataset {
+            host: node.host.clone(),
+            state_bytes,
+            memory_bytes: node.memory_bytes,
+            fits_memory: state_bytes < node.memory_bytes,
+        });
+    }
+    datasets
 }
 
 /// Ranks for which the kernel moved less than optswap did.
 fn buffered_ranks(records: &[RankRecord]) -> Vec<u32> {
     let is_below = |kernel: u64, ours: u64| (kernel as f64) < DIRECT_SHARE * ours as f64;
-    let is_buffered = |record: &&RankRecord| {
-        is_below(record.kernel_read_bytes, record.read_bytes())
+    let mut ranks = Vec::new();
+    for record in records {
+        if is_below(record.kernel_read_bytes, record.read_bytes())
             || is_below(record.kernel_written_bytes, record.written_bytes())
-    };
-    records.iter().filter(is_buffered).map(|record| record.rank).collect()
+        {
+            ranks.push(record.rank);
+        }
+    }
+    ranks
 }
 
 fn flags(step_seconds: &[f64], options: &BenchOptions, buffered_ranks: &[u32]) -> Vec<Flag> {
     let is_short = median(step_seconds) * (options.steps as f64) < SHORT_SECONDS;
-    let found = [(is_short, Flag::Short), (!buffered_ranks.is_empty(), Flag::Buffered)];
-    found.into_iter().filter(|(is, _)| *is).map(|(_, flag)| flag).collect()
+    let mut flags = Vec::new();
+    flags.extend(is_short.then_some(Flag::Short));
+    flags.extend((!buffered_ranks.is_empty()).then_some(Flag::Buffered));
+    flags
 }

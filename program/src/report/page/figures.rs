@@ -61,14 +61,15 @@ fn step_times(result: &ResultFile) -> Figure {
 /// The largest own part of any rank, step by step.
 fn own_times(records: &[RankRecord]) -> Vec<f64> {
     let steps = records.iter().map(|record| record.series.len()).min().unwrap_or(0);
-    let of_step = |index: usize| {
-        let own = |record: &RankRecord| {
-            let own_ns = &record.series.own_ns;
-            own_ns[own_ns.len() - steps + index]
-        };
-        records.iter().map(own).max().unwrap_or(0) as f64 / 1e9
-    };
-    (0..steps).map(of_step).collect()
+    let mut largest_ns = vec![0; steps];
+    for record in records {
+        // A rank that has more steps than others has the earlier ones more.
+        let own_ns = &record.series.own_ns;
+        for (largest, own) in largest_ns.iter_mut().zip(&own_ns[own_ns.len() - steps..]) {
+            *largest = (*largest).max(*own);
+        }
+    }
+    largest_ns.into_iter().map(|ns| ns as f64 / 1e9).collect()
 }
 
 fn sections(result: &ResultFile) -> Figure {
@@ -183,17 +184,18 @@ fn bandwidth(result: &ResultFile) -> Option<Figure> {
     };
     let mut header = vec!["step".to_owned()];
     header.extend(all.iter().map(|it| format!("{} GB/s", it.name)));
-    let row = |index: usize| {
+    let mut rows = Vec::new();
+    for index in 0..all[0].rates.len() {
         let mut cells = vec![(first + index as u64).to_string()];
         cells.extend(all.iter().map(|it| format!("{:.3}", it.rates[index])));
-        cells
-    };
+        rows.push(cells);
+    }
     Some(Figure {
         title: "Bandwidth of the drives".to_owned(),
         caption: format!("GB/s read and written, per step.{limits}{left_out}"),
         legend: all.iter().enumerate().map(|(at, it)| (at, it.name.clone())).collect(),
         svg: curves("step", "GB/s", &lines, false),
-        rows: (0..all[0].rates.len()).map(row).collect(),
+        rows,
         header,
     })
 }
@@ -300,22 +302,9 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
     let ideal = |value: f64| -> Vec<(f64, f64)> {
         order.iter().map(|result| (ranks(result), value * ranks(result) / ranks(first))).collect()
     };
-    let row = |result: &&ResultFile| {
-        let ideal = first.bytes_per_s() * ranks(result) / ranks(first);
-        let efficiency = if ideal > 0.0 { result.bytes_per_s() / ideal * 100.0 } else { 0.0 };
-        vec![
-            result.name.clone(),
-            result.rank_records.len().to_string(),
-            result.params.to_string(),
-            format!("{:.4}", result.step_median_s()),
-            format!("{:.3}", result.bytes_per_s() / 1e9),
-            format!("{:.1}", result.params_per_s() / 1e6),
-            format!("{efficiency:.0}"),
-        ]
-    };
     let header =
         header(&["result", "ranks", "parameters", "step s", "GB/s", "Mparam/s", "% of ideal GB/s"]);
-    let rows: Vec<Vec<String>> = order.iter().map(row).collect();
+    let rows: Vec<Vec<String>> = order.iter().map(|result| scaling_row(result, first)).collect();
     let rate = points(ResultFile::bytes_per_s, 1e9);
     let rate_ideal = ideal(rate[0].1);
     let step = points(ResultFile::step_median_s, 1.0);
@@ -342,5 +331,21 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
             header,
             rows,
         },
+    ]
+}
+
+/// One result's figures, its bandwidth against that of the smallest result.
+fn scaling_row(result: &ResultFile, first: &ResultFile) -> Vec<String> {
+    let [ranks, first_ranks] = [result, first].map(|it| it.rank_records.len() as f64);
+    let ideal = first.bytes_per_s() * ranks / first_ranks;
+    let efficiency = if ideal > 0.0 { result.bytes_per_s() / ideal * 100.0 } else { 0.0 };
+    vec![
+        result.name.clone(),
+        result.rank_records.len().to_string(),
+        result.params.to_string(),
+        format!("{:.4}", result.step_median_s()),
+        format!("{:.3}", result.bytes_per_s() / 1e9),
+        format!("{:.1}", result.params_per_s() / 1e6),
+        format!("{efficiency:.0}"),
     ]
 }
