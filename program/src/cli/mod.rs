@@ -6,11 +6,13 @@
 
 mod bench;
 mod compare;
+mod completions;
 mod doctor;
 mod explain;
 mod init;
 mod inspect;
 mod maintenance;
+mod man;
 mod out;
 mod plan;
 mod plan_nodes;
@@ -18,10 +20,11 @@ mod probe;
 mod report;
 mod top;
 mod tune;
+mod version;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use optswap::internals::job;
 use optswap_args::parse;
@@ -29,6 +32,7 @@ use optswap_args::parse;
 /// Optimizer state on NVMe drives, for training under MPI.
 #[derive(Debug, Parser)]
 #[command(name = "optswap", version, about, help_expected = true)]
+#[command(long_version = version::LONG_VERSION.as_str())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -84,6 +88,12 @@ enum Command {
     Export(maintenance::ExportArgs),
     /// Make a checkpoint of safetensors files.
     Import(maintenance::ImportArgs),
+    /// Print what a shell needs to complete commands and flags.
+    ///
+    /// For bash: optswap completions bash > ~/.local/share/bash-completion/completions/optswap
+    Completions(completions::CompletionsArgs),
+    /// Write man pages: one for the program and one for each of its commands.
+    Man(man::ManArgs),
 }
 
 /// Runs the program.
@@ -109,5 +119,7 @@ pub fn run() -> ExitCode {
         Command::Scrub(args) => job::run_tool(|| maintenance::scrub(&args)),
         Command::Export(args) => job::run_tool(|| maintenance::export(&args)),
         Command::Import(args) => job::run_tool(|| maintenance::import(&args)),
+        Command::Completions(args) => job::run_tool(|| completions::run(&args, Cli::command())),
+        Command::Man(args) => job::run_tool(|| man::run(&args, Cli::command())),
     }
 }

@@ -243,8 +243,7 @@ pub fn mpi_check(library: Option<&str>, launchers: &[(String, String)]) -> Check
         let found = "not built in: one process is the whole job";
         return Check::ok(name, found);
     };
-    let built_in = library.lines().next().unwrap_or_default();
-    let built_in = built_in.split(", ").next().unwrap_or_default().replace('\t', " ");
+    let built_in = mpi_name(library);
     let Some(kind) = mpi_kind(library) else {
         return Check::ok(name, built_in);
     };
@@ -273,6 +272,12 @@ pub fn mpi_check(library: Option<&str>, launchers: &[(String, String)]) -> Check
             format!("install {kind}'s, or load its module; srun does without"),
         ),
     }
+}
+
+/// Name and version of an MPI library, out of all that it says of itself.
+pub fn mpi_name(library: &str) -> String {
+    let line = library.lines().next().unwrap_or_default();
+    line.split(',').next().unwrap_or_default().replace('\t', " ").trim().to_owned()
 }
 
 fn mpi_kind(text: &str) -> Option<&'static str> {

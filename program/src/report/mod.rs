@@ -19,7 +19,7 @@ pub use bench::{
     BENCH_SCHEMA, BenchResult, BenchSetup, Dataset, Flag, Latencies, LatencyPercentiles, Limits,
     Scope, Throughput, bench_csv, bench_tables,
 };
-pub use checks::{Check, State, machine_checks, mpi_check, uring_check};
+pub use checks::{Check, State, machine_checks, mpi_check, mpi_name, uring_check};
 pub use compare::{Comparison, Row, Scaling, compare, compare_table};
 pub use drive_checks::{ExaminedDrive, drive_checks};
 pub use page::html_page;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::result::BenchResult;
+use crate::report::checks::mpi_name;
 use crate::report::flat_keys::flat_keys;
 use optswap::internals::config::{Config, compress_names};
 use optswap::internals::units::counted;
@@ -27,12 +28,12 @@ pub(super) fn head(result: &BenchResult) -> String {
         ),
         format!("command: {}", command_line(&setup.command)),
     ];
-    let mpi = setup.mpi.as_deref().and_then(|mpi| mpi.split([',', '\n']).next());
+    let mpi = setup.mpi.as_deref().map_or("without MPI".to_owned(), mpi_name);
     let launched = match &setup.launcher_command {
         Some(command) => command_line(command),
         None => setup.launcher.clone(),
     };
-    lines.push(format!("launched: {launched} ({})", mpi.unwrap_or("without MPI").trim()));
+    lines.push(format!("launched: {launched} ({mpi})"));
     lines.extend(drives(result));
     let tensors = setup.config.state_tensors().into_iter();
     let tensors = tensors.map(|it| format!("{} {}", it.name, it.codec.name()));
