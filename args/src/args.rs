@@ -1,41 +1,19 @@
 //! Flags that every command with a swapper has; each overrides a key of the configuration file.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::str::FromStr;
 
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser};
 
 use optswap::internals::config::{
     CacheSize, CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, ReportConfig,
     read_deepspeed,
 };
-use optswap::internals::error::{Error, Result};
-use optswap::internals::job::{
-    Launch, Launcher, LogRanks, choose_drives, find_site, no_drive_named,
-};
+use optswap::internals::error::Result;
+use optswap::internals::job::{Launch, LogRanks, choose_drives, find_site, no_drive_named};
 use optswap::internals::storage::DriveProfile;
 use optswap::internals::units::{Bytes, StepRange};
-
-/// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.
-///
-/// # Errors
-/// The exit code to end with: 64, or 0 after `--help` and `--version`.
-pub fn parse<T: Parser>() -> Result<T, ExitCode> {
-    T::try_parse().map_err(|error| {
-        let launcher = Launcher::detect(&|name| std::env::var(name).ok());
-        if launcher.rank.unwrap_or(0) == 0 {
-            // A closed terminal is no reason for another exit code.
-            let _ = error.print();
-        }
-        if error.use_stderr() {
-            ExitCode::from(Error::usage("").exit_code())
-        } else {
-            ExitCode::SUCCESS
-        }
-    })
-}
 
 /// The value of `--durability`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

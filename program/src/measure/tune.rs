@@ -21,7 +21,8 @@ use optswap::internals::units::{Bytes, Elems, ExtentIndex, Rank};
 /// The file of each rank on each drive: so large, or half of the free space for those of all ranks.
 const FILE_BYTES: u64 = 256 << 20;
 const FILE_ROOM_USED: f64 = 0.5;
-/// Blocks that are in flight while it is written: enough for a drive; and what is in flight when time is over still has to come back.
+/// Blocks in flight while it is written. They are enough for a drive, and few, because all of them
+/// still have to come back when time is over.
 const BLOCKS_IN_FLIGHT: usize = 8;
 /// Written however long it takes.
 const BLOCKS_MIN: u64 = 16;
