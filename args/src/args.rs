@@ -137,8 +137,8 @@ pub struct SwapArgs {
 }
 
 impl SwapArgs {
-    /// The configuration: the file's, or the default one, with the flags on top. Checked. Logs
-    /// what was not taken over from DeepSpeed's.
+    /// The configuration: the file's, or the default one, with the values of the flags. It is
+    /// validated. What was not taken over from DeepSpeed's file is logged.
     ///
     /// # Errors
     /// Usage errors of the files or of the result; usage if no drive is named anywhere.
@@ -213,7 +213,7 @@ impl SwapArgs {
         drives.paths = chosen.paths;
         drives.named_by = chosen.rule;
         drives.expected_gb_per_s = chosen.expected;
-        // What was measured here counts more than what a site expects.
+        // The profiles of probed drives count more than the weights that a site expects.
         let is_probed = |path: &PathBuf| matches!(DriveProfile::read(path), Ok(Some(_)));
         if drives.weights.is_empty() && !drives.paths.iter().all(is_probed) {
             drives.weights = chosen.weights;
@@ -234,7 +234,8 @@ impl SwapArgs {
         report.drive_endurance = self.drive_endurance.unwrap_or(report.drive_endurance);
     }
 
-    /// How to start the ranks. A configuration that cannot be read is reported later, by all.
+    /// How to start the ranks. A configuration that cannot be read gives the defaults here:
+    /// `resolve` reports it when the ranks have started and can agree.
     pub fn launch(&self) -> Launch {
         let (config, _) = self.read().unwrap_or_default();
         Launch {

@@ -215,7 +215,7 @@ impl PlanArgs {
         }
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
         config.swap.cache = self.cache.unwrap_or(config.swap.cache);
-        // Where checkpoints go decides nothing here, and may be missing.
+        // The directory of checkpoints plays no part in a plan, so it may be missing.
         let every = std::mem::take(&mut config.checkpoint.every);
         config.validate()?;
         Ok((config, self.checkpoint_every.unwrap_or(every)))

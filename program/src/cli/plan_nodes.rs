@@ -44,8 +44,8 @@ impl FromStr for DriveSpeed {
 /// Nodes, and what is known of them because this machine is one of them.
 pub(super) struct Nodes {
     pub kinds: Vec<NodeKind>,
-    /// What one byte takes of this machine's processors on its way to or from a drive, as probed;
-    /// `None` if this machine is none of the nodes.
+    /// Nanoseconds of this machine's processors for one byte to or from a drive, as probed. `None`
+    /// if this machine is none of the nodes.
     pub cpu_ns_per_byte: Option<f64>,
     /// What the site expects of where checkpoints go, for the whole job.
     pub checkpoint_gb_per_s: Option<f64>,

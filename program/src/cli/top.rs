@@ -163,7 +163,8 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, job: &JobView) {
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-/// Late ones first: those in the earliest step, and of these, those whose own part is the longest.
+/// The ranks that are in the earliest step come first, and of these the ones whose own part is the
+/// longest.
 fn draw_ranks(frame: &mut Frame<'_>, area: Rect, job: &JobView, first: usize) {
     let mut ranks: Vec<(&u32, &RankView)> = job.ranks.iter().collect();
     let own = |view: &RankView| view.last().map_or(0.0, |it| it.own_s + it.between_s);
@@ -209,7 +210,7 @@ fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
     let cells = match view.last() {
         None => std::array::from_fn(|_| "-".to_owned()),
         Some(step) => {
-            // What goes on behind a step may take longer than the step.
+            // Writes that go on after a step may take longer than the step.
             let busy_s = step.drives.iter().map(|drive| drive.busy_s);
             let seconds = busy_s.fold(step.step_s, f64::max);
             let per_s = |bytes: u64| if seconds > 0.0 { bytes as f64 / seconds } else { 0.0 };

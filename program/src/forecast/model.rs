@@ -14,7 +14,7 @@ use optswap::internals::error::{Error, Result};
 use optswap::internals::state::{Inventory, Parameter};
 use optswap::internals::units::Elems;
 
-/// The largest head of a safetensors file that is believed.
+/// A longer head of a safetensors file is taken for damage.
 const HEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// A model as far as its optimizer state is concerned.
@@ -38,7 +38,7 @@ impl Model {
 /// Reads a model as the user names it.
 ///
 /// # Errors
-/// Usage, if it is nothing of what is known, or if a file is not what it should be.
+/// Usage, if the text names no model, or if a file has another format than it should have.
 pub fn read_model(text: &str) -> Result<Model> {
     if let Some((_, what, parameters)) = preset(text) {
         return Model::of((*what).to_owned(), parameters());

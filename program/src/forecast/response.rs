@@ -1,5 +1,6 @@
-//! How long a step of one rank takes when its drives are slower or faster than they should be, or
-//! the norm is known late: a table, so that many thousand steps take no time.
+//! How long a step of one rank takes when its drives are slower or faster than nominal, or the norm
+//! is known late. It is a table that is computed once, so that many thousand steps can be looked
+//! up.
 
 use super::Bandwidth;
 use super::rank::{BUFFERS_FEW, Rank};
@@ -49,7 +50,7 @@ impl Response {
             let row = &self.rows[row];
             between(row.len(), column, |column| row[column])
         });
-        // What is slower than the table takes time in proportion.
+        // At speeds below the table, the time grows in proportion.
         seconds * 2f64.powf(-place.min(0.0) / f64::from(PER_OCTAVE))
     }
 }

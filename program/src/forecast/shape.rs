@@ -1,5 +1,5 @@
-//! How a model is cut for a cluster: everything that follows from the question before anything
-//! takes time.
+//! How a model is cut into the ranks and chunks of a cluster: everything that can be computed
+//! before a step is simulated.
 
 use super::rank::Rank;
 use super::{Bandwidth, Cluster, NodeKind, StateBytes, Swapping};

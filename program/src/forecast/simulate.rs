@@ -1,5 +1,5 @@
-//! Many ranks: every node's drives and every rank's way into a collective vary, and a step of the
-//! world takes as long as its slowest rank. Seeded: the same question has the same answer.
+//! Steps of many ranks. The drives of every node and the delay of every rank vary by chance, and a
+//! step of the world takes as long as its slowest rank. The same seed gives the same result.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use super::shape::shapes;
 use super::{Cluster, DriveSpec, NodeKind, StateBytes, Swapping};
 use optswap::internals::error::Result;
 
-/// A drive's spread is that of its speed over so many seconds.
+/// The spread of a drive is measured over intervals of so many seconds.
 const SPREAD_SECONDS: f64 = 0.2;
 
 /// Values at some percents of a distribution.
@@ -39,7 +39,7 @@ impl Percentiles {
     }
 }
 
-/// What came of it.
+/// The result of a simulation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Simulation {
     /// Ranks.
@@ -54,7 +54,7 @@ pub struct Simulation {
     pub own_seconds: Percentiles,
     /// The part of a step that a rank waits for the slowest one, over all ranks and steps.
     pub waiting_share: Percentiles,
-    /// A step in which nothing varies, over the mean step.
+    /// The time of a step in which nothing varies, divided by that of the mean step.
     pub efficiency: f64,
 }
 
@@ -71,7 +71,7 @@ pub fn simulate(
     seed: u64,
 ) -> Result<Simulation> {
     let (_, ranks) = shapes(params, cluster, bytes, swapping)?;
-    // Beyond this, one step in a thousand is.
+    // The latest rank is later than this in one step of a thousand.
     let delay_max = cluster.noise_seconds * ((cluster.ranks() as f64).ln() + 7.0);
     let kinds: Vec<Kind> = cluster
         .kinds
@@ -122,7 +122,7 @@ pub fn simulate(
     })
 }
 
-/// Nodes that are alike but for chance.
+/// Nodes that differ by chance alone.
 struct Kind {
     nodes: u64,
     /// How much faster each drive is than its share of the state asks of it, the slowest one at 1;
@@ -140,7 +140,7 @@ impl Kind {
         Self { nodes: kind.nodes, drives, response }
     }
 
-    /// The drives of one node: of one model, but not equal.
+    /// The speeds of the drives of one node, which are of one model but not equal.
     fn drives_of_node(&self, drive_to_drive: f64, random: &mut Random) -> Vec<f64> {
         self.drives.iter().map(|(speed, _)| speed * random.speed(drive_to_drive)).collect()
     }

@@ -36,15 +36,15 @@ pub struct BenchOptions {
     pub steps: u64,
     /// Steps before the first repetition, which do not count.
     pub warmup: u64,
-    /// Gradients in memory.
+    /// Number format of the gradients.
     pub gradients: GradientFormat,
-    /// Of masters and gradients.
+    /// Seed of masters and gradients.
     pub seed: u64,
     /// Compare with an AdamW in memory after every step.
     pub verify: bool,
 }
 
-/// One repetition, by rank.
+/// What each rank timed in one repetition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Repetition {
     /// Seconds of all its steps together, until everything is on the rank's drives.
@@ -86,7 +86,7 @@ pub struct BenchRun {
     pub state_digest: String,
 }
 
-/// Collective: runs it.
+/// Collective: runs the benchmark.
 ///
 /// # Errors
 /// As [`optswap::internals::step::SwappedOptimizer`]; internal if a comparison found a difference.

@@ -1,5 +1,5 @@
-//! Measuring: drives by themselves, and the swapper in the benchmark and in tuning. It prints
-//! nothing; what it finds are values for `report`.
+//! Measurements of drives by themselves, and of the swapper in the benchmark and in tuning. Nothing
+//! is printed here: results are values, which `report` turns into text.
 
 mod bench;
 mod calibrate;

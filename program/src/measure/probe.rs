@@ -19,12 +19,12 @@ use optswap::internals::storage::{Device, Drive, DriveProfile, same_disk, scratc
 
 /// One operation: as large as a stripe unit is by default.
 pub(super) const BLOCK_BYTES: u64 = 1 << 20;
-/// A file that drives with caches of their own do not keep there.
+/// Size of a file: more than drives keep in caches of their own.
 const FILE_BYTES: u64 = 1 << 30;
-/// Of the measured time, before it: drives answer the first operations from what they have saved
-/// up.
+/// Warm-up before a measurement, as a part of its time. Drives answer the first operations faster,
+/// from what they have prepared while idle.
 const WARMUP_SHARE: f64 = 0.2;
-/// Bytes that the kernel must have moved for I/O to count as direct.
+/// The part of the bytes that the kernel must have moved for I/O to count as direct.
 const DIRECT_SHARE: f64 = 0.9;
 
 /// How to measure.

@@ -1,6 +1,6 @@
-//! Tuning: chunk, depth, stripe unit and weights for the drives at hand, tried with reads and
-//! writes mixed as in a step, on all ranks at once; then steps of the real thing, with and without
-//! what was found, in turns.
+//! Tuning of chunk, depth, stripe unit and weights. Settings are tried with reads and writes mixed
+//! as in a step, on all ranks at once. Then real steps are measured with and without what was
+//! found, in turns.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,13 +18,14 @@ use optswap::internals::io::{EngineSpec, LoadKind, Loader, Part, allocate_buffer
 use optswap::internals::storage::{Drive, ExtentLayout, Placement, scratch_file};
 use optswap::internals::units::{Bytes, Elems, ExtentIndex, Rank};
 
-/// The file of each rank on each drive: so large, or half of the free space for those of all ranks.
+/// Size of the file of each rank on each drive, as long as the files of all ranks take no more than
+/// this part of the free space.
 const FILE_BYTES: u64 = 256 << 20;
 const FILE_ROOM_USED: f64 = 0.5;
 /// Blocks in flight while it is written. They are enough for a drive, and few, because all of them
 /// still have to come back when time is over.
 const BLOCKS_IN_FLIGHT: usize = 8;
-/// Written however long it takes.
+/// Blocks that are written however long it takes.
 const BLOCKS_MIN: u64 = 16;
 /// How long a setting is tried.
 const TRIAL_SECONDS: f64 = 0.8;
@@ -32,38 +33,38 @@ const TRIAL_SECONDS: f64 = 0.8;
 const UNEQUAL: f64 = 1.1;
 /// Pairs of measured steps, without and with what was found.
 const PAIRS: usize = 5;
-/// A step of a pair takes about so long, where there is time for that.
+/// How long a step of a pair is meant to take, if there is time for that.
 const STEP_SECONDS: f64 = 0.5;
-/// Steps that all pairs take together, with the one before, and with what creating two jobs costs.
+/// The time of all pairs in steps, warm-up and the creation of two jobs included.
 const STEPS_OF_PAIRS: f64 = 24.0;
-/// Fewer pairs say nothing.
+/// The fewest pairs that say anything.
 const PAIRS_MIN: usize = 2;
-/// Of the time that all may take: writing the files, and all that comes before the pairs.
+/// Parts of the whole time: for writing the files, and for everything before the pairs.
 const FILL_SHARE: f64 = 0.15;
 const TRIALS_SHARE: f64 = 0.5;
-/// Parameters of a rank in pairs: several chunks of any size that is tried.
+/// Parameters of a rank in pairs, so many that every chunk size that is tried gives several chunks.
 const PARAMS_MIN: u64 = 4 << 20;
 const PARAMS_MAX: u64 = 64 << 20;
-/// The same where drives have no more room.
+/// Parameters of a rank in pairs where drives have no room for more.
 const PARAMS_FEW: u64 = 64 << 10;
-/// Of the free space, so that no drive runs full.
+/// The part of the free space that is used, so that no drive runs full.
 const ROOM_USED: f64 = 0.9;
 
 /// What was tried and found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tuning {
-    /// Settings before.
+    /// The settings of the given configuration.
     pub before: Setting,
     /// What was tried.
     pub trials: Vec<Trial>,
-    /// What was best, after it was tried again.
+    /// The best setting, after it was tried again.
     pub best: Option<Trial>,
     /// Relative speeds of the drives; empty if they are equal.
     pub weights: Vec<f64>,
-    /// How many times as fast steps were with what was found, pair by pair; empty if there was
+    /// How many times as fast the steps of each pair were with what was found. Empty if there was
     /// nothing to compare.
     pub gains: Vec<f64>,
-    /// Whether every pair gained: only then is what was found taken.
+    /// Whether every pair gained. Only then `config` has what was found.
     pub is_gain: bool,
     /// The configuration to use.
     pub config: Config,
@@ -71,7 +72,7 @@ pub struct Tuning {
     pub seconds: f64,
 }
 
-/// Collective: tunes, in at most about so many seconds.
+/// Collective: tunes within about so many seconds.
 ///
 /// # Errors
 /// As [`optswap::internals::step::SwappedOptimizer`]; a signal ends it, too.
@@ -119,8 +120,8 @@ pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Resu
     })
 }
 
-/// Collective: what looked best, if it still is when both are tried again in turns: of many trials
-/// one is lucky.
+/// Collective: tries the best setting and the given one again, in turns, because the best of many
+/// trials may only have been lucky. Gives the better of the two.
 fn confirm(
     bench: &Bench<'_>,
     before: Setting,
@@ -160,8 +161,8 @@ struct Bench<'a> {
     topology: &'a Topology,
     config: &'a Config,
     files: Vec<std::fs::File>,
-    /// Bytes of every file that are used, the same on all ranks: those that have been written.
-    /// Others would not be read from a drive.
+    /// Bytes of every file that have been written, the same on all ranks. Only those are used: a
+    /// read of others would not reach the drive.
     file_bytes: u64,
 }
 
@@ -190,15 +191,15 @@ impl<'a> Bench<'a> {
         let choice = self.config.io.engine;
         let spec = EngineSpec { choice, depth, files, faults: Vec::new() };
         let buffers = allocate_buffers(buffers, buffer_bytes)?;
-        // One engine after the other: the first says what it is.
+        // Many engines are opened one after the other, and each would log what it is.
         let quiet = tracing::subscriber::NoSubscriber::default();
         tracing::subscriber::with_default(quiet, || {
             Loader::open(spec, buffers, self.config.drives.paths.clone())
         })
     }
 
-    /// Collective: writes the files, as much as there is time for, and gives the drives' relative
-    /// speeds; empty if they are alike, or if nodes differ.
+    /// Collective: writes as much of the files as there is time for, then measures the relative
+    /// speeds of the drives. Gives none if they are alike, or if nodes differ.
     fn fill_and_weigh(&mut self, fill_seconds: f64) -> Result<Vec<f64>> {
         let lanes = |blocks: u64| -> Vec<_> {
             (0..self.files.len() as u32).map(|file| blocks_of_file(file, blocks)).collect()
@@ -222,8 +223,8 @@ impl<'a> Bench<'a> {
         Ok(unequal_speeds(&all, self.topology.nodes()))
     }
 
-    /// Collective: how fast reads and writes go with this setting, the slowest node's ranks
-    /// together; `None` if memory or files are too small for it.
+    /// Collective: bytes per second that the ranks of the slowest node read and write together with
+    /// this setting. `None` if memory or files are too small for it.
     fn measure(&self, setting: Setting, weights: &[f64]) -> Result<Option<f64>> {
         let tensors = self.config.state_tensors();
         let layout = ExtentLayout::new(setting.chunk_elems, &tensors, self.config.is_durable());
@@ -268,14 +269,14 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// The sum over each node's ranks; the least of them.
+/// The least sum over the ranks of a node.
 fn slowest_node(of_ranks: &[f64], nodes: &[Vec<Rank>]) -> f64 {
     let of_node = |ranks: &Vec<Rank>| ranks.iter().map(|rank| of_ranks[rank.index()]).sum();
     nodes.iter().map(of_node).fold(f64::INFINITY, f64::min)
 }
 
-/// Speeds of the drives of every rank, as weights relative to the fastest: of each node the sum
-/// over its ranks. Empty if the drives are alike, or not the same on all nodes.
+/// Weights of a node's drives relative to the fastest, from the speeds that every rank measured,
+/// added up over the ranks of a node. Empty if the drives are alike, or not the same on all nodes.
 fn unequal_speeds(of_ranks: &[Vec<f64>], nodes: &[Vec<Rank>]) -> Vec<f64> {
     let of_node = |ranks: &Vec<Rank>| -> Vec<f64> {
         let drives = of_ranks.iter().map(Vec::len).min().unwrap_or(0);
@@ -305,8 +306,8 @@ fn inspect(config: &Config) -> Result<Vec<Drive>> {
     config.drives.paths.iter().map(|root| Drive::inspect(root, allowed)).collect()
 }
 
-/// Parameters of a rank for which this node's drives have room: two jobs with one slot and headroom
-/// at the same time.
+/// Parameters of a rank for which this node's drives have room, when two jobs with one slot and
+/// headroom lie on them.
 fn params_that_fit(topology: &Topology, config: &Config) -> Result<u64> {
     let drives = inspect(config)?;
     let (weights, ranks) = (config.drive_weights(), topology.local_ranks().count() as f64);
@@ -322,8 +323,8 @@ fn params_that_fit(topology: &Topology, config: &Config) -> Result<u64> {
     Ok(drives.iter().map(of_device).fold(f64::INFINITY, f64::min) as u64)
 }
 
-/// Collective: steps without and with what was found, in turns, as many as there is time for; how
-/// many times as fast each second one was.
+/// Collective: takes steps without and with what was found, in turns, as many pairs as there is
+/// time for. Gives how many times as fast the second step of each pair was.
 fn gains_of_pairs(
     comm: &Arc<dyn Communicator>,
     topology: &Topology,
@@ -360,7 +361,7 @@ fn gains_of_pairs(
         if is_late && pair >= PAIRS_MIN {
             break;
         }
-        // Whoever comes second may find the drives warmed up.
+        // The order alternates, because the second job may find the drives warmed up.
         let (before, after) = match pair % 2 {
             0 => (first.run(2)?, second.run(2)?),
             _ => {

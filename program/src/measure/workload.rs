@@ -1,5 +1,5 @@
-//! The swapper at work without a training program: synthetic masters, and gradients that lie ready
-//! before the clock starts.
+//! The swapper without a training program: masters are synthetic, and gradients are made before the
+//! clock starts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! What a machine's facts mean for optswap: whether each is in order, and if not, what to do about
-//! it. Nothing is looked at here.
+//! it. The facts are given; nothing is looked up here.
 
 use std::io;
 

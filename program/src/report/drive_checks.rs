@@ -1,5 +1,5 @@
-//! What was found on drives, and what that means for optswap. Nothing is looked at here but whether
-//! two names are of one directory.
+//! What was found on drives, and what that means for optswap. The facts are given; only whether two
+//! names are of one directory is looked up here.
 
 use std::path::{Path, PathBuf};
 

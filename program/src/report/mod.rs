@@ -1,5 +1,6 @@
-//! What the records say: statistics over ranks, tables for people, JSON for programs; and what a
-//! machine's facts mean. It formats and judges what was gathered and measures nothing itself.
+//! Results as text: tables for people, JSON, CSV and HTML for programs and browsers; and what a
+//! machine's facts mean. Values come from `measure`, `forecast` and the library, and nothing is
+//! measured here.
 
 mod bench;
 mod checks;

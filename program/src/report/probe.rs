@@ -4,7 +4,7 @@ use crate::measure::NodeProbe;
 use optswap::internals::storage::DriveProfile;
 use optswap::internals::telemetry::TextTable;
 
-/// Drives that reach less than this share of their sum share something.
+/// Drives that together reach less than this part of their sum share something.
 const SHARED: f64 = 0.9;
 
 /// One line for each drive and one for each node with several, MB/s; then what is worth saying.

@@ -1,4 +1,4 @@
-//! What Slurm offers to the MPI that is built in. Nothing is looked at here.
+//! What Slurm offers to the MPI that is built in.
 
 use super::checks::Check;
 

@@ -7,8 +7,8 @@ use optswap::internals::units::Bytes;
 
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Values as blocks from their smallest to their largest, at most so many; of more values, the
-/// largest of each few.
+/// Values as a line of blocks, the lowest for the smallest value. Of more values than `width`, each
+/// block is the largest of a few.
 pub fn sparkline(values: &[f64], width: usize) -> String {
     let group = values.len().div_ceil(width.max(1)).max(1);
     let largest = |few: &[f64]| few.iter().copied().fold(0.0, f64::max);
@@ -62,7 +62,7 @@ fn sum(records: &[RankRecord], value: fn(&RankRecord) -> u64) -> u64 {
     records.iter().map(value).sum()
 }
 
-/// What fits a terminal.
+/// The summary of a result, short enough for a terminal.
 pub fn terminal_summary(result: &ResultFile) -> String {
     let mut text = format!("{}\n  {}\n", result.name, result.verdict().words);
     let figures = key_figures(result);

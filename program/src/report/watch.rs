@@ -154,7 +154,7 @@ impl JobView {
             for ((path, it), limit) in start.drives.iter().zip(&step.drives).zip(limits) {
                 let name = format!("{} ({})", path.display(), start.host);
                 let drive = drives.entry(name.clone()).or_default();
-                // What goes on behind a step may take longer than the step.
+                // Writes that go on after a step may take longer than the step.
                 let seconds = step.step_s.max(it.busy_s);
                 let per_s = |value: f64| if seconds > 0.0 { value / seconds } else { 0.0 };
                 drive.name = name;
@@ -181,7 +181,7 @@ fn read_new_lines(path: &Path, view: &mut RankView) -> std::io::Result<()> {
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     view.offset += whole as u64;
     for line in bytes[..whole].split(|byte| *byte == b'\n') {
-        // A line that is none, from a full disk for instance, says nothing.
+        // A line that cannot be read, after a full disk for instance, is left out.
         if let Ok(line) = serde_json::from_slice(line) {
             view.apply(line);
         }

@@ -16,8 +16,8 @@ impl<const DECIMALS: usize> Serialize for Fixed<DECIMALS> {
     }
 }
 
-/// A line, and by the names of its fields the header: one repetition of the world, a node, a drive
-/// or a rank.
+/// One repetition of the world, a node, a drive or a rank. Its fields are the columns, in this
+/// order and with these names.
 #[derive(Serialize)]
 struct Row<'a> {
     label: &'a str,
@@ -51,7 +51,7 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// `index` is the repetition's, from 0.
+    /// Repetition `index`, counted from 0, of a place.
     fn new(label: &'a str, place: &'a Throughput, index: usize) -> Self {
         let seconds = place.seconds[index];
         let done = place.done.get(index);

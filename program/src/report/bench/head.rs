@@ -73,8 +73,8 @@ fn drives(result: &BenchResult) -> Vec<String> {
     lines
 }
 
-/// Keys of the configuration whose values are no defaults. Drives and the job's name have their own
-/// places.
+/// Keys of the configuration whose values differ from the defaults, without drives and the job's
+/// name, which have lines of their own.
 fn settings(config: &Config) -> BTreeMap<String, String> {
     let flat = |config: &Config| flat_keys(&serde_json::to_value(config).unwrap_or_default());
     let defaults = flat(&Config::default());
@@ -90,7 +90,7 @@ fn settings(config: &Config) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// As a shell takes it.
+/// The command line as one can paste it into a shell.
 fn command_line(words: &[String]) -> String {
     words.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
 }

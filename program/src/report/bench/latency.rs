@@ -1,5 +1,5 @@
-//! How long operations took: percentiles of what all ranks saw together. Their histograms are
-//! added; percentiles of percentiles would be of nothing.
+//! How long operations took: percentiles over all ranks together. The histograms of the ranks are
+//! added, because percentiles cannot be averaged.
 
 use std::path::Path;
 

@@ -14,9 +14,9 @@ use optswap::internals::timers::Timer;
 pub const BENCH_SCHEMA: u32 = 4;
 /// The oldest one that has all that a comparison needs.
 pub const BENCH_SCHEMA_OLDEST: u32 = 2;
-/// A repetition shorter than this says little.
+/// Shorter repetitions say little.
 const SHORT_SECONDS: f64 = 1.0;
-/// Bytes that the kernel must have moved for I/O to count as direct.
+/// The part of the bytes that the kernel must have moved for I/O to count as direct.
 const DIRECT_SHARE: f64 = 0.9;
 
 /// What makes a result doubtful.
@@ -29,8 +29,8 @@ pub enum Flag {
     Buffered,
 }
 
-/// What a node's ranks have on its drives, against its memory: as much as fits could be answered by
-/// a page cache, or a drive's own.
+/// What a node's ranks have on its drives, against its memory. State that fits memory could have
+/// been read from the page cache instead of the drives.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Dataset {
     /// The node.
@@ -129,7 +129,7 @@ pub struct BenchResult {
 }
 
 impl BenchResult {
-    /// Puts the figures together that follow from what was gathered.
+    /// Computes all figures from what was gathered.
     pub fn new(setup: BenchSetup, run: BenchRun, limits: &Limits) -> Self {
         let BenchRun { nodes, places, repetitions, records: rank_records, state_digest } = run;
         let records = &rank_records;

@@ -126,7 +126,7 @@ fn direct_io(result: &BenchResult) -> String {
     format!("direct I/O: {direct} of {}; {verified}", counted(files.len() as u64, "file"))
 }
 
-/// State against memory, of the node where there is the least of the first for the second.
+/// State against memory, of the node that has the least state for its memory.
 fn dataset(result: &BenchResult) -> Option<String> {
     let known = result.dataset.iter().filter(|it| it.memory_bytes > 0);
     let part = |it: &Dataset| it.state_bytes as f64 / it.memory_bytes as f64;

@@ -10,7 +10,7 @@ use crate::forecast::{Bandwidth, Binding};
 use crate::measure::{NodeFacts, RankPlace, Repetition};
 use optswap::internals::telemetry::{OverRanks, RankRecord, median};
 
-/// What is measured.
+/// What a line of the result is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -25,7 +25,7 @@ pub enum Scope {
     Rank,
 }
 
-/// One of them, per step.
+/// The throughput of the world, a node, a drive or a rank.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Throughput {
     /// What it is.
@@ -121,7 +121,7 @@ impl Limits {
     }
 }
 
-/// Everything, from the world down to ranks.
+/// The throughput of the world, every node, every drive and every rank.
 pub fn throughputs(
     nodes: &[NodeFacts],
     places: &[RankPlace],

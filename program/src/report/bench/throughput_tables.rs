@@ -46,7 +46,7 @@ pub(super) fn throughput_table(all: &[Throughput]) -> String {
     }
 }
 
-/// World, nodes and drives, for people; of many, as [`lines_of`].
+/// How long operations of the world, nodes and drives took; of many, the slowest and the fastest.
 pub(super) fn latency_table(all: &[Throughput]) -> String {
     let mut table = TextTable::of_numbers([
         "latency, ms",
@@ -74,8 +74,8 @@ pub(super) fn latency_table(all: &[Throughput]) -> String {
     }
 }
 
-/// The world, then nodes and drives: all of few, of many the last and the first to be done. And how
-/// many were left out.
+/// The lines of a table, and how many were left out: the world, then nodes and drives. Of many,
+/// only those that were done last and first.
 fn lines_of(all: &[Throughput]) -> (Vec<&Throughput>, usize) {
     let (mut lines, mut left_out) = (Vec::new(), 0);
     for scope in [Scope::World, Scope::Node, Scope::Drive] {
