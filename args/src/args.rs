@@ -1,41 +1,19 @@
 //! Flags that every command with a swapper has; each overrides a key of the configuration file.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::str::FromStr;
 
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser};
 
 use optswap::internals::config::{
     CacheSize, CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, ReportConfig,
     read_deepspeed,
 };
-use optswap::internals::error::{Error, Result};
-use optswap::internals::job::{
-    Launch, Launcher, LogRanks, choose_drives, find_site, no_drive_named,
-};
+use optswap::internals::error::Result;
+use optswap::internals::job::{Launch, LogRanks, choose_drives, find_site, no_drive_named};
 use optswap::internals::storage::DriveProfile;
 use optswap::internals::units::{Bytes, StepRange};
-
-/// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.
-///
-/// # Errors
-/// The exit code to end with: 64, or 0 after `--help` and `--version`.
-pub fn parse<T: Parser>() -> Result<T, ExitCode> {
-    T::try_parse().map_err(|error| {
-        let launcher = Launcher::detect(&|name| std::env::var(name).ok());
-        if launcher.rank.unwrap_or(0) == 0 {
-            // A closed terminal is no reason for another exit code.
-            let _ = error.print();
-        }
-        if error.use_stderr() {
-            ExitCode::from(Error::usage("").exit_code())
-        } else {
-            ExitCode::SUCCESS
-        }
-    })
-}
 
 /// The value of `--durability`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,8 +137,8 @@ pub struct SwapArgs {
 }
 
 impl SwapArgs {
-    /// The configuration: the file's, or the default one, with the flags on top. Checked. Logs
-    /// what was not taken over from DeepSpeed's.
+    /// The configuration: the file's, or the default one, with the values of the flags. It is
+    /// validated. What was not taken over from DeepSpeed's file is logged.
     ///
     /// # Errors
     /// Usage errors of the files or of the result; usage if no drive is named anywhere.
@@ -178,9 +156,10 @@ impl SwapArgs {
     /// # Errors
     /// Usage errors of the file.
     pub fn named_drives(&self) -> Result<Vec<PathBuf>> {
-        match self.drives.is_empty() {
-            true => Ok(self.read_file()?.0.drives.paths),
-            false => Ok(self.drives.clone()),
+        if self.drives.is_empty() {
+            Ok(self.read_file()?.0.drives.paths)
+        } else {
+            Ok(self.drives.clone())
         }
     }
 
@@ -234,7 +213,7 @@ impl SwapArgs {
         drives.paths = chosen.paths;
         drives.named_by = chosen.rule;
         drives.expected_gb_per_s = chosen.expected;
-        // What was measured here counts more than what a site expects.
+        // The profiles of probed drives count more than the weights that a site expects.
         let is_probed = |path: &PathBuf| matches!(DriveProfile::read(path), Ok(Some(_)));
         if drives.weights.is_empty() && !drives.paths.iter().all(is_probed) {
             drives.weights = chosen.weights;
@@ -255,7 +234,8 @@ impl SwapArgs {
         report.drive_endurance = self.drive_endurance.unwrap_or(report.drive_endurance);
     }
 
-    /// How to start the ranks. A configuration that cannot be read is reported later, by all.
+    /// How to start the ranks. A configuration that cannot be read gives the defaults here:
+    /// `resolve` reports it when the ranks have started and can agree.
     pub fn launch(&self) -> Launch {
         let (config, _) = self.read().unwrap_or_default();
         Launch {

@@ -13,8 +13,7 @@ use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::job::{Launcher, command_line, launcher_command, mpi_library, settings};
 use optswap::internals::units::Elems;
-use optswap_args::SwapArgs;
-use optswap_args::say;
+use optswap_args::{SwapArgs, say};
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -83,7 +82,7 @@ pub(super) fn run(args: &BenchArgs, comm: &Arc<dyn Communicator>) -> Result<()> 
         options: args.options(),
     };
     let run = run_bench(comm, &setup.config, &setup.options)?;
-    let limits = Limits { told_mbps: args.limit_mbps.clone() };
+    let limits = Limits { given_mbps: args.limit_mbps.clone() };
     let published = match comm.rank().0 {
         0 => args.publish(&BenchResult::new(setup, run, &limits)),
         _ => Ok(()),
@@ -120,7 +119,7 @@ impl BenchArgs {
             write_to(path, &to_json(result)?)?;
         }
         if let Some(path) = &self.csv {
-            write_to(path, &bench_csv(result))?;
+            write_to(path, &bench_csv(result)?)?;
         }
         say(bench_tables(result))
     }

@@ -13,9 +13,7 @@ use optswap::internals::error::{Error, Result};
 use optswap::internals::partition::Run;
 use optswap::internals::step::{CreateOptions, NoParameters, SwappedOptimizer};
 use optswap::internals::units::Bytes;
-use optswap_args::SwapArgs;
-use optswap_args::bytes_bar;
-use optswap_args::say;
+use optswap_args::{SwapArgs, bytes_bar, say};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -51,7 +49,7 @@ pub(super) fn run(args: &InitArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     }
     // Dropped, not closed: what is committed stays.
     match comm.rank().0 {
-        0 => tell(&optimizer, &model, &config),
+        0 => print_summary(&optimizer, &model, &config),
         _ => Ok(()),
     }
 }
@@ -72,7 +70,7 @@ fn resolve(args: &InitArgs) -> Result<Config> {
     Ok(config)
 }
 
-fn tell(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) -> Result<()> {
+fn print_summary(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) -> Result<()> {
     let inventory = model.inventory();
     say(format_args!(
         "{} parameters, {} elements, {} on {} drives of this rank; job `{}`, epoch 0",

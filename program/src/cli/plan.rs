@@ -17,9 +17,9 @@ use optswap::internals::config::{CacheSize, CodecsConfig, Config, HostRanges, Ma
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::job::{Launch, LogRanks};
+use optswap::internals::state::StateTensor;
 use optswap::internals::units::Bytes;
-use optswap_args::DurabilityArg;
-use optswap_args::say;
+use optswap_args::{DurabilityArg, say};
 
 /// Collectives and noise of a common cluster network, where nothing was measured.
 const COLLECTIVES: CollectiveSpeed = CollectiveSpeed { hop_seconds: 5e-6, noise_seconds: 50e-6 };
@@ -184,7 +184,7 @@ impl PlanArgs {
             let speed = checkpoint_gb_per_s.map(|gb| gb * 1e9);
             CheckpointForecast::of(model.params, &tensors, every, speed, forecast.step_seconds)
         });
-        let codec = |tensor: &optswap::internals::state::StateTensor| {
+        let codec = |tensor: &StateTensor| {
             (tensor.name.clone().into_owned(), tensor.codec.name().to_owned())
         };
         let codecs = tensors.iter().map(codec).collect();
@@ -215,7 +215,7 @@ impl PlanArgs {
         }
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
         config.swap.cache = self.cache.unwrap_or(config.swap.cache);
-        // Where checkpoints go decides nothing here, and may be missing.
+        // The directory of checkpoints plays no part in a plan, so it may be missing.
         let every = std::mem::take(&mut config.checkpoint.every);
         config.validate()?;
         Ok((config, self.checkpoint_every.unwrap_or(every)))

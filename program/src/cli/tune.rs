@@ -10,8 +10,7 @@ use crate::measure::{Tuning, tune};
 use crate::report::{tune_table, tuned_config};
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
-use optswap_args::SwapArgs;
-use optswap_args::say;
+use optswap_args::{SwapArgs, say};
 
 #[derive(Debug, Args)]
 pub(super) struct TuneArgs {
@@ -44,9 +43,10 @@ pub(super) fn run(args: &TuneArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
 
 impl TuneArgs {
     fn check(&self) -> Result<()> {
-        match self.seconds > 0.0 && self.seconds <= 3600.0 {
-            true => Ok(()),
-            false => Err(Error::usage("--seconds must be above 0 and at most 3600")),
+        if self.seconds > 0.0 && self.seconds <= 3600.0 {
+            Ok(())
+        } else {
+            Err(Error::usage("--seconds must be above 0 and at most 3600"))
         }
     }
 

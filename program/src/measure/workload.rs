@@ -1,5 +1,5 @@
-//! The swapper at work without a training program: synthetic masters, and gradients that lie ready
-//! before the clock starts.
+//! The swapper without a training program: masters are synthetic, and gradients are made before the
+//! clock starts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,10 +77,7 @@ impl<G: GradElem> Workload<G> {
         let elems = optimizer.partition().elems() as usize;
         let mut params = vec![bf16::ZERO; elems];
         optimizer.initialize_parameters(&mut params, fill)?;
-        let verifier = match verifies {
-            true => Some(Verifier::new(&optimizer, fill)?),
-            false => None,
-        };
+        let verifier = if verifies { Some(Verifier::new(&optimizer, fill)?) } else { None };
         let gradients = [1, 2].map(|turn| {
             let mut shard: Vec<G> = vec![convert(0.0); elems];
             fill_synthetic_gradients(seed, turn, flat_start, &mut shard, &convert);
@@ -130,9 +127,8 @@ impl<G: GradElem> Workload<G> {
                 let gradients = &self.optimizer.plan().config().gradients;
                 let is_rounded = gradients.place != GradientPlace::Caller
                     && gradients.accumulate_in == AccumulateIn::Bf16;
-                let widen = |gradient: &G| match is_rounded {
-                    true => bf16::emit(gradient.load()).load(),
-                    false => gradient.load(),
+                let widen = |gradient: &G| {
+                    if is_rounded { bf16::emit(gradient.load()).load() } else { gradient.load() }
                 };
                 let widened: Vec<f32> = shard.iter().map(widen).collect();
                 verifier.step(&self.optimizer, &outcome, &widened);
@@ -143,10 +139,13 @@ impl<G: GradElem> Workload<G> {
         self.optimizer.flush()?;
         let without = |took: Duration| took.saturating_sub(comparing).as_secs_f64();
         stretch.seconds = without(start.elapsed());
-        let done = |last: Instant| match last > start {
-            true => without(last - start),
-            // Where all state stays in memory, nothing is written.
-            false => 0.0,
+        let done = |last: Instant| {
+            if last > start {
+                without(last - start)
+            } else {
+                // Where all state stays in memory, nothing is written.
+                0.0
+            }
         };
         let of_drives = self.optimizer.last_swap_outs().into_iter().map(done);
         stretch.drive_done_seconds = of_drives.collect();

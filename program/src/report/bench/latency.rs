@@ -1,19 +1,12 @@
-//! How long operations took: percentiles of what all ranks saw together. Their histograms are
-//! added; percentiles of percentiles would be of nothing.
+//! How long operations took: percentiles over all ranks together. The histograms of the ranks are
+//! added, because percentiles cannot be averaged.
 
-use optswap::internals::telemetry::TextTable;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench_table::lines_of;
-use super::throughput::Throughput;
 use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Latency;
-
-/// The header of [`Latencies::csv`].
-pub(super) const CSV_HEADER: &str = "read_p50_us,read_p99_us,read_p999_us,read_max_us,\
-                                     write_p50_us,write_p99_us,write_p999_us,write_max_us";
 
 /// Seconds from submission to completion, over all recorded steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -46,7 +39,8 @@ impl LatencyPercentiles {
         }
     }
 
-    fn percentiles(&self) -> [f64; 4] {
+    /// The percentiles 50, 99 and 99.9, and the longest, in seconds.
+    pub(super) fn points(&self) -> [f64; 4] {
         [self.p50_seconds, self.p99_seconds, self.p999_seconds, self.max_seconds]
     }
 }
@@ -73,41 +67,6 @@ impl Latencies {
             write.add(&drive.totals.write_latency);
         }
         Self { read: LatencyPercentiles::of(&read), write: LatencyPercentiles::of(&write) }
-    }
-
-    /// Fields under [`CSV_HEADER`].
-    pub(super) fn csv(&self) -> String {
-        let both = [self.read, self.write].map(|it| it.percentiles());
-        let fields = both.iter().flatten().map(|seconds| format!("{:.1}", seconds * 1e6));
-        fields.collect::<Vec<_>>().join(",")
-    }
-}
-
-/// World, nodes and drives, for people; of many, as [`lines_of`].
-pub(super) fn latency_table(all: &[Throughput]) -> String {
-    let mut table = TextTable::of_numbers([
-        "latency, ms",
-        "",
-        "operations",
-        "mean",
-        "50 %",
-        "99 %",
-        "99.9 %",
-        "max",
-    ]);
-    let (lines, left_out) = lines_of(all);
-    for it in lines {
-        for (direction, of) in [("in", it.latency.read), ("out", it.latency.write)] {
-            let ms = |seconds: f64| format!("{:.3}", seconds * 1e3);
-            let [p50, p99, p999, max] = of.percentiles().map(ms);
-            let (name, operations) = (it.name.clone(), of.operations.to_string());
-            let mean = ms(of.mean_seconds);
-            table.add_row([name, direction.to_owned(), operations, mean, p50, p99, p999, max]);
-        }
-    }
-    match left_out {
-        0 => table.to_string(),
-        count => format!("{table}\n({count} more nodes and drives)"),
     }
 }
 

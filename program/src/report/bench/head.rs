@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::bench::BenchResult;
-use super::compare::flatten;
+use super::result::BenchResult;
+use crate::report::checks::mpi_name;
+use crate::report::flat_keys::flat_keys;
 use optswap::internals::config::{Config, compress_names};
 use optswap::internals::units::counted;
 
@@ -27,12 +28,12 @@ pub(super) fn head(result: &BenchResult) -> String {
         ),
         format!("command: {}", command_line(&setup.command)),
     ];
-    let mpi = setup.mpi.as_deref().and_then(|mpi| mpi.split([',', '\n']).next());
+    let mpi = setup.mpi.as_deref().map_or("without MPI".to_owned(), mpi_name);
     let launched = match &setup.launcher_command {
         Some(command) => command_line(command),
         None => setup.launcher.clone(),
     };
-    lines.push(format!("launched: {launched} ({})", mpi.unwrap_or("without MPI").trim()));
+    lines.push(format!("launched: {launched} ({mpi})"));
     lines.extend(drives(result));
     let tensors = setup.config.state_tensors().into_iter();
     let tensors = tensors.map(|it| format!("{} {}", it.name, it.codec.name()));
@@ -47,8 +48,8 @@ pub(super) fn head(result: &BenchResult) -> String {
         pairs.collect::<Vec<_>>().join(" ")
     };
     let settings = settings(&setup.config);
-    let told = if settings.is_empty() { "none".to_owned() } else { pairs(settings) };
-    lines.push(format!("settings other than the defaults: {told}"));
+    let shown = if settings.is_empty() { "none".to_owned() } else { pairs(settings) };
+    lines.push(format!("settings other than the defaults: {shown}"));
     if !setup.environment.is_empty() {
         lines.push(format!("environment: {}", pairs(setup.environment.clone())));
     }
@@ -64,41 +65,43 @@ fn drives(result: &BenchResult) -> Vec<String> {
         let named_by = place.map_or("", |place| place.drives_named_by.as_str());
         alike.entry((roots.collect(), named_by)).or_default().push(&node.host);
     }
-    let line = |((roots, named_by), hosts): ((Vec<&str>, &str), Vec<&str>)| {
+    let mut lines = Vec::new();
+    for ((roots, named_by), hosts) in alike {
         let (hosts, roots) = (compress_names(hosts), compress_names(roots));
-        format!("drives of {hosts}: {roots} (named by {named_by})")
-    };
-    alike.into_iter().map(line).collect()
+        lines.push(format!("drives of {hosts}: {roots} (named by {named_by})"));
+    }
+    lines
 }
 
-/// Keys of the configuration whose values are no defaults. Drives and the job's name have their own
-/// places.
+/// Keys of the configuration whose values differ from the defaults, without drives and the job's
+/// name, which have lines of their own.
 fn settings(config: &Config) -> BTreeMap<String, String> {
-    let flat = |config: &Config| {
-        let mut keys = BTreeMap::new();
-        flatten("", &serde_json::to_value(config).unwrap_or_default(), &mut keys);
-        keys
-    };
+    let flat = |config: &Config| flat_keys(&serde_json::to_value(config).unwrap_or_default());
     let defaults = flat(&Config::default());
-    let is_told = |key: &String, value: &Value| {
+    let is_changed = |key: &String, value: &Value| {
         key != "drives.paths" && key != "job" && defaults.get(key) != Some(value)
     };
-    let told = flat(config).into_iter().filter(|(key, value)| is_told(key, value));
-    told.map(|(key, value)| match value {
-        Value::String(text) => (key, text),
-        other => (key, other.to_string()),
-    })
-    .collect()
+    let changed = flat(config).into_iter().filter(|(key, value)| is_changed(key, value));
+    changed
+        .map(|(key, value)| match value {
+            Value::String(text) => (key, text),
+            other => (key, other.to_string()),
+        })
+        .collect()
 }
 
-/// As a shell takes it.
+/// The command line as one can paste it into a shell.
 fn command_line(words: &[String]) -> String {
+    words.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
-    let quoted = |word: &String| match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.clone(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    };
-    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_no_default_is_told() {
+    fn only_what_is_no_default_is_shown() {
         let mut config = Config::default();
         assert_eq!(settings(&config).len(), 0);
         config.io.depth = 7;

@@ -4,20 +4,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::stats::{OverRanks, median};
 use super::throughput::{Limits, Scope, Throughput, throughputs};
 use crate::measure::{BenchOptions, BenchRun, NodeFacts, RankPlace, Repetition};
 use optswap::internals::config::Config;
-use optswap::internals::telemetry::{RankRecord, bytes_per_param, overlap};
+use optswap::internals::telemetry::{OverRanks, RankRecord, bytes_per_param, median, overlap};
 use optswap::internals::timers::Timer;
 
 /// The version of the layout below.
 pub const BENCH_SCHEMA: u32 = 4;
 /// The oldest one that has all that a comparison needs.
 pub const BENCH_SCHEMA_OLDEST: u32 = 2;
-/// A repetition shorter than this says little.
+/// Shorter repetitions say little.
 const SHORT_SECONDS: f64 = 1.0;
-/// Bytes that the kernel must have moved for I/O to count as direct.
+/// The part of the bytes that the kernel must have moved for I/O to count as direct.
 const DIRECT_SHARE: f64 = 0.9;
 
 /// What makes a result doubtful.
@@ -30,15 +29,15 @@ pub enum Flag {
     Buffered,
 }
 
-/// What a node's ranks have on its drives, against its memory: as much as fits could be answered by
-/// a page cache, or a drive's own.
+/// What a node's ranks have on its drives, against its memory. State that fits memory could have
+/// been read from the page cache instead of the drives.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Dataset {
     /// The node.
     pub host: String,
     /// Bytes that its ranks read in one step.
     pub state_bytes: u64,
-    /// Memory that they may use together; 0 if nothing tells.
+    /// Memory that they may use together; 0 if it is not known.
     pub memory_bytes: u64,
     /// Whether memory could hold it.
     pub fits_memory: bool,
@@ -130,7 +129,7 @@ pub struct BenchResult {
 }
 
 impl BenchResult {
-    /// Puts the figures together that follow from what was gathered.
+    /// Computes all figures from what was gathered.
     pub fn new(setup: BenchSetup, run: BenchRun, limits: &Limits) -> Self {
         let BenchRun { nodes, places, repetitions, records: rank_records, state_digest } = run;
         let records = &rank_records;
@@ -139,13 +138,6 @@ impl BenchResult {
         let world = throughput.iter().find(|it| it.scope == Scope::World);
         let step_seconds = world.map(|world| world.seconds.clone()).unwrap_or_default();
         let step_seconds_median = median(&step_seconds);
-        let per_step = |timer: Timer| -> Vec<f64> {
-            let seconds = |r: &RankRecord| r.seconds(timer) / r.steps.max(1) as f64;
-            records.iter().map(seconds).collect()
-        };
-        let over_ranks = |timer: &Timer| {
-            OverRanks::of(&per_step(*timer)).map(|over| (timer.name().to_owned(), over))
-        };
         let buffered_ranks = buffered_ranks(records);
         let dataset = datasets(&nodes, &throughput);
         Self {
@@ -165,7 +157,7 @@ impl BenchResult {
             done_seconds: world.and_then(|world| world.done_seconds),
             throughput,
             overlap: overlap(records),
-            timers_over_ranks: Timer::ALL.iter().filter_map(over_ranks).collect(),
+            timers_over_ranks: timers_over_ranks(records),
             state_digest,
             dataset,
             flags: flags(&step_seconds, &setup.options, &buffered_ranks),
@@ -180,28 +172,52 @@ impl BenchResult {
     }
 }
 
+/// Each timer over the ranks, in seconds per step.
+fn timers_over_ranks(records: &[RankRecord]) -> Vec<(String, OverRanks)> {
+    let mut timers = Vec::new();
+    for timer in Timer::ALL {
+        let seconds = |record: &RankRecord| record.seconds(*timer) / record.steps.max(1) as f64;
+        if let Some(over) = OverRanks::of(&records.iter().map(seconds).collect::<Vec<_>>()) {
+            timers.push((timer.name().to_owned(), over));
+        }
+    }
+    timers
+}
+
+/// State and memory of every node.
 fn datasets(nodes: &[NodeFacts], throughput: &[Throughput]) -> Vec<Dataset> {
-    let of_node = |node: &NodeFacts| {
-        let same = |it: &&Throughput| it.scope == Scope::Node && it.name == node.host;
-        let state_bytes = throughput.iter().find(same).map_or(0, |it| it.read_bytes as u64);
-        let (host, memory_bytes) = (node.host.clone(), node.memory_bytes);
-        Dataset { host, state_bytes, memory_bytes, fits_memory: state_bytes < memory_bytes }
-    };
-    nodes.iter().map(of_node).collect()
+    let mut datasets = Vec::new();
+    for node in nodes {
+        let same = throughput.iter().find(|it| it.scope == Scope::Node && it.name == node.host);
+        let state_bytes = same.map_or(0, |it| it.read_bytes as u64);
+        datasets.push(Dataset {
+            host: node.host.clone(),
+            state_bytes,
+            memory_bytes: node.memory_bytes,
+            fits_memory: state_bytes < node.memory_bytes,
+        });
+    }
+    datasets
 }
 
 /// Ranks for which the kernel moved less than optswap did.
 fn buffered_ranks(records: &[RankRecord]) -> Vec<u32> {
     let is_below = |kernel: u64, ours: u64| (kernel as f64) < DIRECT_SHARE * ours as f64;
-    let is_buffered = |record: &&RankRecord| {
-        is_below(record.kernel_read_bytes, record.read_bytes())
+    let mut ranks = Vec::new();
+    for record in records {
+        if is_below(record.kernel_read_bytes, record.read_bytes())
             || is_below(record.kernel_written_bytes, record.written_bytes())
-    };
-    records.iter().filter(is_buffered).map(|record| record.rank).collect()
+        {
+            ranks.push(record.rank);
+        }
+    }
+    ranks
 }
 
 fn flags(step_seconds: &[f64], options: &BenchOptions, buffered_ranks: &[u32]) -> Vec<Flag> {
     let is_short = median(step_seconds) * (options.steps as f64) < SHORT_SECONDS;
-    let found = [(is_short, Flag::Short), (!buffered_ranks.is_empty(), Flag::Buffered)];
-    found.into_iter().filter(|(is, _)| *is).map(|(_, flag)| flag).collect()
+    let mut flags = Vec::new();
+    flags.extend(is_short.then_some(Flag::Short));
+    flags.extend((!buffered_ranks.is_empty()).then_some(Flag::Buffered));
+    flags
 }

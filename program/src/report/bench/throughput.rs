@@ -6,12 +6,11 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::latency::Latencies;
-use super::stats::{OverRanks, median};
 use crate::forecast::{Bandwidth, Binding};
 use crate::measure::{NodeFacts, RankPlace, Repetition};
-use optswap::internals::telemetry::RankRecord;
+use optswap::internals::telemetry::{OverRanks, RankRecord, median};
 
-/// What is measured.
+/// What a line of the result is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -26,7 +25,7 @@ pub enum Scope {
     Rank,
 }
 
-/// One of them, per step.
+/// The throughput of the world, a node, a drive or a rank.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Throughput {
     /// What it is.
@@ -94,17 +93,17 @@ fn per_second(amount: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
-/// What the drives can do: told by the user, or as they were probed, or as their site expects.
+/// What the drives can do: as the user says, or as they were probed, or as their site expects.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
     /// MB/s in each direction, drive by drive; the last counts for all that follow. Empty: as
     /// probed or expected.
-    pub told_mbps: Vec<f64>,
+    pub given_mbps: Vec<f64>,
 }
 
 impl Limits {
     fn of_drive(&self, node: &NodeFacts, index: usize) -> Option<Bandwidth> {
-        match (self.told_mbps.get(index).or(self.told_mbps.last()), node.drives.get(index)) {
+        match (self.given_mbps.get(index).or(self.given_mbps.last()), node.drives.get(index)) {
             (Some(mbps), _) => Some(Bandwidth::symmetric(mbps * 1e6)),
             (None, Some(drive)) => {
                 let probed = drive.profile.as_ref().map(Bandwidth::of);
@@ -122,7 +121,7 @@ impl Limits {
     }
 }
 
-/// Everything, from the world down to ranks.
+/// The throughput of the world, every node, every drive and every rank.
 pub fn throughputs(
     nodes: &[NodeFacts],
     places: &[RankPlace],
@@ -163,7 +162,7 @@ pub fn throughputs(
     all
 }
 
-/// What all ranks have told.
+/// What all ranks have recorded.
 struct Gathered<'a> {
     places: &'a [RankPlace],
     records: &'a [RankRecord],
@@ -249,7 +248,7 @@ impl Gathered<'_> {
     }
 }
 
-/// Values of some ranks, of which the world's number is told.
+/// Some ranks summed up; `max_rank` is the number in the world.
 fn over_ranks(values: impl Iterator<Item = (usize, f64)>) -> Option<OverRanks> {
     let (ranks, values): (Vec<usize>, Vec<f64>) = values.unzip();
     let over = OverRanks::of(&values)?;

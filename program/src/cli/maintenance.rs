@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use optswap::internals::telemetry::TextTable;
 
 use optswap::internals::checkpoint::{self, Finding, VerifyReport};
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::storage::{FoundShard, ShardDirectory};
+use optswap::internals::telemetry::TextTable;
 use optswap::internals::units::Bytes;
-use optswap_args::bytes_bar;
-use optswap_args::say;
+use optswap_args::{bytes_bar, say};
 
 #[derive(Debug, Args)]
 pub(super) struct CleanArgs {
@@ -97,10 +96,8 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
         for directory in ShardDirectory::all_on(drive, args.job.as_deref())? {
             found += 1;
             let bytes = directory.allocated_bytes();
-            let is_alive = match args.remove {
-                true => !directory.remove_dead()?,
-                false => directory.is_alive(),
-            };
+            let is_alive =
+                if args.remove { !directory.remove_dead()? } else { directory.is_alive() };
             let state = match (is_alive, args.remove, directory.owner()) {
                 (true, _, Some(owner)) => format!("alive: process {} on {}", owner.pid, owner.host),
                 (true, _, None) => "alive".to_owned(),
@@ -130,20 +127,23 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
     }
     say(table)?;
     let size = Bytes(removed_bytes).human();
-    match args.remove {
-        true => say(format_args!("{dead} dead shard directories removed, {size} freed")),
-        false => say(format_args!("{dead} dead shard directories, {size}; --remove removes them")),
+    if args.remove {
+        say(format_args!("{dead} dead shard directories removed, {size} freed"))
+    } else {
+        say(format_args!("{dead} dead shard directories, {size}; --remove removes them"))
     }
 }
 
 /// Job, shard and committed step of every durable shard that can be read.
 fn committed_steps(args: &CleanArgs) -> Vec<(String, u32, u64)> {
     let found = FoundShard::all_on(&args.drives, args.job.as_deref()).unwrap_or_default();
-    let step = |shard: FoundShard| {
-        let record = shard.newest_record().ok().flatten()?;
-        Some((shard.layout.job, shard.layout.shard, record.attempts))
-    };
-    found.into_iter().filter_map(step).collect()
+    let mut committed = Vec::new();
+    for shard in found {
+        if let Ok(Some(record)) = shard.newest_record() {
+            committed.push((shard.layout.job, shard.layout.shard, record.attempts));
+        }
+    }
+    committed
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<()> {
@@ -184,8 +184,8 @@ pub(super) fn scrub(args: &ScrubArgs) -> Result<()> {
 pub(super) fn export(args: &ExportArgs) -> Result<()> {
     let Format::Safetensors = args.format;
     let bar = bytes_bar("exporting", true);
-    let mut told = |elems: u64, all: u64| bar(12 * elems, 12 * all);
-    let written = checkpoint::export_safetensors(&args.checkpoint, &args.output, &mut told)?;
+    let mut progress = |elems: u64, all: u64| bar(12 * elems, 12 * all);
+    let written = checkpoint::export_safetensors(&args.checkpoint, &args.output, &mut progress)?;
     written.paths.iter().try_for_each(|path| say(path.display()))?;
     say(format_args!(
         "{} parameters, {} elements, after step {}",
@@ -195,9 +195,9 @@ pub(super) fn export(args: &ExportArgs) -> Result<()> {
 
 pub(super) fn import(args: &ImportArgs) -> Result<()> {
     let bar = bytes_bar("importing", true);
-    let mut told = |elems: u64, all: u64| bar(12 * elems, 12 * all);
+    let mut progress = |elems: u64, all: u64| bar(12 * elems, 12 * all);
     let (from, to) = (&args.from, &args.checkpoint);
-    let written = checkpoint::import_safetensors(from, &args.job, to, &mut told)?;
+    let written = checkpoint::import_safetensors(from, &args.job, to, &mut progress)?;
     say(format_args!(
         "{}: {} parameters, {} elements, after step {}",
         to.display(),

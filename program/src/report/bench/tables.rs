@@ -1,12 +1,11 @@
 //! The result of `optswap bench` for people.
 
-use super::bench::{BenchResult, Dataset, Flag};
-use super::bench_head::head;
-use super::latency::latency_table;
-use super::stats::{OverRanks, standard_deviation};
+use super::head::head;
+use super::result::{BenchResult, Dataset, Flag};
 use super::throughput::{GIB_PER_GB, Scope, Throughput};
+use super::throughput_tables::{latency_table, spread, throughput_table};
 use optswap::internals::config::number_ranges;
-use optswap::internals::telemetry::{TextTable, rank_lines, rank_table, world_report};
+use optswap::internals::telemetry::{OverRanks, rank_table, standard_deviation, world_report};
 use optswap::internals::units::{Bytes, counted};
 
 /// Everything that people want to see.
@@ -69,82 +68,6 @@ fn rates_in(result: &BenchResult, seconds: f64) -> String {
     format!("read {read}, written {written}{of_limit}")
 }
 
-/// World, nodes and drives; of many, the slowest and the fastest.
-fn throughput_table(all: &[Throughput]) -> String {
-    let mut table = TextTable::of_numbers([
-        "place",
-        "ranks",
-        "GB/s in",
-        "GB/s out",
-        "GiB/s in",
-        "GiB/s out",
-        "ns/param",
-        "first done s",
-        "last done s",
-        "imbalance",
-        "limit s",
-        "bound by",
-        "% of limit",
-    ]);
-    let (lines, left_out) = lines_of(all);
-    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    for it in lines {
-        let done = it.done_seconds.as_ref();
-        table.add_row([
-            it.name.clone(),
-            it.ranks.to_string(),
-            format!("{:.3}", it.read_gb_per_s),
-            format!("{:.3}", it.written_gb_per_s),
-            format!("{:.3}", it.read_gib_per_s),
-            format!("{:.3}", it.written_gib_per_s),
-            format!("{:.2}", it.ns_per_param),
-            or_none(done.map(|done| format!("{:.4}", done.min))),
-            or_none(done.map(|done| format!("{:.4}", done.max))),
-            or_none(done.map(|done| format!("{:.1} %", done.imbalance * 100.0))),
-            or_none(it.limit_seconds.map(|seconds| format!("{seconds:.4}"))),
-            or_none(it.bound_by.map(|by| format!("{by:?}").to_lowercase())),
-            or_none(it.limit_percent.map(|percent| format!("{percent:.1}"))),
-        ]);
-    }
-    match left_out {
-        0 => table.to_string(),
-        count => format!("{table}\n({count} more nodes and drives, neither slow nor fast)"),
-    }
-}
-
-/// The world, then nodes and drives: all of few, of many the last and the first to be done. And how
-/// many were left out.
-pub(super) fn lines_of(all: &[Throughput]) -> (Vec<&Throughput>, usize) {
-    let (mut lines, mut left_out) = (Vec::new(), 0);
-    for scope in [Scope::World, Scope::Node, Scope::Drive] {
-        let these: Vec<&Throughput> = all.iter().filter(|it| it.scope == scope).collect();
-        let last = |it: &&Throughput| it.done_seconds.as_ref().map_or(0.0, |done| done.max);
-        let (shown, more) = rank_lines(&these.iter().map(last).collect::<Vec<f64>>());
-        lines.extend(shown.into_iter().map(|index| these[index]));
-        left_out += more;
-    }
-    (lines, left_out)
-}
-
-/// How far apart nodes, or drives, were done; nothing if there is one.
-fn spread(all: &[Throughput], scope: Scope, what: &str) -> Option<String> {
-    let these = all.iter().filter(|it| it.scope == scope);
-    let last: Vec<(&str, f64)> =
-        these.filter_map(|it| Some((it.name.as_str(), it.done_seconds.as_ref()?.max))).collect();
-    let seconds: Vec<f64> = last.iter().map(|(_, seconds)| *seconds).collect();
-    let over = OverRanks::of(&seconds).filter(|_| last.len() > 1)?;
-    Some(format!(
-        "last done over {} {what}: {:.4} s per step min, {:.4} mean, {:.4} max ({}): imbalance \
-         {:.1} %",
-        last.len(),
-        over.min,
-        over.mean,
-        over.max,
-        last[over.max_rank].0,
-        over.imbalance * 100.0
-    ))
-}
-
 fn summary(result: &BenchResult) -> String {
     let seconds = &result.step_seconds;
     let over = OverRanks::of(seconds);
@@ -195,14 +118,15 @@ fn remarks(result: &BenchResult) -> Vec<String> {
 fn direct_io(result: &BenchResult) -> String {
     let files: Vec<bool> = result.places.iter().flat_map(|it| it.direct_io.clone()).collect();
     let direct = files.iter().filter(|is| **is).count();
-    let verified = match result.buffered_ranks.is_empty() {
-        true => "verified on every rank by the kernel's count",
-        false => "not so by the kernel's count",
+    let verified = if result.buffered_ranks.is_empty() {
+        "verified on every rank by the kernel's count"
+    } else {
+        "not so by the kernel's count"
     };
     format!("direct I/O: {direct} of {}; {verified}", counted(files.len() as u64, "file"))
 }
 
-/// State against memory, of the node where there is the least of the first for the second.
+/// State against memory, of the node that has the least state for its memory.
 fn dataset(result: &BenchResult) -> Option<String> {
     let known = result.dataset.iter().filter(|it| it.memory_bytes > 0);
     let part = |it: &Dataset| it.state_bytes as f64 / it.memory_bytes as f64;
