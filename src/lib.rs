@@ -158,8 +158,16 @@ pub mod internals {
 /// Programs in the documentation must compile.
 #[cfg(doctest)]
 mod pages {
-    #[doc = include_str!("../docs/shards.md")]
-    struct Shards;
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/durability.md")]
+    struct Durability;
+    #[doc = include_str!("../docs/gradients.md")]
+    struct Gradients;
     #[doc = include_str!("../docs/own-optimizer.md")]
     struct OwnOptimizer;
+    #[doc = include_str!("../docs/shards.md")]
+    struct Shards;
+    #[doc = include_str!("../docs/training-loop.md")]
+    struct TrainingLoop;
 }
