@@ -58,9 +58,9 @@ pub struct SwapArgs {
     /// One directory on each drive, separated by commas; `*`, `?` and `[...]` match as in a shell.
     ///
     /// Without this flag, and without drives in the configuration, the first of these that names
-    /// any counts: --site, $OPTSWAP_DRIVES (also separated by commas), $SLURM_TMPDIR; and in a batch
-    /// job $TMPDIR, $LOCAL_SCRATCH, $PBS_JOBFS, /local/scratch and /mnt/bb/$USER. Of those of a
-    /// batch job, directories in memory are left out, and one on the system's disk comes last.
+    /// any counts: --site, $OPTSWAP_DRIVES (also separated by commas), $SLURM_TMPDIR; and in a
+    /// batch job $TMPDIR, $LOCAL_SCRATCH, $PBS_JOBFS, /local/scratch and /mnt/bb/$USER. Of those of
+    /// a batch job, directories in memory are left out, and one on the system's disk comes last.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
 
