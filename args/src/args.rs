@@ -50,15 +50,17 @@ pub struct SwapArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// DeepSpeed's configuration file (JSON) in its place; what is not taken over is logged.
+    /// DeepSpeed's configuration file (JSON), in place of --config; what is not taken over is
+    /// logged.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub deepspeed_config: Option<PathBuf>,
 
     /// One directory on each drive, separated by commas; `*`, `?` and `[...]` match as in a shell.
     ///
-    /// Without it, and without any in the configuration, --site counts, then $OPTSWAP_DRIVES (also
-    /// separated by commas), then $SLURM_TMPDIR, then, in a batch job, $TMPDIR, $LOCAL_SCRATCH,
-    /// $PBS_JOBFS, /local/scratch and /mnt/bb/$USER: none in memory, one on the system's disk last.
+    /// Without this flag, and without drives in the configuration, the first of these that names
+    /// any counts: --site, $OPTSWAP_DRIVES (also separated by commas), $SLURM_TMPDIR; and in a
+    /// batch job $TMPDIR, $LOCAL_SCRATCH, $PBS_JOBFS, /local/scratch and /mnt/bb/$USER. Of those of
+    /// a batch job, directories in memory are left out, and one on the system's disk comes last.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
 
@@ -79,7 +81,8 @@ pub struct SwapArgs {
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Bytes>,
 
-    /// How much of that keeps chunks in memory between steps: a size, or `auto` [default: 0].
+    /// How much of --memory-budget keeps chunks in memory between steps: a size, or `auto`
+    /// [default: 0].
     #[arg(long, value_name = "SIZE|auto")]
     pub cache: Option<CacheSize>,
 
@@ -131,7 +134,7 @@ pub struct SwapArgs {
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
 
-    /// Which ranks log to the terminal: all, or such as 0,3-5.
+    /// Which ranks log to the terminal: `all`, or a list such as 0,3-5.
     #[arg(long, value_name = "RANKS", default_value = "0")]
     pub log_ranks: LogRanks,
 }

@@ -48,8 +48,8 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     verify: bool,
 
-    /// What each drive can do, MB/s in each direction; the last counts for all that follow. Without
-    /// it, drives that were probed have their profiles, and others what the site expects of them.
+    /// What each drive can do, in MB/s in each direction; the last value counts for all drives that
+    /// follow [default: as probed, else as the site expects].
     #[arg(long, value_name = "MBPS,MBPS", value_delimiter = ',')]
     limit_mbps: Vec<f64>,
 
@@ -83,9 +83,10 @@ pub(super) fn run(args: &BenchArgs, comm: &Arc<dyn Communicator>) -> Result<()> 
     };
     let run = run_bench(comm, &setup.config, &setup.options)?;
     let limits = Limits { given_mbps: args.limit_mbps.clone() };
-    let published = match comm.rank().0 {
-        0 => args.publish(&BenchResult::new(setup, run, &limits)),
-        _ => Ok(()),
+    let published = if comm.rank().0 == 0 {
+        args.publish(&BenchResult::new(setup, run, &limits))
+    } else {
+        Ok(())
     };
     agree(&**comm, published)
 }

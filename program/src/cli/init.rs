@@ -48,10 +48,7 @@ pub(super) fn run(args: &InitArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
         optimizer.initialize_parameters(&mut NoParameters, fill)?;
     }
     // Dropped, not closed: what is committed stays.
-    match comm.rank().0 {
-        0 => print_summary(&optimizer, &model, &config),
-        _ => Ok(()),
-    }
+    if comm.rank().0 == 0 { print_summary(&optimizer, &model, &config) } else { Ok(()) }
 }
 
 /// What has been trained is not begun again.

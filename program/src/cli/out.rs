@@ -10,7 +10,7 @@ use optswap_args::say;
 /// Writes a result to a file; `-` is stdout.
 ///
 /// # Errors
-/// Cannot create; as [`say`].
+/// Cannot create, if the file cannot be written; I/O, if stdout cannot.
 pub(super) fn write_to(path: &Path, text: &str) -> Result<()> {
     if path.as_os_str() == "-" {
         return say(text);

@@ -35,8 +35,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "MODEL")]
     model: String,
 
-    /// Probed drives of this machine, as those of every node; found as those of a job if neither
-    /// this nor --drive-mbps is given.
+    /// Drives of this machine, as they were probed; every node is taken to have the same. Without
+    /// this flag and --drive-mbps, they are found as for a job.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub(super) drives: Vec<PathBuf>,
 
@@ -49,8 +49,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "HOSTS")]
     pub(super) hosts: Option<HostRanges>,
 
-    /// In their place the speeds of a node's drives, MB/s: of each direction, or
-    /// READ:WRITE:BOTH, separated by commas.
+    /// Speeds of a node's drives in place of --drives, in MB/s, separated by commas: one number
+    /// for each direction, or READ:WRITE:BOTH.
     #[arg(long, value_name = "MBPS,MBPS", value_delimiter = ',', conflicts_with = "drives")]
     pub(super) drive_mbps: Vec<DriveSpeed>,
 
@@ -58,11 +58,12 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "SIZE")]
     pub(super) drive_size: Option<Bytes>,
 
-    /// Nodes; of a site, or of --hosts, the first so many [default: all of those, else 1].
+    /// Number of nodes; of a site, or of --hosts, the first so many [default: all of those, else
+    /// 1].
     #[arg(long, value_name = "N")]
     pub(super) nodes: Option<u64>,
 
-    /// Ranks on each.
+    /// Ranks on each node.
     #[arg(long, value_name = "N", default_value_t = 1)]
     ranks_per_node: u64,
 
@@ -98,7 +99,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "SIZE")]
     memory_budget: Option<Bytes>,
 
-    /// How much of that keeps chunks in memory between steps: a size, or `auto` [default: 0].
+    /// How much of --memory-budget keeps chunks in memory between steps: a size, or `auto`
+    /// [default: 0].
     #[arg(long, value_name = "SIZE|auto")]
     cache: Option<CacheSize>,
 
@@ -159,9 +161,10 @@ pub(super) fn launch() -> Launch {
 
 pub(super) fn run(args: &PlanArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let collectives = measure_collectives(&**comm)?;
-    let done = match comm.rank().0 {
-        0 => args.plan(collectives).and_then(|plan| args.publish(&plan)),
-        _ => Ok(()),
+    let done = if comm.rank().0 == 0 {
+        args.plan(collectives).and_then(|plan| args.publish(&plan))
+    } else {
+        Ok(())
     };
     agree(&**comm, done)
 }

@@ -34,9 +34,10 @@ pub(super) fn run(args: &TuneArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let checked = args.check().and_then(|()| args.swap.resolve());
     let config = agree(&**comm, checked)?;
     let tuning = tune(comm, &config, args.seconds)?;
-    let done = match comm.rank().0 {
-        0 => args.swap.named_drives().and_then(|drives| args.publish(&tuning, &drives)),
-        _ => Ok(()),
+    let done = if comm.rank().0 == 0 {
+        args.swap.named_drives().and_then(|drives| args.publish(&tuning, &drives))
+    } else {
+        Ok(())
     };
     agree(&**comm, done)
 }

@@ -61,7 +61,8 @@ pub struct Simulation {
 /// Steps of all ranks of a cluster.
 ///
 /// # Errors
-/// As [`super::predict`].
+/// Usage, if the cluster has a node without drives or no rank, or the budget is too small for a
+/// chunk.
 pub fn simulate(
     params: u64,
     cluster: &Cluster,

@@ -90,7 +90,8 @@ pub struct BenchRun {
 /// Collective: runs the benchmark.
 ///
 /// # Errors
-/// As [`optswap::internals::step::SwappedOptimizer`]; internal if a comparison found a difference.
+/// Agreed: usage if the configuration does not fit the model, the drives or memory, errors of the
+/// drives or of lost ranks, terminated after a signal. Internal if a comparison found a difference.
 pub fn run_bench(
     comm: &Arc<dyn Communicator>,
     config: &Config,

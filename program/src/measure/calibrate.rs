@@ -98,7 +98,7 @@ pub struct CollectiveSpeed {
 /// Collective: measures all-reduces of a step's size; `None` for one rank, which has none.
 ///
 /// # Errors
-/// As every collective.
+/// Those of a collective: a rank that is lost or does not come.
 pub fn measure_collectives(comm: &dyn Communicator) -> Result<Option<CollectiveSpeed>> {
     if comm.size() < 2 {
         return Ok(None);

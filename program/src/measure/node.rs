@@ -65,7 +65,7 @@ pub struct RankPlace {
 /// Collective: every node, as its first rank sees it, and every rank's place.
 ///
 /// # Errors
-/// As every collective.
+/// Those of a collective: a rank that is lost or does not come.
 pub fn survey(
     comm: &dyn Communicator,
     drives: &DrivesConfig,
@@ -100,7 +100,7 @@ pub fn survey(
 /// Collective: the drives that any rank of this node names, in the order in which they do.
 ///
 /// # Errors
-/// As every collective.
+/// Those of a collective: a rank that is lost or does not come.
 pub(super) fn drives_of_node(
     comm: &dyn Communicator,
     topology: &Topology,

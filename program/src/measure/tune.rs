@@ -75,7 +75,8 @@ pub struct Tuning {
 /// Collective: tunes within about so many seconds.
 ///
 /// # Errors
-/// As [`optswap::internals::step::SwappedOptimizer`]; a signal ends it, too.
+/// Agreed: usage if the configuration does not fit the drives or memory, errors of the drives or of
+/// lost ranks, terminated after a signal.
 pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Result<Tuning> {
     let start = Instant::now();
     let topology = Topology::discover(&**comm)?;

@@ -54,7 +54,8 @@ impl<G: GradElem> Workload<G> {
     /// Collective: creates the job and initialises it.
     ///
     /// # Errors
-    /// As [`SwappedOptimizer::create`].
+    /// Agreed: usage if the configuration does not fit the model, the drives or memory; errors of
+    /// the drives or of lost ranks.
     pub fn create(
         comm: &Arc<dyn Communicator>,
         config: &Config,
@@ -97,7 +98,8 @@ impl<G: GradElem> Workload<G> {
     /// Collective: so many steps, until everything is on the drives.
     ///
     /// # Errors
-    /// As [`SwappedOptimizer::step`]; terminated, agreed, after a signal.
+    /// Agreed: errors of the drives or of lost ranks, terminated after a signal. Internal if a
+    /// comparison found a difference.
     pub fn run(&mut self, steps: u64) -> Result<Stretch> {
         let mut stretch = Stretch::default();
         // Writes and reads cross the ends of steps: both ends of a stretch are drained.
