@@ -1,9 +1,9 @@
-//! One error type for the whole crate: what kind it is (and so which exit code), what happened,
-//! where (context), why (source) and what to do about it (hint).
+//! The error type of the whole crate. An error has a kind, which decides the exit code, a message
+//! that says what happened, a context (where), a source (why) and a hint (what to do about it).
 
 use std::fmt;
 
-/// What kind of failure it is. The kind decides the exit code, after sysexits(3).
+/// The kind of a failure. It decides the exit code of the process, after sysexits(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The command line, the configuration or the way the ranks were started is wrong.
@@ -18,13 +18,13 @@ pub enum ErrorKind {
     Io,
     /// Another rank did not answer in time.
     Peer,
-    /// Committed steps lie on drives, but cannot be gone on with here: a drive or a node is
-    /// missing, or the number of ranks is another.
+    /// Committed steps lie on drives, but this job cannot go on with them here: a drive or a node
+    /// is missing, or the number of ranks is different.
     StateUnavailable,
     /// Committed steps are proven to be lost: a file cut or gone, records damaged, a checksum that
     /// differs.
     StateLost,
-    /// Stopped by a signal; what has been trained is safe, and the same command goes on.
+    /// Stopped by a signal after everything was saved: the same command goes on from there.
     Requeue,
     /// Stopped by SIGTERM or SIGUSR1 with nothing saved.
     Terminated,
@@ -47,9 +47,10 @@ impl ErrorKind {
         Self::Interrupted,
     ];
 
-    /// The process's exit code: 64 usage, 69 unavailable, 70 internal or mismatch, 73 cannot
-    /// create, 74 I/O, 75 saved: please requeue. A silent peer counts as unavailable. Stopped with
-    /// nothing saved: 128 and the signal's number, as shells have it.
+    /// The exit code of a process that ends with such an error: 64 usage, 69 unavailable (also for
+    /// a silent peer, and for state that is out of reach), 70 internal, 73 cannot create, 74 I/O
+    /// (also for lost state), 75 stopped with everything saved, so that the job may be queued
+    /// again. Stopped with nothing saved: 128 plus the signal's number, as in shells.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 64,
@@ -63,29 +64,29 @@ impl ErrorKind {
         }
     }
 
-    /// Whether bytes are wrong or cannot be read, rather than out of reach.
+    /// Whether stored bytes are wrong or cannot be read, and not merely out of reach.
     pub fn is_damage(self) -> bool {
         matches!(self, Self::Io | Self::StateLost)
     }
 
-    /// Whether the job was asked to stop, and has: no failure.
+    /// Whether the job ended because it was asked to stop, which is no failure.
     pub fn is_stop(self) -> bool {
         matches!(self, Self::Requeue | Self::Terminated | Self::Interrupted)
     }
 
-    /// A small number for the wire; 0 is left for "no error".
+    /// A small number that ranks exchange; 0 stands for "no error".
     pub(crate) fn wire(self) -> u64 {
         Self::ALL.iter().position(|kind| *kind == self).map_or(0, |index| index as u64 + 1)
     }
 
-    /// The kind behind a number of [`Self::wire`]; unknown numbers are internal errors.
+    /// The kind of a number of [`Self::wire`]; unknown numbers are internal errors.
     pub(crate) fn from_wire(number: u64) -> Self {
         let index = usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX);
         Self::ALL.get(index).copied().unwrap_or(Self::Internal)
     }
 }
 
-/// An error of optswap, written for the person who reads it at 3 a.m.
+/// An error of optswap. Printed, it is one sentence, followed by a line of help where there is one.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -100,7 +101,7 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of this kind; `message` says what happened, in one sentence without full stop.
+    /// An error of this kind; `message` says what happened, in one sentence without a full stop.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -117,12 +118,12 @@ impl Error {
         Self::new(ErrorKind::Usage, message)
     }
 
-    /// An internal error or mismatch (exit code 70).
+    /// An internal error: a bug, or values that differ although they must not (exit code 70).
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
     }
 
-    /// What happened, where and why, without what to do about it.
+    /// What happened, where and why, without the hint.
     pub fn sentence(&self) -> String {
         let pairs: Vec<String> =
             self.context.iter().map(|(key, value)| format!("{key} {value}")).collect();
@@ -132,46 +133,46 @@ impl Error {
         format!("{}{place}{why}", self.message)
     }
 
-    /// What to do about it, where that is known.
+    /// The hint: what to do about the error, where that is known.
     pub fn help(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// Adds where it happened: a drive, a path, an offset.
+    /// Adds to the context: where it happened, such as a drive, a path or an offset.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
         self.context.push((key, value.to_string()));
         self
     }
 
-    /// Adds what to do about it.
+    /// Sets the hint: what to do about the error.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds the error beneath.
+    /// Sets the source: the error that caused this one.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Marks that every rank has this error, so that all may leave in order.
+    /// Marks that every rank has this error, so that all ranks may end in order.
     #[must_use]
     pub fn agreed(mut self) -> Self {
         self.agreed = true;
         self
     }
 
-    /// Whether every rank of the job has this error. One that is not agreed must abort the job:
-    /// the other ranks may be waiting for this one.
+    /// Whether every rank of the job has this error. A rank with an error that is not agreed must
+    /// abort the job, since the other ranks may be waiting for it.
     pub fn is_agreed(&self) -> bool {
         self.agreed
     }
 
-    /// What kind of failure it is.
+    /// The kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

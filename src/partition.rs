@@ -1,10 +1,11 @@
-//! From the inventory to chunks, in integers only: who owns which elements (shards), what is
-//! swapped at once (sub-groups), and what one I/O moves (chunks) with the runs of parameters inside
-//! it. Pure functions of the inventory, the cut and the sizes.
+//! How the parameters of an inventory are cut: into shards, which ranks own, into sub-groups within
+//! a shard, and into chunks within a sub-group, which I/O moves. All of it is pure arithmetic with
+//! integers, from the inventory, the cut and the sizes.
 
 mod blocks;
 mod cover;
 mod cut;
+mod piece;
 
 use std::ops::Range;
 
@@ -13,7 +14,8 @@ use crate::units::{BLOCK_ELEMS, ChunkIndex, ParamIndex, round_up};
 
 pub use blocks::{BlockSpan, NormBlocks};
 pub use cover::{check_cover, check_pieces};
-pub use cut::{Allotment, Cut, Piece, contiguous_ranges};
+pub use cut::{Allotment, Cut, contiguous_ranges};
+pub use piece::Piece;
 
 /// A run of one parameter's elements that lies in one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +62,18 @@ pub struct Chunk {
     pub elems: u64,
     /// Elements that its state tensors take: `elems` rounded up to whole blocks, the rest zero.
     pub padded_elems: u64,
-    /// Where its runs are in the partition's list.
+    /// The range of its runs in the partition's list.
     runs: Range<usize>,
 }
 
-/// What one rank owns and how it is cut.
+impl Chunk {
+    /// The chunk's live elements within the shard.
+    pub fn in_shard(&self) -> Range<usize> {
+        self.shard_offset as usize..(self.shard_offset + self.elems) as usize
+    }
+}
+
+/// A rank's shard and how it is cut into chunks and runs.
 #[derive(Clone, Debug)]
 pub struct Partition {
     flat: Range<u64>,
@@ -72,14 +81,14 @@ pub struct Partition {
     chunks: Vec<Chunk>,
     runs: Vec<Run>,
     pieces: Vec<Run>,
-    /// The pieces by parameter and offset in it: their places in `pieces`.
+    /// Indices into `pieces`, sorted by parameter and by the offset within it.
     by_param: Vec<usize>,
 }
 
 impl Partition {
-    /// Cuts one range of the flat space into sub-groups of at most `sub_group_elems` and those into
-    /// chunks of `chunk_elems`. Both sizes and the start of the range are multiples of
-    /// [`BLOCK_ELEMS`]; the configuration and [`contiguous_ranges`] see to it.
+    /// Cuts one range of the flat space into sub-groups of at most `sub_group_elems` elements and
+    /// those into chunks of at most `chunk_elems`. Both sizes and the start of the range must be
+    /// multiples of [`BLOCK_ELEMS`], as the configuration and [`contiguous_ranges`] make them.
     pub fn new(
         inventory: &Inventory,
         flat: Range<u64>,
@@ -90,8 +99,9 @@ impl Partition {
         Self::of_pieces(inventory, &pieces, sub_group_elems, chunk_elems)
     }
 
-    /// As [`Self::new`], of pieces in the order of the shard, as [`check_pieces`] allows them.
-    /// Chunks are filled without regard to where pieces end.
+    /// Cuts the shard that consists of these pieces, in this order, in the same way. The pieces
+    /// must be such as [`check_pieces`] accepts. Where a piece ends has no influence on where
+    /// chunks do.
     pub fn of_pieces(
         inventory: &Inventory,
         pieces: &[Piece],
@@ -120,8 +130,8 @@ impl Partition {
         partition
     }
 
-    /// Adds the chunk of this range of the shard, which begins in the piece `at`. Gives the piece
-    /// in which the next one begins.
+    /// Adds the chunk of this range of the shard, which begins in the piece `at`. Returns the piece
+    /// in which the next chunk begins.
     fn push_chunk(&mut self, range: Range<u64>, mut at: usize) -> usize {
         let first_run = self.runs.len();
         let mut start = range.start;
@@ -142,13 +152,13 @@ impl Partition {
         at
     }
 
-    /// The shard's range of the flat space, in elements, as the default cut has one. Empty if the
-    /// shard is no single range: where a run lies in the flat space, [`Inventory::flat_of`] tells.
+    /// The shard's range of the flat space, in elements, if it is a single one, as with the default
+    /// cut; else empty. Use [`Inventory::flat_of`] for the position of a run.
     pub fn flat(&self) -> Range<u64> {
         self.flat.clone()
     }
 
-    /// Elements of the shard.
+    /// Number of elements of the shard.
     pub fn elems(&self) -> u64 {
         self.elems
     }
@@ -161,6 +171,11 @@ impl Partition {
     /// One chunk.
     pub fn chunk(&self, chunk: ChunkIndex) -> &Chunk {
         &self.chunks[chunk.index()]
+    }
+
+    /// The chunks in shard order, each with its number.
+    pub fn indexed_chunks(&self) -> impl Iterator<Item = (ChunkIndex, &Chunk)> {
+        self.chunks.iter().enumerate().map(|(at, chunk)| (ChunkIndex::from_index(at), chunk))
     }
 
     /// The runs of one chunk, in order; they cover its live elements without a gap.
@@ -178,25 +193,25 @@ impl Partition {
         &self.pieces
     }
 
-    /// The pieces in the order of parameters and of their elements. (A shard of the caller's may
-    /// have several pieces of one parameter, anywhere.)
+    /// The pieces sorted by parameter and by their offset within it. A shard in pieces of the
+    /// caller's own may have several pieces of one parameter, anywhere.
     pub fn pieces_by_param(&self) -> impl Iterator<Item = &Run> {
         self.by_param.iter().map(|at| &self.pieces[*at])
     }
 
-    /// The same, as places in [`Self::pieces`].
+    /// The same pieces, as indices into [`Self::pieces`].
     pub fn places_by_param(&self) -> impl Iterator<Item = usize> {
         self.by_param.iter().copied()
     }
 
-    /// Tells where these elements of a parameter lie in the shard, piece by piece in their order:
-    /// the piece's place in [`Self::pieces`], and the part of it. False if not all of them are in
-    /// the shard.
+    /// Finds these elements of a parameter in the shard and calls `found` for each piece that has
+    /// some of them, in order: with the piece's index in [`Self::pieces`] and the part of it.
+    /// Returns whether all of them are in the shard.
     pub fn locate(
         &self,
         param: ParamIndex,
         range: Range<u64>,
-        mut tell: impl FnMut(usize, Run),
+        mut found: impl FnMut(usize, Run),
     ) -> bool {
         let ends_before = |at: &usize| {
             let piece = &self.pieces[*at];
@@ -211,7 +226,7 @@ impl Partition {
             }
             let end = range.end.min(piece.param_offset + piece.elems);
             let shift = |offset: u64| piece.shard_offset + (offset - piece.param_offset);
-            tell(*at, piece.part(shift(start)..shift(end)));
+            found(*at, piece.part(shift(start)..shift(end)));
             start = end;
         }
         start >= range.end

@@ -37,8 +37,8 @@ macro_rules! timers {
 timers! {
     /// The whole of `step()`, from its call to its return.
     Step = "step",
-    /// `step()` without waiting for other ranks: what tells a slow rank from those that wait for
-    /// it. A rank that was stopped while it waited has that time here.
+    /// `step()` without waiting for other ranks: it is long for a slow rank and short for those
+    /// that wait for it. Time in which a rank was stopped while it waited counts here.
     StepOwn = "step_own",
     /// From the return of `step()` to its next call: the caller's own work, without waiting for
     /// other ranks in collectives.
@@ -47,8 +47,8 @@ timers! {
     SwapOutGradient = "swap_out_gradient",
     /// `step()` waiting until spilled gradients are on the drives.
     AsyncSwapGradientWait = "async_swap_gradient_wait",
-    /// Before a step, and so a part of what is between steps: copying, adding up and spilling
-    /// gradients that are handed over, and waiting in a flush.
+    /// Copying, adding up and spilling gradients that are handed over before a step, and waiting in
+    /// a flush. This is a part of the time between steps.
     HandOverGradient = "hand_over_gradient",
     /// The one all-reduce for norm, overflow and status, waiting for slower ranks included.
     GradientNorm = "gradient_norm",
@@ -66,10 +66,10 @@ timers! {
     Commit = "commit",
     /// The agreement on errors at the end of a step, waiting for slower ranks included.
     Agreement = "agreement",
-    /// Between steps: waiting for other ranks in collectives of this communicator.
+    /// Waiting for other ranks between steps, in collectives of this communicator.
     CollectivesBetween = "collectives_between",
-    /// Not running although it could, while in a collective: stopped, or without a processor. The
-    /// others wait for the rank then.
+    /// Time in a collective in which the rank did not run, because it was stopped or had no
+    /// processor, so that the others waited for it.
     NotRunning = "not_running",
     /// Time during which at least one swap-in was in flight (the I/O thread's view).
     AsyncSwapInState = "async_swap_in_state",
@@ -77,7 +77,8 @@ timers! {
     AsyncSwapOutState = "async_swap_out_state",
 }
 
-/// What time is spent on, coarsely: every timer of `step()` that excludes the others has one.
+/// A coarse division of a step's time. Every timer of `step()` that does not overlap with others
+/// belongs to one section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Section {
     /// Waiting for swap-ins.
@@ -123,7 +124,8 @@ impl Section {
 }
 
 impl Timer {
-    /// Which part of a step this is; none for totals, and for work that hides behind other work.
+    /// The section that this timer belongs to; `None` for totals, and for work that overlaps with
+    /// other work.
     pub fn section(self) -> Option<Section> {
         Some(match self {
             Self::SwapInState => Section::Read,
@@ -140,7 +142,7 @@ impl Timer {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// What is counted beside what the drives do.
+        /// What is counted beside the operations on drives.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Counter {
             $($(#[$doc])* $variant,)*
@@ -163,8 +165,6 @@ macro_rules! counters {
 counters! {
     /// Chunks that were updated.
     Chunks = "chunks",
-    /// Chunks whose state was still in memory, so that nothing was read.
-    CacheHits = "cache_hits",
     /// Bytes of state that were still in memory.
     CacheHitBytes = "cache_hit_bytes",
     /// Bytes of gradients that were written to drives for want of memory.
@@ -176,7 +176,7 @@ counters! {
 pub struct Total {
     /// Nanoseconds, summed.
     pub total_ns: u64,
-    /// How often it was recorded.
+    /// How many times it was recorded.
     pub count: u64,
 }
 
@@ -187,7 +187,7 @@ pub struct Timers {
     counts: [u64; Counter::ALL.len()],
     /// Where spans go, in steps that are traced.
     tracer: Option<Arc<Tracer>>,
-    /// What the spans are about.
+    /// The chunk that the next spans are about.
     chunk: u32,
 }
 
@@ -212,7 +212,7 @@ impl Timers {
         }
     }
 
-    /// From now on times are about this chunk, [`NO_CHUNK`] for none.
+    /// Sets the chunk that the next spans are about; [`NO_CHUNK`] for none.
     pub fn turn_to(&mut self, chunk: u32) {
         self.chunk = chunk;
     }
@@ -240,10 +240,22 @@ impl Timers {
         self.totals[timer as usize]
     }
 
-    /// What all timers of a section have in nanoseconds.
+    /// The sum of all timers of a section, in nanoseconds.
     pub fn section_ns(&self, section: Section) -> u64 {
         let timers = Timer::ALL.iter().filter(|timer| timer.section() == Some(section));
         timers.map(|timer| self.total(*timer).total_ns).sum()
+    }
+
+    /// Takes over what another recorder has, which begins anew.
+    pub fn absorb(&mut self, other: &mut Self) {
+        for (total, more) in self.totals.iter_mut().zip(&other.totals) {
+            total.total_ns += more.total_ns;
+            total.count += more.count;
+        }
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        other.reset();
     }
 
     /// Forgets everything, so that warm-up can be left out.
@@ -252,7 +264,7 @@ impl Timers {
     }
 }
 
-/// Counts how long something was under way, with any number of overlapping beginnings and ends.
+/// Measures for how long at least one of any number of overlapping operations was in flight.
 #[derive(Clone, Debug, Default)]
 pub struct BusyClock {
     under_way: u32,
@@ -261,7 +273,7 @@ pub struct BusyClock {
 }
 
 impl BusyClock {
-    /// One more is under way.
+    /// One more operation has begun.
     pub fn begin(&mut self, now: Instant) {
         if self.under_way == 0 {
             self.since = Some(now);
@@ -269,12 +281,12 @@ impl BusyClock {
         self.under_way += 1;
     }
 
-    /// How many are under way.
+    /// How many operations are in flight.
     pub fn under_way(&self) -> u32 {
         self.under_way
     }
 
-    /// One has ended.
+    /// An operation has ended.
     pub fn end(&mut self, now: Instant) {
         self.under_way -= 1;
         if self.under_way == 0
@@ -284,12 +296,12 @@ impl BusyClock {
         }
     }
 
-    /// The busy time so far, which starts again at zero.
+    /// Returns the busy time since the last call, without that of operations still in flight.
     pub fn take(&mut self) -> Duration {
         std::mem::take(&mut self.busy)
     }
 
-    /// As [`Self::take`], with the part up to now of what is still under way.
+    /// Returns the busy time since the last call, up to now.
     pub fn take_at(&mut self, now: Instant) -> Duration {
         if let Some(since) = self.since.replace(now).filter(|_| self.under_way > 0) {
             self.busy += now - since;

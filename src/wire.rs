@@ -1,5 +1,5 @@
-//! Values as bytes, for other ranks and for drives: serde and bincode behind one door, with a limit
-//! on what is believed, and a frame with a checksum for what lies on drives.
+//! Values as bytes, for other ranks and for drives: encoding by serde and bincode with limits on
+//! lengths, and a frame with a checksum for values on drives.
 //!
 //! ```text
 //! frame  | magic 8 | version u32 | crc32c u32 | length u64 | value |     little endian
@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// What one value may take; a length beyond this is damage.
+/// The largest value in bytes; a larger length is damage.
 const VALUE_BYTES_MAX: usize = 1 << 30;
 
 const FEW_BYTES: usize = 64 << 10;
@@ -36,7 +36,7 @@ pub fn crc32c_joined(first: u32, second: u32, second_bytes: u64) -> u32 {
     crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, first, second, second_bytes) as u32
 }
 
-/// A value as bytes, without a frame.
+/// Encodes a value as bytes, without a frame.
 ///
 /// # Errors
 /// Internal if the value is larger than 1 GiB.
@@ -45,13 +45,13 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
         .map_err(|error| Error::internal("a value cannot be encoded").because(error))
 }
 
-/// The value behind all of these bytes.
+/// Decodes the value that all of these bytes together are.
 ///
 /// # Errors
-/// Internal if they are no such value, or more than one.
+/// Internal if they are no such value, or are longer than one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    // A length within the value is believed, and allocated, up to the limit. So few bytes have a
-    // low one.
+    // Lengths within the value are allocated as they are read, up to the limit. So a short value
+    // has a low limit.
     let decoded = if bytes.len() <= FEW_BYTES {
         bincode::serde::decode_from_slice(bytes, FORMAT.with_limit::<FEW_BYTES>())
     } else if bytes.len() <= SOME_BYTES {
@@ -66,7 +66,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     }
 }
 
-/// A kind of framed value.
+/// The frame of one kind of value.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     /// The first eight bytes.
@@ -80,17 +80,17 @@ pub struct Frame {
 pub enum Unsealed<T> {
     /// The value, whole.
     Value(T),
-    /// Nothing, or something else, or a value that was not written to its end.
+    /// Nothing, something else, or a value that was not written to its end; the text says which.
     Damaged(&'static str),
     /// A value of another version of the format.
     OtherVersion(u32),
 }
 
 impl Frame {
-    /// A value in its frame.
+    /// Encodes a value and puts it into this frame.
     ///
     /// # Errors
-    /// As [`encode`].
+    /// Internal if the value is larger than 1 GiB.
     pub fn seal<T: Serialize>(&self, value: &T) -> Result<Vec<u8>> {
         let value = encode(value)?;
         let mut sealed = Vec::with_capacity(HEADER_BYTES + value.len());
@@ -104,7 +104,7 @@ impl Frame {
         Ok(sealed)
     }
 
-    /// The value in a frame. Bytes after it are not looked at.
+    /// Checks a frame and decodes its value. Bytes behind it are ignored.
     pub fn unseal<T: DeserializeOwned>(&self, bytes: &[u8]) -> Unsealed<T> {
         let Some((header, rest)) = bytes.split_at_checked(HEADER_BYTES) else {
             return Unsealed::Damaged("it is shorter than a header");
@@ -122,7 +122,7 @@ impl Frame {
         if checksum_of(&bytes[..HEADER_BYTES + value.len()]) != number(12) {
             return Unsealed::Damaged("its checksum differs");
         }
-        // Only now, so that a damaged version is not taken for another one.
+        // After the checksum, so that a damaged version number is not taken for another version.
         let version = number(8);
         if version != self.version {
             return Unsealed::OtherVersion(version);
@@ -134,7 +134,7 @@ impl Frame {
     }
 }
 
-/// Over everything but the magic and the checksum itself.
+/// The checksum of everything but the magic and the checksum itself.
 fn checksum_of(sealed: &[u8]) -> u32 {
     let (version, rest) = (&sealed[8..12], &sealed[16..]);
     crc32c_joined(crc32c(version), crc32c(rest), rest.len() as u64)
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_are_told_from_damage() {
+    fn another_version_is_not_taken_for_damage() {
         let sealed = Frame { version: 4, ..FRAME }.seal(&7u64).unwrap();
         assert_eq!(FRAME.unseal::<u64>(&sealed), Unsealed::OtherVersion(4));
         assert!(matches!(FRAME.unseal::<u64>(b""), Unsealed::Damaged(_)));

@@ -9,11 +9,10 @@ mod support;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::{CacheSize, Config, Durability, EngineName, FaultConfig, FaultKind};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::Bytes;
+use optswap::internals::config::{CacheSize, Durability, EngineName, FaultConfig, FaultKind};
+use optswap::{
+    Bytes, Communicator, Config, Gradients, NO_PARAMETERS, Result, StepOptions, SwappedOptimizer,
+};
 use proptest::prelude::*;
 use support::world::{
     self, Job, STEPS, all, job_config_for, on_ranks_in_case, shard_gradients, start, step_into,
@@ -45,7 +44,7 @@ fn bytes_of_steps(optimizer: &mut SwappedOptimizer, steps: u64) -> Result<[u64; 
 fn digest_of(config: &Config, sizes: &[usize], comm: Arc<dyn Communicator>) -> Result<String> {
     let mut optimizer = start(config, sizes, comm)?;
     step_until(&mut optimizer, 4)?;
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -140,7 +139,7 @@ fn what_was_read_ahead_stays_when_a_step_is_skipped() {
         let mut shard = shard_gradients(&optimizer, 2);
         let mut params = vec![bf16::ZERO; shard.len()];
         shard[0] = f32::NAN;
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         for _ in 0..3 {
             assert!(optimizer.step(&gradients, &mut params, StepOptions::default())?.skipped);
         }
@@ -171,7 +170,7 @@ fn run(config: &Config, flushes: bool, comm: Arc<dyn Communicator>) -> Seen {
             }
         }
         job.optimizer.flush()?;
-        job.optimizer.state_digest()
+        job.optimizer.state_digest(NO_PARAMETERS)
     };
     let error = match try_steps(&mut job) {
         Ok(digest) => {

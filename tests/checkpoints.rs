@@ -11,15 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::checkpoint::{
-    CheckpointReader, Checkpoints, Manifest, Saved, export_safetensors, import_safetensors,
-    verify_checkpoint,
+use optswap::internals::checkpoint::{
+    CheckpointReader, Manifest, export_safetensors, import_safetensors, verify_checkpoint,
 };
-use optswap::config::Config;
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::step::SwappedOptimizer;
-use optswap::units::Elems;
+use optswap::{
+    Checkpoints, Communicator, Config, CreateOptions, Elems, NO_PARAMETERS, Result, Saved,
+    SwappedOptimizer,
+};
 use support::Drives;
 use support::world::{all, config_for, inventory, on_ranks, start, step_into, step_until};
 
@@ -53,7 +51,12 @@ fn load(
     directory: &Path,
     comm: Arc<dyn Communicator>,
 ) -> Result<SwappedOptimizer> {
-    let mut optimizer = SwappedOptimizer::create(config, inventory(&SIZES), Arc::clone(&comm))?;
+    let mut optimizer = SwappedOptimizer::create(
+        config,
+        inventory(&SIZES),
+        Arc::clone(&comm),
+        CreateOptions::default(),
+    )?;
     let blob = checkpoints(config, &comm).load(&mut optimizer, directory)?;
     assert_eq!(blob, b"where I was");
     assert_eq!(optimizer.attempts(), 2);
@@ -68,7 +71,7 @@ fn any_number_of_ranks_goes_on_where_any_other_was() {
     let whole = all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
         step_until(&mut optimizer, 4)?;
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     let mut exports: Vec<Vec<u8>> = Vec::new();
     for saving_ranks in RANKS {
@@ -83,7 +86,7 @@ fn any_number_of_ranks_goes_on_where_any_other_was() {
             let digests = all(on_ranks(loading_ranks, |comm| {
                 let mut optimizer = load(&other, &saved.directory, comm)?;
                 step_until(&mut optimizer, 4)?;
-                optimizer.state_digest()
+                optimizer.state_digest(NO_PARAMETERS)
             }));
             for digest in digests {
                 assert_eq!(digest, whole[0], "{saving_ranks} -> {loading_ranks}");
@@ -183,7 +186,7 @@ fn saving_again_replaces_and_old_ones_go() {
         checkpoints.abandon(&mut optimizer);
         comm.barrier()?;
         assert_eq!(Manifest::read(&again.directory)?.user_blob(), b"again");
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
 }
 
@@ -234,8 +237,12 @@ fn another_model_is_refused_by_its_first_difference() {
     let mut sizes = SIZES;
     sizes[2] += 1;
     let results = on_ranks(2, |comm| {
-        let mut optimizer =
-            SwappedOptimizer::create(&config, inventory(&sizes), Arc::clone(&comm))?;
+        let mut optimizer = SwappedOptimizer::create(
+            &config,
+            inventory(&sizes),
+            Arc::clone(&comm),
+            CreateOptions::default(),
+        )?;
         checkpoints(&config, &comm).load(&mut optimizer, &saved.directory)
     });
     for result in results {
@@ -260,7 +267,7 @@ fn safetensors_come_back_as_a_checkpoint() {
         let digests = all(on_ranks(2, |comm| {
             let mut optimizer = load(&config, directory, comm)?;
             step_until(&mut optimizer, 3)?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         digests[0].clone()
     };
@@ -378,7 +385,7 @@ mod needs_root {
         let results = all(on_ranks(1, |comm| {
             let mut optimizer = start(&config, &sizes, Arc::clone(&comm))?;
             step_until(&mut optimizer, 1)?;
-            let digest = optimizer.state_digest()?;
+            let digest = optimizer.state_digest(NO_PARAMETERS)?;
             let free = xfs.free_bytes();
             let saved = checkpoints(&config, &comm).save(&mut optimizer, None, b"where I was")?;
             let taken = free.saturating_sub(xfs.free_bytes());
@@ -393,10 +400,14 @@ mod needs_root {
         let loaded = all(on_ranks(2, |comm| {
             let mut other = config_for(&others);
             other.checkpoint.dir.clone_from(&config.checkpoint.dir);
-            let mut optimizer =
-                SwappedOptimizer::create(&other, inventory(&sizes), Arc::clone(&comm))?;
+            let mut optimizer = SwappedOptimizer::create(
+                &other,
+                inventory(&sizes),
+                Arc::clone(&comm),
+                CreateOptions::default(),
+            )?;
             checkpoints(&other, &comm).load(&mut optimizer, &saved.directory)?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         assert_eq!(loaded, [digest.as_str(), digest.as_str()]);
     }

@@ -1,6 +1,6 @@
 //! Defects of DeepSpeed's swapper that its users met or that its source shows: each test is named
-//! for what optswap does there, and says first what DeepSpeed does. docs/deepspeed.md has the table;
-//! defects that have tests elsewhere are only there.
+//! for what optswap does there, and says first what DeepSpeed does. docs/deepspeed.md has the
+//! table; defects that have tests elsewhere are only there.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
@@ -10,11 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::{Config, EngineName, FaultConfig, FaultKind, LossScaleMode};
-use optswap::coord::Communicator;
-use optswap::error::{ErrorKind, Result};
-use optswap::step::{Gradients, StepOptions};
-use optswap::storage::ShardDirectory;
+use optswap::internals::config::{EngineName, FaultConfig, FaultKind, LossScaleMode};
+use optswap::internals::storage::ShardDirectory;
+use optswap::{Communicator, Config, ErrorKind, Gradients, NO_PARAMETERS, Result, StepOptions};
 use support::Drives;
 use support::world::{
     all, config_for, durable_config_for, on_ranks, shard_gradients, start, step_into, step_until,
@@ -27,7 +25,7 @@ const ENGINES: [EngineName; 2] = [EngineName::Threads, EngineName::Uring];
 fn digest_after(config: &Config, comm: Arc<dyn Communicator>, steps: u64) -> Result<String> {
     let mut optimizer = start(config, &SIZES, comm)?;
     step_until(&mut optimizer, steps)?;
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -101,7 +99,7 @@ fn a_resume_keeps_moments_step_counts_and_loss_scale() {
         let mut optimizer = start(&config, &SIZES, comm)?;
         step_until(&mut optimizer, 3)?;
         assert_eq!(optimizer.loss_scaler().scale(), 2048.0);
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     all(on_ranks(2, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
@@ -116,7 +114,7 @@ fn a_resume_keeps_moments_step_counts_and_loss_scale() {
             Ok(())
         })?;
         assert!(largest.iter().all(|it| *it > 0.0), "moments are there: {largest:?}");
-        assert_eq!(optimizer.state_digest()?, before[0]);
+        assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before[0]);
         optimizer.close();
         Ok(())
     }));
@@ -169,8 +167,8 @@ fn two_jobs_on_one_path_leave_each_other_alone() {
         step_until(&mut one, 1)?;
         step_until(&mut other, 3)?;
         step_until(&mut one, 3)?;
-        assert_eq!(one.state_digest()?, expected);
-        assert_eq!(other.state_digest()?, expected);
+        assert_eq!(one.state_digest(NO_PARAMETERS)?, expected);
+        assert_eq!(other.state_digest(NO_PARAMETERS)?, expected);
         let error = start(&first, &SIZES, comm).map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         assert!(error.to_string().contains("first"), "{error}");
@@ -194,10 +192,10 @@ fn gradients_may_lie_at_any_address() {
                 let mut memory = vec![f32::NAN; elems + offset];
                 memory[offset..].copy_from_slice(&shard_gradients(&optimizer, step));
                 let mut params = vec![bf16::ZERO; elems + offset];
-                let gradients = Gradients::of_shard(optimizer.partition(), &memory[offset..])?;
+                let gradients = Gradients::Shard(&memory[offset..]);
                 optimizer.step(&gradients, &mut params[offset..], StepOptions::default())?;
             }
-            let digest = optimizer.state_digest()?;
+            let digest = optimizer.state_digest(NO_PARAMETERS)?;
             optimizer.close();
             Ok(digest)
         }));

@@ -12,10 +12,9 @@ mod support;
 
 use std::sync::Arc;
 
-use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::storage::ShardDirectory;
+use optswap::internals::config::{Durability, EngineName, FaultConfig, FaultKind};
+use optswap::internals::storage::ShardDirectory;
+use optswap::{Communicator, Config, Error, NO_PARAMETERS, Result};
 use support::world::{
     Job, STEPS, all, job_config_for, on_ranks, on_ranks_in_case, undisturbed_digests,
 };
@@ -67,7 +66,7 @@ fn run(config: &Config, comm: Arc<dyn Communicator>) -> Result<Seen> {
         emitted.push(job.params.clone());
     }
     let step = emitted.len() as u64 - 1 + u64::from(taken.is_ok());
-    let digest = taken.and_then(|()| job.optimizer.state_digest());
+    let digest = taken.and_then(|()| job.optimizer.state_digest(NO_PARAMETERS));
     let error = match digest {
         Ok(digest) => {
             job.optimizer.close();

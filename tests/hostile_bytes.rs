@@ -9,9 +9,10 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use optswap::config::{Config, Durability, EngineName};
-use optswap::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
-use optswap::wire::{crc32c, crc32c_joined};
+use optswap::internals::config::{Durability, EngineName};
+use optswap::internals::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
+use optswap::internals::wire::{crc32c, crc32c_joined};
+use optswap::{Change, Config, NO_PARAMETERS};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use support::world::{Job, STEPS, all, job_config_for, on_ranks, undisturbed_digests};
@@ -193,7 +194,7 @@ fn go_on(ranks: usize, drives: &Drives) -> Result<Option<u64>, String> {
     let results = on_ranks(ranks, |comm| {
         let mut job = Job::start(&config, comm)?;
         let resumed = job.optimizer.resumed().map(|resumed| resumed.attempt);
-        let digest = job.optimizer.state_digest()?;
+        let digest = job.optimizer.state_digest(NO_PARAMETERS)?;
         Ok((resumed, digest, job.finish()?))
     });
     let mut from = Vec::new();

@@ -8,10 +8,9 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use optswap::checkpoint::ModelFiles;
-use optswap::config::Config;
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::ParamIndex;
+use optswap::{
+    Config, CreateOptions, Gradients, ModelFiles, ParamIndex, StepOptions, SwappedOptimizer,
+};
 use serde_json::{Value, json};
 use support::world::{durable_config_for, on_ranks};
 use support::{Drives, Run, alone, optswap, ranks};
@@ -126,7 +125,12 @@ fn init_puts_a_model_onto_drives_and_training_goes_on_from_there() {
     };
     let stepped = on_ranks(2, |comm| {
         let model = ModelFiles::open(drives.path())?;
-        let mut optimizer = SwappedOptimizer::create(&config, model.inventory().clone(), comm)?;
+        let mut optimizer = SwappedOptimizer::create(
+            &config,
+            model.inventory().clone(),
+            comm,
+            CreateOptions::default(),
+        )?;
         assert_eq!(optimizer.resumed().map(|it| it.attempt), Some(0));
         optimizer.inspect(|view| {
             let mut expected = vec![0.0; view.master.len()];
@@ -137,7 +141,7 @@ fn init_puts_a_model_onto_drives_and_training_goes_on_from_there() {
         })?;
         let gradients = vec![0.25f32; optimizer.partition().elems() as usize];
         let mut params = vec![bf16::ZERO; gradients.len()];
-        let pieces = Gradients::of_shard(optimizer.partition(), &gradients)?;
+        let pieces = Gradients::Shard(&gradients);
         optimizer.step(&pieces, &mut params, StepOptions::default())
     });
     stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));
@@ -211,10 +215,15 @@ mod needs_python {
         config.swap = Config::default().swap;
         let stepped = on_ranks(2, |comm| {
             let model = ModelFiles::open(&from)?;
-            let mut optimizer = SwappedOptimizer::create(&config, model.inventory().clone(), comm)?;
+            let mut optimizer = SwappedOptimizer::create(
+                &config,
+                model.inventory().clone(),
+                comm,
+                CreateOptions::default(),
+            )?;
             let gradients = vec![bf16::from_f32(0.01); optimizer.partition().elems() as usize];
             let mut params = vec![bf16::ZERO; gradients.len()];
-            let pieces = Gradients::of_shard(optimizer.partition(), &gradients)?;
+            let pieces = Gradients::Shard(&gradients);
             optimizer.step(&pieces, &mut params, StepOptions::default())
         });
         stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));

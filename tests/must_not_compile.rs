@@ -1,6 +1,6 @@
-//! What the types must forbid: every program in `tests/must_not_compile/` has exactly the errors that
-//! its comments `//~ CODE` name, on those lines, so that a name that is gone is not taken for one of
-//! them.
+//! What the types must forbid: every program in `tests/must_not_compile/` has exactly the errors
+//! that its comments `//~ CODE` name, on those lines, so that a name that is gone is not taken for
+//! one of them.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
@@ -77,8 +77,8 @@ fn each_program_has_the_errors_that_it_names() {
 fn a_program_without_errors_compiles() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("program.rs");
-    let text = "use optswap::internals::step::SubGroup;\n\
-                pub fn index(it: &SubGroup<'_, '_, f32, ()>) -> u32 {\n    it.index()\n}\n";
+    let text = "use optswap::internals::step::{NoParameters, SubGroup};\n\
+                pub fn index(it: &SubGroup<'_, '_, f32, NoParameters>) -> u32 {\n    it.index()\n}\n";
     std::fs::write(&program, text).unwrap();
     assert_eq!(errors_in(&program), Errors::new());
 }

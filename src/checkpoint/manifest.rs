@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::places::Places;
+use super::places::{Places, ShardEntry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Codec, Hyperparameters, Inventory, LossScalerState, Parameter};
 use crate::wire::{Frame, Unsealed, crc32c};
@@ -62,24 +62,6 @@ pub struct OtherInventory {
     pub update_counts: Vec<u64>,
     /// Its shards.
     pub shards: Vec<ShardEntry>,
-}
-
-/// One shard's data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ShardEntry {
-    /// The data file; its index has `.index` behind.
-    pub file: String,
-    /// First element of the flat space; 0 if the shard is in pieces.
-    pub flat_start: u64,
-    /// Number of elements.
-    pub elems: u64,
-    /// Bytes of the data file.
-    pub bytes: u64,
-    /// If the shard is in pieces, where each begins in the flat space and how many elements it has,
-    /// in the order of the shard.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pieces: Vec<[u64; 2]>,
 }
 
 /// The index of a data file: where each chunk is and what it must be.

@@ -2,8 +2,27 @@
 
 use std::ops::Range;
 
-use super::manifest::ShardEntry;
+use serde::{Deserialize, Serialize};
+
 use crate::state::Inventory;
+
+/// One shard's data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    /// The data file; its index has `.index` behind.
+    pub file: String,
+    /// First element of the flat space; 0 if the shard is in pieces.
+    pub flat_start: u64,
+    /// Number of elements.
+    pub elems: u64,
+    /// Bytes of the data file.
+    pub bytes: u64,
+    /// If the shard is in pieces, where each begins in the flat space and how many elements it has,
+    /// in the order of the shard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<[u64; 2]>,
+}
 
 /// A range of the flat space that lies in one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]

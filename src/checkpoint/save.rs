@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use half::bf16;
 
 use super::Progress;
-use super::manifest::{ChunkEntry, ShardEntry, ShardIndex};
+use super::manifest::{ChunkEntry, ShardIndex};
+use super::places::ShardEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::partition::Partition;
 use crate::step::ChunkSink;

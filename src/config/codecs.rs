@@ -1,4 +1,4 @@
-//! `[codecs]`: how each state tensor lies on the drives.
+//! `[codecs]`: how each state tensor is stored on the drives.
 
 use std::str::FromStr;
 
@@ -8,28 +8,29 @@ use super::demand;
 use crate::error::Result;
 use crate::state::{Codec, OptimizerKind, Rounding, StateTensor};
 
-/// `[codecs]`. Tensors that the optimizer does not have are left alone.
+/// `[codecs]`: how each state tensor of the built-in optimizers is stored on the drives. Entries
+/// for tensors that the configured optimizer does not have mean nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CodecsConfig {
-    /// `fp32` (default) or `remainder16`, which loses nothing.
+    /// The master parameters: `fp32` (default) or `remainder16`, which loses nothing either.
     pub master: Codec,
     /// The first moment of AdamW, Adam and Lion: `fp32` (default), `bf16` or `int8`.
     pub exp_avg: Codec,
-    /// The second moment of AdamW and Adam.
+    /// The second moment of AdamW and Adam: `fp32` (default), `bf16` or `int8`.
     pub exp_avg_sq: Codec,
-    /// SGD's momentum.
+    /// SGD's momentum: `fp32` (default), `bf16` or `int8`.
     pub momentum_buffer: Codec,
-    /// Adagrad's sum of squares.
+    /// Adagrad's sum of squares: `fp32` (default), `bf16` or `int8`.
     pub sum: Codec,
     /// How moments are rounded: `nearest` (default) or `stochastic`.
     pub rounding: Rounding,
-    /// The seed of stochastic rounding.
+    /// The seed of stochastic rounding: any number, the same on all ranks. Default 0.
     pub seed: u64,
 }
 
 impl CodecsConfig {
-    /// The codec of a state tensor by name.
+    /// The codec of the state tensor of this name; of an unknown name, that of the master.
     pub fn of(&self, tensor: &str) -> Codec {
         match tensor {
             "exp_avg" => self.exp_avg,
@@ -40,7 +41,7 @@ impl CodecsConfig {
         }
     }
 
-    /// Sets the codec of a state tensor by name; false if there is none of that name.
+    /// Sets the codec of the state tensor of this name; false if there is none of that name.
     pub fn set(&mut self, tensor: &str, codec: Codec) -> bool {
         let place = match tensor {
             "master" => &mut self.master,
@@ -54,7 +55,7 @@ impl CodecsConfig {
         true
     }
 
-    /// The state tensors of an optimizer.
+    /// The state tensors of an optimizer, in the order in which a chunk stores them.
     pub fn state_tensors(&self, optimizer: OptimizerKind) -> Vec<StateTensor> {
         optimizer.state_tensors(|name| self.of(name))
     }

@@ -1,32 +1,34 @@
-//! Faults on purpose, for tests.
+//! `[[faults]]`: faults that are injected on purpose, for tests.
 
 use serde::{Deserialize, Serialize};
 
-/// `[[faults]]`: an I/O operation of rank `rank` goes wrong: number `op` since start-up, or one in
-/// `one_in`, drawn by `seed`.
+/// `[[faults]]`: an I/O operation of a rank goes wrong: the one of number `op`, or one in `one_in`
+/// operations, drawn by `seed`. Exactly one of `op` and `one_in` is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultConfig {
-    /// The rank that it happens on.
+    /// The rank whose operations go wrong.
     pub rank: u32,
-    /// The operation's number on that rank, from 0.
+    /// The operation's number on that rank, counted from 0 at its start.
     #[serde(default)]
     pub op: Option<u64>,
-    /// One in so many operations, each drawn by its number and `seed`.
+    /// One in so many operations, at least 1; each is drawn by its number and `seed`.
     #[serde(default)]
     pub one_in: Option<u64>,
-    /// Which operations are drawn.
+    /// Decides which operations are drawn. Default 0.
     #[serde(default)]
     pub seed: u64,
     /// What happens.
     pub kind: FaultKind,
-    /// For `slow`: the only drive that it happens to, by its place in `drives.paths`.
+    /// For `slow`: the only drive that is slow, by its place in `drives.paths`, from 0. Default
+    /// all.
     #[serde(default)]
     pub drive: Option<u32>,
-    /// For `slow`: the number of the operation from which on all is well again.
+    /// For `slow`: the number of the operation from which on the drive is as fast as before.
+    /// Default never.
     #[serde(default)]
     pub until: Option<u64>,
-    /// For `slow`: how long each operation keeps the drive busy, in milliseconds.
+    /// For `slow`: how long each operation keeps the drive busy, in milliseconds. Default 0.
     #[serde(default)]
     pub delay_ms: u32,
 }
@@ -54,13 +56,13 @@ pub enum FaultKind {
     Bitflip,
     /// The I/O thread panics.
     Panic,
-    /// A drive takes longer: it does one operation after the other, each for `delay_ms`, from
-    /// operation `op` on until `until`, or at the operations that are drawn.
+    /// A drive is slow: it does one operation after the other and takes `delay_ms` for each, from
+    /// operation `op` on until `until`, or for the operations that are drawn.
     Slow,
 }
 
 impl FaultConfig {
-    /// One operation of one rank.
+    /// The fault of one operation of one rank.
     pub fn at(rank: u32, op: u64, kind: FaultKind) -> Self {
         let (drive, until, delay_ms) = (None, None, 0);
         Self { rank, op: Some(op), one_in: None, seed: 0, kind, drive, until, delay_ms }

@@ -1,28 +1,30 @@
-//! `[gradients]` and `[loss_scale]`.
+//! `[gradients]` and `[loss_scale]`: what happens to gradients before the update.
 
 use serde::{Deserialize, Serialize};
 
 use super::demand;
 use crate::error::Result;
-use crate::state::LossScaleRule;
+use crate::state::{LossScaleRule, names};
 
-/// `[gradients]`
+/// `[gradients]`: where gradients are kept until the step, and what happens if some are missing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GradientsConfig {
-    /// Where gradients lie that are handed over while backward goes on. Default `caller`.
+    /// Where gradients are kept that are handed over during the backward pass: `caller` (default),
+    /// `memory`, `drives` or `auto`.
     pub place: GradientPlace,
-    /// In which format they are accumulated over micro-batches: `f32` (default) or `bf16`.
+    /// The number format in which they are accumulated over micro-batches: `f32` (default) or
+    /// `bf16`.
     pub accumulate_in: AccumulateIn,
-    /// What a parameter without a gradient means: `skip` (default), `zero` or `error`.
+    /// What a step does about a parameter without a gradient: `skip` (default), `zero` or `error`.
     pub missing: MissingGradient,
 }
 
-/// Where gradients lie between their hand-over and the step.
+/// Where gradients are kept between their hand-over and the step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GradientPlace {
-    /// In the caller's memory: they are borrowed by the step, and nothing is accumulated.
+    /// In the caller's memory: the step borrows them, and nothing is accumulated.
     #[default]
     Caller,
     /// In memory of optswap, within `swap.memory_budget`.
@@ -33,6 +35,13 @@ pub enum GradientPlace {
     Auto,
 }
 
+names! { GradientPlace:
+    "caller" = Caller,
+    "memory" = Memory,
+    "drives" = Drives,
+    "auto" = Auto,
+}
+
 /// The format of accumulated gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -40,12 +49,17 @@ pub enum AccumulateIn {
     /// 4 bytes for each element.
     #[default]
     F32,
-    /// 2 bytes: every sum is rounded to nearest, ties to even.
+    /// 2 bytes for each element: every sum is rounded to nearest, ties to even.
     Bf16,
 }
 
+names! { AccumulateIn:
+    "f32" = F32,
+    "bf16" = Bf16,
+}
+
 impl AccumulateIn {
-    /// Bytes of one element.
+    /// Bytes of one element in this format.
     pub fn elem_bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -54,38 +68,47 @@ impl AccumulateIn {
     }
 }
 
-/// What it means that a parameter has no gradient in a step.
+/// What a step does about a parameter without a gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MissingGradient {
-    /// It is not updated, as torch skips a gradient of `None`.
+    /// The parameter is not updated, as torch skips a gradient of `None`.
     #[default]
     Skip,
-    /// It is updated with a gradient of zero: moments and weight decay go on.
+    /// The parameter is updated with a gradient of zero: moments and weight decay go on.
     Zero,
     /// The step is refused.
     Error,
 }
 
-/// `[loss_scale]`
+names! { MissingGradient:
+    "skip" = Skip,
+    "zero" = Zero,
+    "error" = Error,
+}
+
+/// `[loss_scale]`: what the loss is multiplied by, so that small gradients survive 16-bit formats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LossScaleConfig {
     /// `off` (default), `static` or `dynamic`.
     pub mode: LossScaleMode,
-    /// The scale of the first step, or of all. Default 65,536.
+    /// The scale of the first step, or of all steps: above 0, a number that f32 can hold twice, and
+    /// in `dynamic` mode at least `minimum`. Default 65,536.
     pub initial: f64,
-    /// What it is multiplied by after `growth_interval` steps without an overflow. Default 2.
+    /// What the scale is multiplied by after `growth_interval` steps without an overflow: finite
+    /// and at least 1. Default 2.
     pub growth_factor: f64,
-    /// See there. Default 2,000.
+    /// Number of steps without an overflow after which the scale is raised: at least 1. Default
+    /// 2,000.
     pub growth_interval: u64,
-    /// What it is multiplied by at an overflow. Default 0.5.
+    /// What the scale is multiplied by at an overflow: above 0 and below 1. Default 0.5.
     pub backoff_factor: f64,
-    /// So many overflows lower it once. Default 1.
+    /// Number of overflows that lower the scale once: at least 1. Default 1.
     pub hysteresis: u32,
-    /// Only overflows that follow each other count towards `hysteresis`. Default false.
+    /// Whether only overflows in consecutive steps count towards `hysteresis`. Default false.
     pub consecutive_hysteresis: bool,
-    /// It is never lower. Default 1.
+    /// The scale is never lowered below this: above 0, a number that f32 can hold twice. Default 1.
     pub minimum: f64,
 }
 
@@ -93,13 +116,19 @@ pub struct LossScaleConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossScaleMode {
-    /// It is not, or the program does it.
+    /// It is not scaled, or the program scales it.
     #[default]
     Off,
-    /// Always by the same number.
+    /// It is always multiplied by the same number.
     Static,
-    /// By a number that follows overflows.
+    /// It is multiplied by a number that follows overflows.
     Dynamic,
+}
+
+names! { LossScaleMode:
+    "off" = Off,
+    "static" = Static,
+    "dynamic" = Dynamic,
 }
 
 impl Default for LossScaleConfig {
@@ -118,7 +147,7 @@ impl Default for LossScaleConfig {
 }
 
 impl LossScaleConfig {
-    /// The rule that it describes.
+    /// The rule that this section describes.
     pub fn rule(&self) -> LossScaleRule {
         let initial = self.initial as f32;
         match self.mode {

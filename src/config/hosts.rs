@@ -1,4 +1,5 @@
-//! Names of hosts in Slurm's notation, `node[001-064,070],login1`: matching and writing it.
+//! Names of hosts in Slurm's notation, `node[001-064,070],login1`: reading, matching and writing
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,12 +7,15 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Numbers in one name: `rack[1-4]node[01-16]` has two.
+use super::number_ranges::{parse_range, write_ranges};
+
+/// The most brackets in one name; `rack[1-4]node[01-16]` has two.
 const BRACKETS_MAX: usize = 4;
-/// Digits of a number in brackets.
+/// The most digits of a number in brackets.
 const DIGITS_MAX: usize = 9;
 
-/// A set of host names. It is never written out, so `node[1-999999999]` costs nothing.
+/// A set of host names, read from Slurm's notation; `*` stands for all names. The names are not
+/// listed in memory, so `node[1-999999999]` costs nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostRanges {
@@ -34,8 +38,8 @@ struct Range {
 }
 
 impl HostRanges {
-    /// Whether a host has one of these names. `*` has all; a name without a domain is also that of
-    /// a host with one.
+    /// Whether a host's name is in the set. A name without a domain also stands for that host in
+    /// any domain.
     pub fn contains(&self, host: &str) -> bool {
         let short = host.split('.').next().unwrap_or(host);
         self.text == "*"
@@ -45,8 +49,7 @@ impl HostRanges {
                 .any(|name| fits(name, host) || (short != host && fits(name, short)))
     }
 
-    /// Every name, in order, if there are at most so many; `None` if there are more, and for `*`,
-    /// which has any.
+    /// All names in order, if there are at most `most`; `None` if there are more, and for `*`.
     pub fn names(&self, most: usize) -> Option<Vec<String>> {
         let mut all = Vec::new();
         for parts in &self.names {
@@ -102,17 +105,14 @@ impl Range {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let number = |digits: &str| {
-            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            let number = digits.parse().ok().filter(|_| is_number && digits.len() <= DIGITS_MAX);
-            number.ok_or_else(|| format!("`{text}` in brackets is neither a number nor a range"))
+        let Some(numbers) = parse_range(text) else {
+            return Err(format!("`{text}` in brackets is neither a number nor a range"));
         };
-        let range = Self { first: number(first)?, last: number(last)?, width: first.len() };
-        match range.first <= range.last {
-            true => Ok(range),
-            false => Err(format!("the range `{text}` ends before it begins")),
+        if numbers.is_empty() {
+            return Err(format!("the range `{text}` ends before it begins"));
         }
+        let width = text.find('-').unwrap_or(text.len());
+        Ok(Self { first: *numbers.start(), last: *numbers.end(), width })
     }
 }
 
@@ -187,58 +187,45 @@ impl fmt::Display for HostRanges {
     }
 }
 
+/// The text before and after a name's last number, and its digits if numbers of such names are
+/// padded with zeros; else 0.
+type Frame<'a> = (&'a str, &'a str, usize);
+
 /// Writes names in that notation: those that differ in their last number alone become one, in the
 /// order of their first appearance.
 pub fn compress_names<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    /// Text before and after the number, and its width if numbers are padded with zeros.
-    type Frame<'a> = (&'a str, &'a str, usize);
     let names: Vec<(&str, &str, &str)> = names.into_iter().map(cut_number).collect();
-    let is_padded =
-        |(_, number, _): &&(&str, &str, &str)| number.len() > 1 && number.starts_with('0');
-    let frame =
-        |(before, number, after): &(&'a str, &'a str, &'a str)| (*before, *after, number.len());
-    let padded: BTreeSet<Frame> = names.iter().filter(is_padded).map(frame).collect();
-    let mut order: Vec<Frame> = Vec::new();
-    let mut numbers: BTreeMap<Frame, Vec<u64>> = BTreeMap::new();
-    for name in &names {
-        let mut frame = frame(name);
-        if !padded.contains(&frame) {
-            frame.2 = 0;
+    let mut padded: BTreeSet<Frame> = BTreeSet::new();
+    for (before, number, after) in &names {
+        if number.len() > 1 && number.starts_with('0') {
+            padded.insert((before, after, number.len()));
         }
-        let number = name.1.parse::<u64>().ok();
-        let found = numbers.entry(frame).or_insert_with(|| {
-            order.push(frame);
-            Vec::new()
-        });
-        found.extend(number);
     }
-    let one = |frame: &Frame| {
-        let (before, after, width) = frame;
-        let mut numbers = numbers[frame].clone();
-        numbers.sort_unstable();
-        numbers.dedup();
-        let number = |number: &u64| format!("{number:0width$}");
-        match numbers.as_slice() {
-            [] => format!("{before}{after}"),
-            [only] => format!("{before}{}{after}", number(only)),
-            several => {
-                let ranges: Vec<String> = runs(several)
-                    .map(|run| match run {
-                        [only] => number(only),
-                        [first, .., last] => format!("{}-{}", number(first), number(last)),
-                        [] => String::new(),
-                    })
-                    .collect();
-                format!("{before}[{}]{after}", ranges.join(","))
-            }
-        }
-    };
-    order.iter().map(one).collect::<Vec<_>>().join(",")
+    let mut order: Vec<Frame> = Vec::new();
+    let mut numbers: BTreeMap<Frame, BTreeSet<u64>> = BTreeMap::new();
+    for (before, number, after) in names {
+        let is_padded = padded.contains(&(before, after, number.len()));
+        let frame = (before, after, if is_padded { number.len() } else { 0 });
+        let known = numbers.entry(frame).or_insert_with(|| {
+            order.push(frame);
+            BTreeSet::new()
+        });
+        known.extend(number.parse::<u64>());
+    }
+    let compressed: Vec<String> =
+        order.into_iter().map(|frame| compressed_name(frame, &numbers[&frame])).collect();
+    compressed.join(",")
 }
 
-/// Neighbours that follow each other.
-fn runs(sorted: &[u64]) -> impl Iterator<Item = &[u64]> {
-    sorted.chunk_by(|a, b| a + 1 == *b)
+/// The names of one frame, as one.
+fn compressed_name((before, after, digits): Frame<'_>, numbers: &BTreeSet<u64>) -> String {
+    let ascending: Vec<u64> = numbers.iter().copied().collect();
+    let list = write_ranges(&ascending, digits);
+    if ascending.len() > 1 {
+        format!("{before}[{list}]{after}")
+    } else {
+        format!("{before}{list}{after}")
+    }
 }
 
 /// What is before a name's last number, that number's digits, and what is after them.

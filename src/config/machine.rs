@@ -1,12 +1,13 @@
-//! What the system allows this process, as it tells in /proc and /sys: for `optswap doctor`.
+//! What the system allows this process, read from /proc and /sys: for `optswap doctor`.
 
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
+use super::number_ranges::cpu_list;
 use crate::units::Bytes;
 
-/// What could be learnt; `None` is what nothing tells.
+/// What is known about the machine and this process; `None` for what cannot be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineFacts {
     /// The host's name.
@@ -18,9 +19,9 @@ pub struct MachineFacts {
     pub uring_disabled: Option<u32>,
     /// Whether a seccomp filter looks at this process's system calls.
     pub has_seccomp_filter: bool,
-    /// Bytes that this user may lock; `None` is no limit.
+    /// Bytes of memory that this user may lock; `None` is no limit.
     pub locked_memory_limit: Option<Bytes>,
-    /// Whether the limit does not count for this process (`CAP_IPC_LOCK`).
+    /// Whether that limit does not bind this process (`CAP_IPC_LOCK`).
     pub may_lock_all: bool,
     /// Transparent huge pages: `always`, `madvise` or `never`.
     pub huge_pages: Option<String>,
@@ -32,12 +33,12 @@ pub struct MachineFacts {
     pub cpus_allowed: Vec<u32>,
     /// Processors that are there.
     pub cpus_online: Vec<u32>,
-    /// NUMA nodes: number and processors.
+    /// NUMA nodes: the number and the processors of each.
     pub numa_nodes: Vec<(u32, Vec<u32>)>,
 }
 
 impl MachineFacts {
-    /// Looks at this machine and this process.
+    /// Reads what is known about this machine and this process.
     pub fn probe() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).ok();
         let status = read("/proc/self/status").unwrap_or_default();
@@ -89,28 +90,6 @@ fn chosen(text: &str) -> Option<String> {
     Some(rest.split_once(']')?.0.to_owned())
 }
 
-/// The kernel's lists of numbers: `0-3,8`. What is none is left out.
-pub fn cpu_list(list: &str) -> Vec<u32> {
-    let range = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse().ok()?..=last.parse().ok()?)
-    };
-    list.trim().split(',').filter_map(range).flatten().collect()
-}
-
-/// The opposite of [`cpu_list`]; `-` if there are none.
-pub fn number_ranges(numbers: &[u32]) -> String {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_unstable();
-    sorted.dedup();
-    let runs = sorted.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
-        [first, .., last] => format!("{first}-{last}"),
-        only => only.iter().map(ToString::to_string).collect(),
-    });
-    let text = runs.collect::<Vec<_>>().join(",");
-    if text.is_empty() { "-".to_owned() } else { text }
-}
-
 fn numa_nodes(root: &Path) -> Vec<(u32, Vec<u32>)> {
     let listing = std::fs::read_dir(root).into_iter().flatten().flatten();
     let node = |entry: std::fs::DirEntry| {
@@ -144,14 +123,10 @@ mod tests {
     fn settings_are_read() {
         assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(chosen("always\n"), None);
-        assert!(cpu_list("\n").is_empty());
-        assert_eq!(cpu_list("0-1,x,7"), [0, 1, 7]);
-        assert_eq!(number_ranges(&[3, 0, 1, 7]), "0-1,3,7");
-        assert_eq!(number_ranges(&[]), "-");
     }
 
     #[test]
-    fn nodes_near_a_process_are_told() {
+    fn nodes_near_a_process_are_found() {
         let numa_nodes = vec![(0, vec![0, 1]), (1, vec![2, 3])];
         let facts = MachineFacts { numa_nodes, cpus_allowed: vec![3], ..MachineFacts::default() };
         assert_eq!(facts.nodes_allowed(), [1]);

@@ -1,5 +1,5 @@
-//! The configuration: one TOML file, read strictly, checked whole before anything is touched; or
-//! one of DeepSpeed's.
+//! The configuration: a TOML file that is read strictly and checked as a whole before any file is
+//! created, or a JSON file of DeepSpeed's.
 
 mod codecs;
 mod deepspeed;
@@ -7,6 +7,7 @@ mod faults;
 mod gradients;
 mod hosts;
 mod machine;
+mod number_ranges;
 mod probe;
 mod sections;
 mod site;
@@ -24,52 +25,65 @@ use crate::state::{Codec, OptimizerKind, OptimizerSpec, StateTensor, StateTensor
 use crate::units::{BLOCK_ELEMS, Elems};
 
 pub use codecs::CodecsConfig;
-pub use deepspeed::{parse_deepspeed, read_deepspeed};
+#[doc(hidden)]
+pub use deepspeed::parse_deepspeed;
+pub use deepspeed::read_deepspeed;
 pub use faults::{FaultConfig, FaultKind};
 pub use gradients::{
     AccumulateIn, GradientPlace, GradientsConfig, LossScaleConfig, LossScaleMode, MissingGradient,
 };
+#[doc(hidden)]
 pub use hosts::{HostRanges, compress_names};
-pub use machine::{MachineFacts, cpu_list, number_ranges};
+#[doc(hidden)]
+pub use machine::MachineFacts;
+#[doc(hidden)]
+pub use number_ranges::{cpu_list, number_ranges, parse_ranges};
+#[doc(hidden)]
 pub use probe::{allotted_cpus, memory_limit};
 pub use sections::{
     CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
     GroupConfig, IoConfig, OptimizerConfig, ReportConfig, SwapConfig, TimeoutsConfig,
     VerifyChecksums,
 };
+#[doc(hidden)]
 pub use site::{Site, SiteCheckpoints, SiteDrive, SiteNodes};
-pub use sourced::{EffectiveValue, Note, Sourced};
+#[doc(hidden)]
+pub use sourced::EffectiveValue;
+pub use sourced::{Note, Sourced};
+#[doc(hidden)]
 pub use wildcards::expand_wildcards;
 
-/// Everything that can be set. Missing keys have the defaults shown by each field.
+/// Everything that can be set. A key that is missing in the file has the default that its field
+/// states.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The job's name; it names the directories on the drives. Letters, digits, `.`, `_`, `-`.
+    /// The job's name, which also names its directories on the drives: 1 to 100 letters, digits,
+    /// `.`, `_` or `-`, not beginning with `.`. Default `default`.
     pub job: String,
-    /// Which drives, and how they are striped.
+    /// Which drives hold the state, and how it is spread over them.
     pub drives: DrivesConfig,
-    /// How bytes move.
+    /// How bytes move between memory and drives.
     pub io: IoConfig,
-    /// How state is cut and how much memory that may take.
+    /// How the state is cut, and how much memory swapping may take.
     pub swap: SwapConfig,
-    /// The update.
+    /// The update rule and its hyper-parameters.
     pub optimizer: OptimizerConfig,
-    /// What becomes of gradients until the step.
+    /// Where gradients are kept until the step, and what happens if some are missing.
     pub gradients: GradientsConfig,
     /// What the loss is multiplied by.
     pub loss_scale: LossScaleConfig,
-    /// How state lies on the drives.
+    /// How each state tensor is stored on the drives.
     pub codecs: CodecsConfig,
-    /// What survives the process.
+    /// What survives the end of the processes.
     pub durability: DurabilityConfig,
-    /// Copies of the state for other machines and other numbers of ranks.
+    /// Copies of the state that other machines and other numbers of ranks can load.
     pub checkpoint: CheckpointConfig,
-    /// When waiting becomes an error.
+    /// How long an operation or another rank is waited for.
     pub timeouts: TimeoutsConfig,
-    /// What is told about the job, and where.
+    /// Which files about the job are written, and where.
     pub report: ReportConfig,
-    /// Faults to inject, for tests; empty in real life.
+    /// Faults to inject, for tests. Default none.
     pub faults: Vec<FaultConfig>,
 }
 
@@ -123,7 +137,8 @@ impl Config {
         demand(has_place, "checkpoint.every", self.checkpoint.every, allowed)
     }
 
-    /// What a file must hold to by itself; where checkpoints go may be named elsewhere.
+    /// Checks what a file must fulfil by itself. The directory of checkpoints may be named
+    /// elsewhere.
     fn validate_file(&self) -> Result<()> {
         self.validate_job()?;
         self.validate_drives()?;
@@ -136,8 +151,9 @@ impl Config {
         demand(keep_last >= 1, "checkpoint.keep_last", keep_last, "at least 1")?;
         self.validate_report()?;
         for fault in &self.faults {
-            let told = fault.op.is_some() != fault.one_in.is_some_and(|one_in| one_in >= 1);
-            demand(told, "faults", format!("{fault:?}"), "with either `op` or `one_in` (from 1)")?;
+            let is_either = fault.op.is_some() != fault.one_in.is_some_and(|one_in| one_in >= 1);
+            let allowed = "with either `op` or `one_in` (from 1)";
+            demand(is_either, "faults", format!("{fault:?}"), allowed)?;
         }
         if let Some(problem) = self.optimizer.own.as_ref().and_then(OptimizerSpec::problem) {
             return Err(Error::usage(format!("optimizer.own: {problem}")));
@@ -193,7 +209,7 @@ impl Config {
 
     fn validate_drives(&self) -> Result<()> {
         let DrivesConfig { paths, weights, stripe_unit, stripe_headroom, .. } = &self.drives;
-        // Paths may be named later, by a flag.
+        // A flag may name the paths later.
         let count_fits = weights.is_empty() || paths.is_empty() || weights.len() == paths.len();
         let allowed = format!("empty or as long as drives.paths ({})", paths.len());
         demand(count_fits, "drives.weights", format!("{weights:?}"), &allowed)?;
@@ -225,11 +241,12 @@ impl Config {
         demand(in_range, "swap.sub_group_elements", sub_group_elements, allowed)
     }
 
-    /// The same with directories in the place of wildcards in `drives.paths`.
+    /// The same configuration with the directories that `drives.paths` matches in the place of
+    /// patterns.
     ///
     /// # Errors
-    /// Usage if a pattern is malformed or matches no directory, or if the weights are of another
-    /// number then.
+    /// Usage if a pattern is malformed or matches no directory, or if there are then not as many
+    /// weights as drives.
     pub fn with_drives_found(&self) -> Result<Self> {
         let mut config = self.clone();
         config.drives.paths = expand_wildcards(&self.drives.paths)?;
@@ -237,7 +254,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The weight of every drive.
+    /// The weight of every drive: `drives.weights`, or 1 for each if that is empty.
     pub fn drive_weights(&self) -> Vec<f64> {
         match self.drives.weights.as_slice() {
             [] => vec![1.0; self.drives.paths.len()],
@@ -245,27 +262,27 @@ impl Config {
         }
     }
 
-    /// `timeouts.io_timeout`.
+    /// `timeouts.io_timeout` as a duration.
     pub fn io_timeout(&self) -> Duration {
         Duration::from_secs_f64(self.timeouts.io_timeout)
     }
 
-    /// `timeouts.peer_timeout`.
+    /// `timeouts.peer_timeout` as a duration.
     pub fn peer_timeout(&self) -> Duration {
         Duration::from_secs_f64(self.timeouts.peer_timeout)
     }
 
-    /// `timeouts.stall_warning`.
+    /// `timeouts.stall_warning` as a duration.
     pub fn stall_warning(&self) -> Duration {
         Duration::from_secs_f64(self.timeouts.stall_warning)
     }
 
-    /// `timeouts.grace_period`.
+    /// `timeouts.grace_period` as a duration.
     pub fn grace_period(&self) -> Duration {
         Duration::from_secs_f64(self.timeouts.grace_period)
     }
 
-    /// The state tensors of the configured optimizer, in the order in which they lie in an extent.
+    /// The state tensors of the configured optimizer, in the order in which a chunk stores them.
     pub fn state_tensors(&self) -> Vec<StateTensor> {
         match &self.optimizer.own {
             Some(own) => own.state_tensors(self.codecs.master),
@@ -273,7 +290,8 @@ impl Config {
         }
     }
 
-    /// Sets the codec of a state tensor by name; false if the optimizer has none of that name.
+    /// Sets the codec of the state tensor of this name; false if the optimizer has none of that
+    /// name.
     pub fn set_codec(&mut self, tensor: &str, codec: Codec) -> bool {
         let own = self.optimizer.own.iter_mut().flat_map(|own| &mut own.state);
         match own.into_iter().find(|spec| spec.name == tensor) {
@@ -283,8 +301,9 @@ impl Config {
         true
     }
 
-    /// The same for the optimizer that has these state tensors: the configured one, if it has, or a
-    /// built-in kind, or one that somebody else has declared.
+    /// The same configuration for the optimizer that has state tensors of these names and codecs:
+    /// the configured optimizer if its names are these, or else a built-in kind, or else a
+    /// declaration with these names.
     #[must_use]
     pub fn for_tensors(&self, tensors: &[(String, Codec)]) -> Self {
         let mut config = self.clone();
@@ -304,7 +323,7 @@ impl Config {
         config
     }
 
-    /// Whether committed steps survive the process.
+    /// Whether committed steps survive the end of the processes (`durability.mode = "step"`).
     pub fn is_durable(&self) -> bool {
         self.durability.mode == Durability::Step
     }
@@ -318,6 +337,7 @@ fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+/// The error of a value that is out of range, unless `holds`.
 fn demand(holds: bool, key: &str, value: impl std::fmt::Display, allowed: &str) -> Result<()> {
     if holds {
         return Ok(());
@@ -370,5 +390,31 @@ mod tests {
             assert_eq!(error.exit_code(), 64);
             assert!(error.to_string().contains(words), "{text}: {error}");
         }
+    }
+
+    fn check_names<T>(names: &[&str])
+    where
+        T: std::str::FromStr<Err = String> + Serialize + std::fmt::Debug,
+    {
+        for name in names {
+            let value: T = name.parse().unwrap();
+            assert_eq!(serde_json::to_value(&value).unwrap(), *name, "{value:?}");
+        }
+        let error = "nonsense".parse::<T>().unwrap_err();
+        assert_eq!(error, format!("not one of {}", names.join(", ")));
+    }
+
+    #[test]
+    fn values_are_named_as_in_the_file() {
+        check_names::<AccumulateIn>(&AccumulateIn::NAMES);
+        check_names::<Codec>(&Codec::NAMES);
+        check_names::<Durability>(&Durability::NAMES);
+        check_names::<EngineName>(&EngineName::NAMES);
+        check_names::<GradientPlace>(&GradientPlace::NAMES);
+        check_names::<LossScaleMode>(&LossScaleMode::NAMES);
+        check_names::<MissingGradient>(&MissingGradient::NAMES);
+        check_names::<OptimizerKind>(&OptimizerKind::NAMES);
+        check_names::<crate::state::Rounding>(&crate::state::Rounding::NAMES);
+        check_names::<VerifyChecksums>(&VerifyChecksums::NAMES);
     }
 }

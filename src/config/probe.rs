@@ -1,11 +1,11 @@
-//! Looking at the machine.
+//! What the control group and the machine allow this process: memory and processors.
 
 use std::path::{Path, PathBuf};
 
 use crate::units::Bytes;
 
 /// The memory that this process and its siblings may use together, and what sets the limit: the
-/// control group (version 2 or 1) or the machine itself. `None` if nothing tells.
+/// control group (version 2 or 1) or the machine itself. `None` if neither can be read.
 pub fn memory_limit() -> Option<(Bytes, &'static str)> {
     let machine = total_memory().map(|bytes| (bytes, "the machine's memory"));
     let group = group_limit().map(|bytes| (bytes, "the control group's memory limit"));
@@ -26,7 +26,7 @@ fn group_limit() -> Option<Bytes> {
 }
 
 /// The processors that the control group of this process gives it, as a list such as `0-3,8`;
-/// `None` if nothing tells.
+/// `None` if that cannot be read.
 pub fn allotted_cpus() -> Option<String> {
     let second = ["cpuset.cpus.effective"];
     let mut files = group_files("cpuset", &second, &["cpuset.effective_cpus", "cpuset.cpus"]);

@@ -1,4 +1,4 @@
-//! The sections of the configuration and their defaults.
+//! The sections of the configuration: their keys, ranges and defaults.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -6,115 +6,109 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use crate::state::{Hyperparameters, OptimizerKind, OptimizerSpec};
+use crate::state::{Hyperparameters, OptimizerKind, OptimizerSpec, names};
 use crate::units::{Bytes, Elems, StepRange};
 
-/// `[drives]`
+/// `[drives]`: which drives hold the state, and how it is spread over them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DrivesConfig {
-    /// One directory on each drive; `*`, `?` and `[...]` match as in a shell.
+    /// One directory on each drive; `*`, `?` and `[...]` match as in a shell. Default none.
     pub paths: Vec<PathBuf>,
-    /// What named the paths, for the log. No key of the file.
+    /// The rule that named the paths, for the log. This is no key of the file.
     #[serde(skip)]
     pub named_by: String,
-    /// What the site's description expects of each: GB/s reading, writing, and both directions
-    /// together. Empty if it did not name them. No key of the file.
+    /// What the site's description expects of each drive, in GB/s: reading, writing, and both
+    /// directions together. Empty if it did not name the drives. This is no key of the file.
     #[serde(skip)]
     pub expected_gb_per_s: Vec<Option<[f64; 3]>>,
-    /// Relative speeds of the drives at the start; a drive of weight 0 is not used. Empty means
-    /// those of the drives' profiles if every drive has one, and equal ones otherwise.
+    /// Relative speeds of the drives at the start, one per path: finite, not negative, not all 0. A
+    /// drive of weight 0 is not used. Default empty: the speeds in the drives' profiles if every
+    /// drive has one, and equal ones otherwise.
     pub weights: Vec<f64>,
-    /// Give drives other shares of what is written when they do less, or more, than they should.
-    /// Default true.
+    /// Whether a drive that turns out slower or faster than its share gets another share of what is
+    /// written from then on. Default true.
     pub reweight: bool,
-    /// Room in the files for that, as a part of the state: 0 to 10. Default 0.25.
+    /// Extra room in the files for such moves, as a fraction of the state's size: 0 to 10. Default
+    /// 0.25.
     pub stripe_headroom: f64,
-    /// Bytes that lie together on one drive: a multiple of 4 KiB. Default 1 MiB.
+    /// Bytes that lie together on one drive: a multiple of 4 KiB, at most 1 GiB. Default 1 MiB.
     pub stripe_unit: Bytes,
-    /// File systems that would be refused (memory file systems), forced by name.
+    /// Names of memory file systems, such as `tmpfs`, that are accepted although they would be
+    /// refused. Default none.
     pub allow_filesystems: Vec<String>,
-    /// Leave the files on the drives at the end. Default false.
+    /// Whether the files stay on the drives when a scratch job ends. Default false.
     pub keep_files: bool,
-    /// Share the drives with no other job: refuse to start where one lives, and make those that
-    /// come later refuse. Default false.
+    /// Whether the job shares its drives with no other job: it refuses to start where another job
+    /// runs, and jobs that start later refuse to share the drives with it. Default false.
     pub exclusive: bool,
 }
 
-/// `[io]`
+/// `[io]`: how bytes move between memory and drives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IoConfig {
-    /// `auto`, `uring` or `threads`.
+    /// The I/O engine: `auto` (default), `uring` or `threads`.
     pub engine: EngineName,
-    /// The most operations in flight per rank, 1 to 4,096. Default 64.
+    /// The most operations in flight per rank, all drives together: 1 to 4,096. Default 64.
     pub depth: usize,
 }
 
-/// The engines by name.
+/// An I/O engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineName {
     /// io_uring where the kernel allows it, otherwise threads; the log says which and why.
     #[default]
     Auto,
-    /// io_uring or an error.
+    /// io_uring; where the kernel refuses it, the job does not start.
     Uring,
     /// A pool of threads with pread and pwrite.
     Threads,
 }
 
-impl EngineName {
-    /// Every name that [`Self::from_str`] knows.
-    pub const NAMES: [&str; 3] = ["auto", "uring", "threads"];
+names! { EngineName:
+    "auto" = Auto,
+    "uring" = Uring,
+    "threads" = Threads,
 }
 
-impl FromStr for EngineName {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "uring" => Ok(Self::Uring),
-            "threads" => Ok(Self::Threads),
-            _ => Err(format!("not one of {}", Self::NAMES.join(", "))),
-        }
-    }
-}
-
-/// `[swap]`
+/// `[swap]`: how the state is cut, and how much memory swapping may take.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SwapConfig {
-    /// Bytes of memory per rank that optswap may allocate for I/O buffers. Default 256 MiB.
+    /// Bytes of memory per rank that optswap may allocate for I/O buffers: at least two buffers of
+    /// one chunk. Default 256 MiB.
     pub memory_budget: Bytes,
-    /// Elements of a chunk: a multiple of 4,096, at most 64 Mi. Default 1 Mi.
+    /// Elements of a chunk, the unit of I/O: a multiple of 4,096, at most 64 Mi. Default 1 Mi.
     pub chunk_elements: Elems,
-    /// Elements of a sub-group: a multiple of 4,096. Default 1 Gi.
+    /// Elements of a sub-group: a multiple of 4,096, at most 2^48. Default 1 Gi.
     pub sub_group_elements: Elems,
-    /// How much of `memory_budget` keeps chunks in memory between steps. Default 0.
+    /// How much of `memory_budget` keeps chunks in memory between steps: bytes, or `auto`. Default
+    /// 0.
     pub cache: CacheSize,
-    /// Let the last writes of a step that is no commit go on behind it. Default true.
+    /// Whether the last writes of a step go on after it has returned, unless the step is a commit.
+    /// Default true.
     pub write_behind: bool,
-    /// Read the first chunks of the next step ahead. Default true.
+    /// Whether the first chunks of the next step are read before it begins. Default true.
     pub prefetch: bool,
-    /// Read later sub-groups while one is updated. Default true.
+    /// Whether later sub-groups are read while one is updated. Default true.
     pub pipeline_read: bool,
-    /// Update later sub-groups while one is written. Default true.
+    /// Whether later sub-groups are updated while one is written. Default true.
     pub pipeline_write: bool,
 }
 
-/// How much memory keeps chunks between steps: bytes, or `auto` for what is left.
+/// How much memory keeps chunks between steps. Read as a size such as `64MiB`, or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "CacheText", into = "CacheText")]
 pub enum CacheSize {
-    /// At most so much.
+    /// At most so many bytes; they must fit into `swap.memory_budget`.
     Bytes(Bytes),
-    /// What is left when enough chunks can be on their way.
+    /// What the memory budget leaves when enough chunks can be in transfer at the same time.
     Auto,
 }
 
-/// As it is written.
+/// A [`CacheSize`] as the file has it.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum CacheText {
@@ -154,34 +148,39 @@ impl FromStr for CacheSize {
     }
 }
 
-/// `[optimizer]`
+/// `[optimizer]`: the update rule and its hyper-parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
     /// The update rule: `adamw` (default), `adam`, `sgd`, `lion` or `adagrad`.
     pub kind: OptimizerKind,
-    /// Learning rate. Default 1e-3.
+    /// Learning rate: finite and not negative. Default 1e-3.
     pub lr: f64,
-    /// Decay rates of the moments; the first is SGD's momentum. Default [0.9, 0.999].
+    /// Decay rates of the moments, each at least 0 and below 1; the first is SGD's momentum.
+    /// Default [0.9, 0.999].
     pub betas: [f64; 2],
-    /// Added to the denominator. Default 1e-8.
+    /// Added to the denominator: finite and above 0. Default 1e-8.
     pub eps: f64,
-    /// Weight decay: decoupled in AdamW and Lion, part of the gradient in the others. Default 0.01.
+    /// Weight decay, decoupled in AdamW and Lion and part of the gradient in the others: finite and
+    /// not negative. Default 0.01.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm; 0 means never. Default 0.
+    /// Gradients whose global norm is larger are scaled down to it: finite and not negative; 0
+    /// means never. Default 0.
     pub clip_norm: f64,
-    /// Parameter groups that differ from the values above; the first that matches a name counts.
+    /// Parameter groups that differ from the values above. A parameter belongs to the first group
+    /// with a pattern that matches its name. Default none.
     pub groups: Vec<GroupConfig>,
-    /// What a program's own optimizer keeps, which then counts instead of `kind`: the program
-    /// updates chunk by chunk (`SwappedOptimizer::begin_update`).
+    /// The declaration of a program's own optimizer. If there is one, `kind` does not count, and
+    /// the program updates chunk by chunk (`SwappedOptimizer::begin_update`). Default none.
     pub own: Option<OptimizerSpec>,
 }
 
-/// `[[optimizer.groups]]`: what is not set is taken from `[optimizer]`.
+/// `[[optimizer.groups]]`: a parameter group. What is not set is taken from `[optimizer]`; ranges
+/// are the same as there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GroupConfig {
-    /// Patterns of parameter names; `*` stands for any characters.
+    /// Patterns of parameter names; `*` stands for any characters, `?` for one.
     pub names: Vec<String>,
     /// Learning rate.
     pub lr: Option<f64>,
@@ -189,27 +188,28 @@ pub struct GroupConfig {
     pub betas: Option<[f64; 2]>,
     /// Added to the denominator.
     pub eps: Option<f64>,
-    /// Decoupled weight decay.
+    /// Weight decay.
     pub weight_decay: Option<f64>,
 }
 
-/// `[durability]`
+/// `[durability]`: what survives the end of the processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DurabilityConfig {
-    /// `scratch` (default) or `step`.
+    /// Whether steps are committed: `scratch` (default) or `step`.
     pub mode: Durability,
-    /// Commit every so many steps; what lies between the last commit and a crash is done again.
-    /// Default 1.
+    /// A commit every so many steps: at least 1. After a crash, the steps since the last commit are
+    /// done again. Default 1.
     pub commit_every: u64,
-    /// Flush drives at every commit, so that it survives power loss and not only the death of
-    /// processes. Default false.
+    /// Whether drives are flushed at every commit, so that it survives a loss of power and not only
+    /// the death of processes. Default false.
     pub sync: bool,
-    /// When bytes that come from a drive are held against their checksums. Default `always`.
+    /// When bytes that come from a drive are compared with their checksums: `always` (default),
+    /// `sampled` or `off`.
     pub verify: VerifyChecksums,
 }
 
-/// What survives the process.
+/// What survives the end of the processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
@@ -220,7 +220,12 @@ pub enum Durability {
     Step,
 }
 
-/// When bytes that come from a drive are held against their checksums.
+names! { Durability:
+    "scratch" = Scratch,
+    "step" = Step,
+}
+
+/// When bytes that come from a drive are compared with their checksums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyChecksums {
@@ -233,54 +238,66 @@ pub enum VerifyChecksums {
     Off,
 }
 
-/// `[checkpoint]`
+names! { VerifyChecksums:
+    "always" = Always,
+    "sampled" = Sampled,
+    "off" = Off,
+}
+
+/// `[checkpoint]`: copies of the state that other machines and other numbers of ranks can load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// The directory that holds checkpoints, on any file system that all ranks see.
+    /// The directory that holds checkpoints, on a file system that all ranks see. Default none.
     pub dir: Option<PathBuf>,
-    /// Save every so many steps, while training goes on; 0 means only when stopped. Default 0.
+    /// A checkpoint every so many steps, saved while training goes on; 0 means only when the job is
+    /// stopped. Default 0.
     pub every: u64,
-    /// Checkpoints of this job that are kept. Default 2.
+    /// How many of this job's checkpoints are kept: at least 1. Default 2.
     pub keep_last: usize,
-    /// Share blocks with the state files where the file system can (XFS, btrfs) and state files and
-    /// checkpoint lie on the same one. Default false.
+    /// Whether a checkpoint shares blocks with the state files, where both lie on the same file
+    /// system and that can share blocks (XFS, btrfs). Default false.
     pub reflink: bool,
 }
 
-/// `[timeouts]`, in seconds
+/// `[timeouts]`, all in seconds, above 0 and at most 1e6.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TimeoutsConfig {
-    /// No completed operation for this long, with some in flight, is an error. Default 60.
+    /// With operations in flight and none completed for this long, the job fails. Default 60.
     pub io_timeout: f64,
-    /// Waiting this long for other ranks in one collective is an error, unless they make progress.
+    /// After waiting this long in one collective for ranks that make no progress, the job fails.
     /// Default 600.
     pub peer_timeout: f64,
-    /// Waiting this long in one collective names those that are late, in the log. Default 30.
+    /// After waiting this long in one collective, the log names the ranks that are late. Default
+    /// 30.
     pub stall_warning: f64,
-    /// From a signal to stop until the launcher kills: a step that would not end in time is not
-    /// begun. Default 30.
+    /// Time from a signal to stop until the launcher kills the processes: a step that would not end
+    /// before then is not begun. Default 30.
     pub grace_period: f64,
 }
 
-/// `[report]`
+/// `[report]`: which files about the job are written, and where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReportConfig {
-    /// Where a job's metrics, traces and results go: a directory, made if it is not there, on any
-    /// file system that all ranks see.
+    /// The directory for metrics, traces and results, on a file system that all ranks see; it is
+    /// created if it is missing. Default none: none of these are written.
     pub dir: Option<PathBuf>,
-    /// Where Prometheus files go: a directory of each node. Default: `dir`.
+    /// The directory on each node for Prometheus files; it is created if it is missing. Default:
+    /// `dir`.
     pub prometheus_dir: Option<PathBuf>,
-    /// Steps of which a trace is written into `dir`, such as `3` or `3-5`; empty means none.
+    /// Steps of which a trace is written into `dir`, counted from 1, such as `3` or `3-5`. Default
+    /// empty: no trace.
     pub trace_steps: StepRange,
-    /// What a rank keeps of one trace, at most: spans of 48 bytes. Default 65,536.
+    /// The most spans, of 48 bytes each, that a rank keeps of one trace: 1 to 16,777,216. Default
+    /// 65,536.
     pub trace_spans: usize,
-    /// Where each rank's log goes as lines of JSON: a directory, made if it is not there.
+    /// The directory for each rank's log as lines of JSON; it is created if it is missing. Default
+    /// none.
     pub log_dir: Option<PathBuf>,
-    /// What may be written to one drive in its life, as its maker says (TBW), such as 600TB; 0 if
-    /// unknown.
+    /// Bytes that may be written to one drive in its life, as its maker says (TBW), such as 600TB.
+    /// Default 0: unknown.
     pub drive_endurance: Bytes,
 }
 
@@ -364,7 +381,7 @@ impl Default for CheckpointConfig {
 }
 
 impl OptimizerConfig {
-    /// Hyper-parameters of every group: first the default group, then those of `groups`.
+    /// The hyper-parameters of every group: first the default group, then those of `groups`.
     pub fn hyperparameters(&self) -> Vec<Hyperparameters> {
         let base = Hyperparameters {
             lr: self.lr,
@@ -381,12 +398,12 @@ impl OptimizerConfig {
         std::iter::once(base).chain(groups).collect()
     }
 
-    /// The optimizer's name.
+    /// The name of the program's own optimizer if there is one, else that of `kind`.
     pub fn name(&self) -> &str {
         self.own.as_ref().map_or(self.kind.name(), |own| &own.name)
     }
 
-    /// The group of a parameter: 0 is the default group.
+    /// The number of the group that a parameter of this name belongs to; 0 is the default group.
     pub fn group_of(&self, name: &str) -> usize {
         let matches =
             |group: &GroupConfig| group.names.iter().any(|p| WildMatch::new(p).matches(name));

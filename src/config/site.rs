@@ -1,5 +1,5 @@
-//! A site's description of its nodes: which drives they have, where, how fast; and where
-//! checkpoints go. One file for a whole cluster (`cluster/*.toml`), written once by who knows it.
+//! A site's description of its nodes: which drives they have, where these are mounted and how fast
+//! they are, and where checkpoints go. One file (`cluster/*.toml`) describes a whole cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -12,65 +12,68 @@ use super::wildcards::matches_at_most;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Bytes;
 
-/// Larger files are no descriptions of a site.
+/// A larger file is taken for something else than a site's description.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// A site.
+/// The description of a site.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Site {
-    /// Its name, for messages.
+    /// Its name, for messages. Default empty.
     pub name: String,
-    /// Kinds of nodes. The first that names a host counts.
+    /// Kinds of nodes, at least one. The first kind that names a host describes it.
     pub nodes: Vec<SiteNodes>,
-    /// Where checkpoints go.
+    /// Where checkpoints go. Default: the site does not say.
     pub checkpoints: Option<SiteCheckpoints>,
 }
 
-/// Nodes that are alike.
+/// `[[nodes]]`: nodes that are alike.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SiteNodes {
     /// Their names, `node[001-064,070]`; `*` names all.
     pub hosts: HostRanges,
-    /// Memory of each.
+    /// Memory of each node, in bytes.
     pub memory: Option<Bytes>,
-    /// Drives of each; none if it has none.
+    /// Drives of each node; empty if it has none.
     pub drives: Vec<SiteDrive>,
 }
 
-/// A drive, or several that are alike. Paths may have wildcards and variables: `/nvme*/$USER`.
+/// `[[nodes.drives]]`: a drive of a node, or several that are alike. Paths are absolute and may
+/// have wildcards and variables: `/nvme*/$USER`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SiteDrive {
     /// A directory on the drive.
     pub path: PathBuf,
-    /// How many drives the path names. If it is given, a node on which it matches more or fewer
-    /// directories is refused; and whoever plans elsewhere needs it, if the path has a `*`.
+    /// How many drives the path names: at least 1. If it is given, a node on which the path matches
+    /// more or fewer directories is refused. Planning on another machine needs it if the path has a
+    /// `*`.
     pub count: Option<u64>,
-    /// Where the drive is mounted. If it is given, a directory that lies elsewhere is refused: it
-    /// is the system's own disk that shows where a drive is not mounted.
+    /// Where the drive is mounted. If it is given, a directory that lies elsewhere is refused:
+    /// where a drive is not mounted, its directory lies on the system's own disk.
     pub mount: Option<PathBuf>,
-    /// Size of the drive.
+    /// Size of the drive, in bytes.
     pub size: Option<Bytes>,
-    /// Expected bandwidth, reading, in GB/s.
+    /// Expected bandwidth of reading alone, in GB/s: above 0.
     pub read_gb_per_s: Option<f64>,
-    /// Expected bandwidth, writing, in GB/s.
+    /// Expected bandwidth of writing alone, in GB/s: above 0.
     pub write_gb_per_s: Option<f64>,
-    /// Expected bandwidth of both directions together, reading and writing at the same time.
+    /// Expected bandwidth of both directions together, reading and writing at the same time, in
+    /// GB/s: above 0.
     pub mixed_gb_per_s: Option<f64>,
-    /// What may be written over the drive's life, in PB.
+    /// What may be written over the drive's life, in PB: above 0.
     pub endurance_pb: Option<f64>,
 }
 
-/// `[checkpoints]`
+/// `[checkpoints]`: where checkpoints go.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SiteCheckpoints {
-    /// A directory that all nodes see; may have variables. It is taken if a job saves checkpoints
-    /// and names no place for them.
+    /// A directory that all nodes see: absolute, may have variables. It is taken if a job saves
+    /// checkpoints and names no place for them.
     pub dir: PathBuf,
-    /// Expected bandwidth of a whole job, writing, in GB/s.
+    /// Expected bandwidth at which a whole job writes there, in GB/s: above 0.
     pub write_gb_per_s: Option<f64>,
 }
 
@@ -131,7 +134,7 @@ impl Site {
             .map_err(|problem| Error::usage(format!("checkpoints: {problem}")))
     }
 
-    /// What it says of a host.
+    /// The description of a host.
     ///
     /// # Errors
     /// Usage if it does not name the host; unavailable if the host has no drives.
@@ -168,19 +171,21 @@ impl SiteDrive {
         is_positive("endurance_pb", self.endurance_pb)
     }
 
-    /// How many drives of a node this is, as far as it tells: `/nvme[0-3]` is four.
+    /// How many drives of a node this names, if that follows from the text: `/nvme[0-3]` names
+    /// four, `/nvme*` any number.
     pub fn drives_named(&self) -> Option<u64> {
         self.count.or_else(|| self.path.to_str().map_or(Some(1), matches_at_most))
     }
 
-    /// What is expected of the drive in GB/s: reading, writing, both directions together.
+    /// Expected bandwidths in GB/s: reading, writing, both directions together. `None` if the
+    /// description does not give enough of them.
     pub fn gb_per_s(&self) -> Option<[f64; 3]> {
         let mixed = self.step_gb_per_s()?;
         Some([self.read_gb_per_s.unwrap_or(mixed), self.write_gb_per_s.unwrap_or(mixed), mixed])
     }
 
-    /// How fast the drive is expected to be in a step, which reads as much as it writes: the mixed
-    /// bandwidth, or what the two others leave if each byte read waits for a byte written.
+    /// Expected bandwidth in GB/s in a step, which reads as much as it writes: the mixed bandwidth,
+    /// or else what reading and writing in turns would give.
     pub fn step_gb_per_s(&self) -> Option<f64> {
         let of_both = || Some(2.0 / (1.0 / self.read_gb_per_s? + 1.0 / self.write_gb_per_s?));
         self.mixed_gb_per_s.or_else(of_both)
@@ -189,11 +194,13 @@ impl SiteDrive {
 
 fn is_absolute(key: &str, path: &Path) -> Result<(), String> {
     // A variable may hold a whole path.
-    match path.is_absolute() || path.starts_with("$") || path.to_string_lossy().starts_with('$') {
-        true => Ok(()),
-        false if path.as_os_str().is_empty() => Err(format!("{key} is missing")),
-        false => Err(format!("{key} = {} is no absolute path", path.display())),
+    if path.is_absolute() || path.to_string_lossy().starts_with('$') {
+        return Ok(());
     }
+    if path.as_os_str().is_empty() {
+        return Err(format!("{key} is missing"));
+    }
+    Err(format!("{key} = {} is no absolute path", path.display()))
 }
 
 fn is_positive(key: &str, value: Option<f64>) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! A configuration with the origin of every value.
+//! A configuration together with the origin of every value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,24 +10,24 @@ use serde_json::Value;
 use super::{Config, parse_deepspeed, read_text};
 use crate::error::{Error, Result};
 
-/// A configuration, and where its values come from.
+/// A configuration together with where its values come from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sourced {
     /// The configuration, checked.
     pub config: Config,
-    /// Our key, such as `io.depth`, and the key of the file that it comes from. What is not in here
-    /// has its default.
+    /// For each of our keys that the file sets, such as `io.depth`, the key of the file. Other keys
+    /// have their defaults.
     pub origins: BTreeMap<String, String>,
-    /// What was not taken over as it stands, and why.
+    /// Keys of the file that were not taken over unchanged, and why.
     pub notes: Vec<Note>,
 }
 
-/// Something to know about keys of a file.
+/// A note about keys of a file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Note {
     /// The keys.
     pub keys: Vec<String>,
-    /// What becomes of them, and why.
+    /// What they mean here, and why.
     pub text: String,
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for Note {
     }
 }
 
-/// One value that counts.
+/// One value of the configuration that is in effect.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EffectiveValue {
     /// Our key, such as `io.depth`.
@@ -52,7 +52,8 @@ impl Sourced {
     /// Reads a file in TOML, or one of DeepSpeed's in JSON.
     ///
     /// # Errors
-    /// Usage errors that name the file and the key.
+    /// Usage errors that name the file and the key, if it cannot be read, has an unknown key, or
+    /// has a value that is out of range.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path)?;
         let result = if is_json(path, &text) { parse_deepspeed(&text) } else { Self::toml(&text) };
@@ -75,10 +76,10 @@ impl Sourced {
         Ok(Self { config, origins, notes: Vec::new() })
     }
 
-    /// Every value that counts, by key.
+    /// Every value of the configuration, by key.
     ///
     /// # Errors
-    /// None but bugs.
+    /// Internal if the configuration cannot be written as JSON, which would be a bug.
     pub fn values(&self) -> Result<Vec<EffectiveValue>> {
         let whole = serde_json::to_value(&self.config)
             .map_err(|error| Error::internal("a configuration is no JSON").because(error))?;
@@ -103,7 +104,7 @@ fn same(key: String) -> (String, String) {
     (key.clone(), key)
 }
 
-/// TOML never begins with a brace.
+/// Whether a text is JSON and not TOML, which never begins with a brace.
 fn is_json(path: &Path, text: &str) -> bool {
     text.trim_start().starts_with('{') || path.extension().is_some_and(|ending| ending == "json")
 }
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_are_told_apart() {
+    fn json_and_toml_are_recognised() {
         assert!(is_json(Path::new("x"), " \n{}") && is_json(Path::new("x.json"), ""));
         assert!(!is_json(Path::new("x"), "[io]") && !is_json(Path::new("x.toml"), ""));
     }

@@ -1,4 +1,4 @@
-//! Strict reading: a key that means nothing is an error that names the nearest key that does.
+//! Strict reading: an unknown key is an error that names the most similar known one.
 
 use std::path::PathBuf;
 
@@ -28,11 +28,11 @@ fn known_keys() -> Result<Table> {
         eps: Some(0.0),
         weight_decay: Some(0.0),
     });
+    all.optimizer.own = Some(OptimizerSpec::own("", [StateTensorSpec::new("", 0.0)]));
     all.checkpoint.dir = Some(PathBuf::new());
     all.report.dir = Some(PathBuf::new());
     all.report.prometheus_dir = Some(PathBuf::new());
     all.report.log_dir = Some(PathBuf::new());
-    all.optimizer.own = Some(OptimizerSpec::own("", [StateTensorSpec::new("", 0.0)]));
     all.faults.push(FaultConfig {
         one_in: Some(1),
         drive: Some(0),
@@ -42,7 +42,10 @@ fn known_keys() -> Result<Table> {
     Table::try_from(&all).map_err(|error| Error::internal("no key is known").because(error))
 }
 
-/// Whether every key is known: one that `all`, in which every key appears, has in the same place.
+/// Checks that `all`, in which every key appears, has every given key in the same place.
+///
+/// # Errors
+/// Usage, naming the first unknown key and a similar known one.
 pub(super) fn check_keys(section: &str, given: &Table, all: &Table) -> Result<()> {
     check_section(section, given, all, all)
 }
@@ -73,21 +76,25 @@ fn join(section: &str, key: &str) -> String {
 
 fn unknown(section: &str, key: &str, known: &Table, all: &Table) -> Error {
     let error = Error::usage(format!("unknown key `{}`", join(section, key)));
-    let similarity = |name: &str| match key.contains(name) {
-        true => 1.0,
-        false => strsim::jaro_winkler(key, name),
-    };
-    let best = |names: &mut dyn Iterator<Item = String>| {
-        let close = names.filter(|path| similarity(last(path)) > 0.75);
-        close.max_by(|a, b| similarity(last(a)).total_cmp(&similarity(last(b))))
-    };
-    let nearest = best(&mut known.keys().map(|name| join(section, name)))
-        .or_else(|| best(&mut all_paths("", all).into_iter()));
+    let here = known.keys().map(|name| join(section, name)).collect();
+    let nearest = most_similar(key, here).or_else(|| most_similar(key, all_paths("", all)));
     match nearest {
         Some(path) => error.hint(format!("did you mean `{path}`?")),
         None => error
             .hint(format!("known here: {}", known.keys().cloned().collect::<Vec<_>>().join(", "))),
     }
+}
+
+/// The path whose last key is the most similar to `key`, if one is similar at all.
+fn most_similar(key: &str, paths: Vec<String>) -> Option<String> {
+    let similarity_of = |path: &String| similarity(key, last(path));
+    let similar = paths.into_iter().filter(|path| similarity_of(path) > 0.75);
+    similar.max_by(|a, b| similarity_of(a).total_cmp(&similarity_of(b)))
+}
+
+/// From 0 to 1, which is also that of a key that contains the known name.
+fn similarity(key: &str, name: &str) -> f64 {
+    if key.contains(name) { 1.0 } else { strsim::jaro_winkler(key, name) }
 }
 
 fn last(path: &str) -> &str {
@@ -123,6 +130,16 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.to_string().contains(words), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn keys_without_a_default_are_known() {
+        let text = "[optimizer.own]\nname = \"a\"\nstate = [{ name = \"b\" }]\n\
+                    [checkpoint]\ndir = \"/c\"\n\
+                    [report]\ndir = \"/d\"\nprometheus_dir = \"/e\"\nlog_dir = \"/f\"";
+        assert_eq!(parse(text).unwrap().report.log_dir, Some(PathBuf::from("/f")));
+        let wrong = "[optimizer.own]\nname = \"a\"\nstate = [{ nam = \"b\" }]";
+        assert!(parse(wrong).unwrap_err().to_string().contains("optimizer.own.state.name"));
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! Wildcards in the names of drives.
+//! Wildcards in the paths of drives.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// Puts the directories that a pattern matches in its place, sorted; a path without wildcards, or
+/// Replaces each pattern by the directories that it matches, sorted. A path without wildcards, or
 /// one that exists under just that name, stays as it is.
 ///
 /// # Errors
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub fn expand_wildcards(patterns: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for pattern in patterns {
-        // glob takes text; a path that is none has no wildcards that anybody could have meant.
+        // glob takes text. A path that is no valid text is taken to have no wildcards.
         let text = pattern.to_str().filter(|text| text.contains(['*', '?', '[']));
         match text {
             Some(text) if !pattern.exists() => paths.extend(matches(text)?),
@@ -33,7 +33,7 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
     let found = glob::glob_with(pattern, options).map_err(|error| {
         Error::usage("a pattern of drives is malformed").with("pattern", pattern).because(error)
     })?;
-    // What cannot be read is no drive of this user; files cannot be drives.
+    // A directory that cannot be read is no drive of this user, and a file is no drive.
     let mut paths: Vec<PathBuf> = found.flatten().filter(|path| path.is_dir()).collect();
     paths.sort();
     if paths.is_empty() {
@@ -44,7 +44,7 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// How many names a pattern has at most; `None` if that depends on what there is.
+/// How many names a pattern matches at most; `None` if that depends on which files exist.
 pub(super) fn matches_at_most(pattern: &str) -> Option<u64> {
     let (mut count, mut rest) = (1u64, pattern);
     while let Some(at) = rest.find(['*', '?', '[']) {
@@ -55,7 +55,7 @@ pub(super) fn matches_at_most(pattern: &str) -> Option<u64> {
     Some(count)
 }
 
-/// How many characters a class has: `0-3` or `abx`.
+/// How many characters a class such as `0-3` or `abx` has; `None` for an empty or a negated one.
 fn characters(class: &str) -> Option<u64> {
     let all: Vec<char> = class.chars().collect();
     let (mut set, mut at) = (BTreeSet::new(), 0);

@@ -1,9 +1,10 @@
 //! The page that the ranks of a node share: one small file in memory, one record for each of them.
-//! Writing a record is one pwrite, reading the page one pread, so it costs a step nothing.
+//! Writing a record is one pwrite and reading the page one pread, which costs a step next to
+//! nothing.
 //!
-//! The file has no name any more once all have opened it, so nothing stays behind, however the job
-//! ends. A record that is read while it is written may be half old and half new: good enough for a
-//! diagnosis, which is all it is for.
+//! The file's name is removed once all ranks have opened it, so nothing stays behind, however the
+//! job ends. A record that is read while it is written may be half old and half new, which is good
+//! enough for the messages about late ranks that it serves.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use bytemuck::{Pod, Zeroable};
 
-/// Where the page may be, the best place first: in memory, so that a slow drive cannot stall it.
+/// Where the page may be, the best place first: in memory, where no slow drive can stall it.
 pub(super) const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
 
 const RECORD_BYTES: usize = size_of::<Record>();
@@ -35,7 +36,7 @@ pub(super) struct Record {
     pub changed_ms: u64,
     /// When the rank was last heard of: as `changed_ms`, and now and then while it waits.
     pub alive_ms: u64,
-    /// The last progress of late ranks on other hosts that this rank knows of.
+    /// When late ranks on other hosts last made progress, as far as this rank knows.
     pub elsewhere_ms: u64,
 }
 
@@ -53,8 +54,8 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Opens the page of this name in the first place that lets it, and creates it if no other rank
-    /// has.
+    /// Opens the page of this name in the first place where that is possible, and creates it if no
+    /// other rank has.
     pub fn open(places: &[&str], name: &str) -> io::Result<Self> {
         let mut refused = io::Error::from(io::ErrorKind::NotFound);
         for place in places {
@@ -69,7 +70,7 @@ impl Page {
         Err(refused)
     }
 
-    /// Takes the name away; who has the page open keeps it. Another rank may have done it.
+    /// Removes the page's name; open pages stay usable. Another rank may have removed it before.
     pub fn unlink(&self) {
         let _ = std::fs::remove_file(&self.path);
     }

@@ -1,6 +1,6 @@
-//! What a rank says about itself while it works, so that those who wait for it can say whom they
-//! wait for. A communicator that has a [`Presence`] hands it out; the step sets the phase, the I/O
-//! thread counts.
+//! What a rank publishes about itself while it works, so that ranks that wait for it can name it
+//! and what it is doing. A communicator may have a [`Presence`]; the step sets its phase, and the
+//! I/O thread its count of operations.
 
 use std::ops::Sub;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use super::{Communicator, Topology, gather_all};
 use crate::error::Result;
 use crate::units::Rank;
 
-/// I/O that completes is told to the page this often, at most.
+/// Completed operations are written to the page at most this often.
 const PROGRESS_EVERY_MS: u64 = 50;
 
 /// What a rank is doing, collectives aside.
@@ -45,7 +45,7 @@ impl Phase {
         Self::Sweep,
     ];
 
-    /// In words, for messages.
+    /// The phase in words, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -57,7 +57,7 @@ impl Phase {
         }
     }
 
-    /// The phase behind a number of the page.
+    /// The phase of a number on the page.
     #[cfg(feature = "mpi")]
     pub(super) fn from_number(number: u64) -> Self {
         Self::ALL.get(number as usize).copied().unwrap_or(Self::Starting)
@@ -91,7 +91,7 @@ impl Collective {
         }
     }
 
-    /// The collective behind a number of the page.
+    /// The collective of a number on the page.
     #[cfg(feature = "mpi")]
     pub(super) fn from_number(number: u64) -> Option<Self> {
         Self::ALL.get(usize::try_from(number).ok()?.checked_sub(1)?).copied()
@@ -101,14 +101,15 @@ impl Collective {
 /// How long a rank has been in collectives since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waits {
-    /// In collectives.
+    /// Time in collectives.
     pub inside: Duration,
-    /// Of that, not running: stopped, or without a processor. The others wait for it then.
+    /// The part of it in which the rank did not run, because it was stopped or had no processor, so
+    /// that the others waited for it.
     pub paused: Duration,
 }
 
 impl Waits {
-    /// Waiting for other ranks.
+    /// Time spent waiting for other ranks.
     pub fn waited(self) -> Duration {
         self.inside.saturating_sub(self.paused)
     }
@@ -125,7 +126,7 @@ impl Sub for Waits {
     }
 }
 
-/// What this rank says about itself, and where it says it. May be shared with other threads.
+/// What this rank publishes about itself, and the page on which it does. Threads may share it.
 #[derive(Debug)]
 pub struct Presence {
     topology: Topology,
@@ -140,15 +141,15 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Collective: opens the page of every node. A node whose ranks cannot share one does without:
-    /// then a rank knows of no other what it does.
+    /// Collective: opens the page of every node. If the ranks of a node cannot share one, none of
+    /// them knows what the others are doing.
     ///
     /// # Errors
-    /// As every collective.
+    /// Those of the communicator: peer if a rank does not answer in time.
     pub fn share(comm: &dyn Communicator) -> Result<Arc<Self>> {
         let topology = Topology::discover(comm)?;
         let mut locals: Vec<Rank> = topology.local_ranks().collect();
-        // Nobody can guess the name, and no two jobs have the same.
+        // The name is random, so that nobody can guess it and no two jobs have the same.
         let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
         let mine = format!("optswap-{}-{}", std::process::id(), random.trim());
         let name = gather_all(comm, &mine)?.swap_remove(locals[0].index());
@@ -177,13 +178,14 @@ impl Presence {
         Ok(Arc::new(Self { topology, locals, slot, page, record, inside_ns, paused_ns }))
     }
 
-    /// From now on this rank is in this phase.
+    /// Publishes that this rank is in this phase from now on.
     pub fn enter(&self, phase: Phase) {
         self.change(|record| record.phase = phase as u64);
     }
 
-    /// So many I/O operations have completed. May be called for every one of them: the page learns
-    /// it when something else has not just been written, or with what is written next.
+    /// Publishes how many I/O operations have completed so far. This may be called after every one
+    /// of them: the page is written only if its last change is some time ago, or with the next
+    /// change.
     pub fn progress(&self, completed_ops: u64) {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         record.completed_ops = completed_ops;
@@ -203,12 +205,12 @@ impl Presence {
         })
     }
 
-    /// Leaves it.
+    /// Leaves the collective.
     pub fn leave_collective(&self) {
         self.change(|record| record.collective = 0);
     }
 
-    /// A collective has taken so long, and for so long of that this rank was not running.
+    /// Adds the time of one collective.
     pub fn add_waits(&self, waits: Waits) {
         self.inside_ns.fetch_add(waits.inside.as_nanos() as u64, Ordering::Relaxed);
         self.paused_ns.fetch_add(waits.paused.as_nanos() as u64, Ordering::Relaxed);
@@ -225,7 +227,7 @@ impl Presence {
         &self.topology
     }
 
-    /// Whether this rank sees what that one says.
+    /// Whether this rank can read what `rank` publishes: both share a page.
     pub fn sees(&self, rank: Rank) -> bool {
         self.locals.contains(&rank)
     }
@@ -242,28 +244,29 @@ impl Presence {
     fn write(&self, record: &mut Record) {
         record.alive_ms = now_ms();
         if let Some(page) = &self.page {
-            // A page that cannot be written makes a diagnosis worse, and nothing else.
+            // If the page cannot be written, messages about late ranks say less; nothing else
+            // suffers.
             let _ = page.write(self.slot, record);
         }
     }
 }
 
-/// What those who wait look at.
+/// For ranks that wait.
 #[cfg(feature = "mpi")]
 impl Presence {
-    /// A sign of life while waiting.
+    /// Publishes that this rank is alive while it waits.
     pub(super) fn beat(&self) {
         self.write(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Late ranks on other hosts made progress at this time; the others of the node read it here.
-    pub(super) fn tell_progress_elsewhere(&self, elsewhere_ms: u64) {
+    /// Publishes when late ranks on other hosts made progress, for the other ranks of the node.
+    pub(super) fn publish_progress_elsewhere(&self, elsewhere_ms: u64) {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         record.elsewhere_ms = record.elsewhere_ms.max(elsewhere_ms);
         self.write(&mut record);
     }
 
-    /// What the ranks say that this one sees, itself included.
+    /// What all ranks on the page have published, this one included.
     pub(super) fn look(&self) -> Vec<(Rank, Record)> {
         let read = self.page.as_ref().and_then(|page| page.read(self.locals.len()).ok());
         match read {
@@ -276,19 +279,20 @@ impl Presence {
     }
 }
 
-/// Whether all of these ranks have written into this very page, and not into another of its name.
+/// Whether all of these ranks have written to this page, and not to another one of the same name.
 fn has_all(page: &Page, locals: &[Rank]) -> bool {
     let records = page.read(locals.len()).unwrap_or_default();
     let is_from = |(record, rank): (&Record, &Rank)| record.mark == u64::from(rank.0) + 1;
     records.len() == locals.len() && records.iter().zip(locals).all(is_from)
 }
 
-/// Says what this rank does as long as it lives, and afterwards that the caller computes.
+/// Publishes the phase of this rank for as long as this value lives, and then that the caller is
+/// computing between steps.
 #[derive(Debug)]
 pub struct Activity(Option<Arc<Presence>>);
 
 impl Activity {
-    /// Begins with this phase; nothing is said where the communicator has no [`Presence`].
+    /// Begins with this phase. Nothing is published if the communicator has no [`Presence`].
     pub fn begin(comm: &dyn Communicator, phase: Phase) -> Self {
         let activity = Self(comm.presence().cloned());
         activity.turn_to(phase);

@@ -1,4 +1,4 @@
-//! Who is late, and how that is said: pure functions of what ranks say about themselves.
+//! Which ranks are late, and the messages that say so: pure functions of what ranks publish.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use super::page::Record;
 use super::presence::{Collective, Phase};
 use crate::units::Rank;
 
-/// As many ranks are described one by one.
+/// The most ranks that a message describes one by one.
 const DESCRIBED_MAX: usize = 8;
 
-/// How long is too long.
+/// How long a rank waits before it warns, and before it gives up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Waiting this long is worth a warning.
@@ -26,43 +26,45 @@ impl Limits {
         Self { warning_ms: whole(stall_warning), peer_ms: whole(peer_timeout) }
     }
 
-    /// A rank that waits looks around this often, and gives a sign of life.
+    /// A rank that waits reads the page this often, and publishes that it is alive.
     pub fn look_every_ms(self) -> u64 {
         (self.warning_ms.min(self.peer_ms) / 10).clamp(10, 1000)
     }
 
-    /// A waiting rank without a sign of life for this long does not wait but hangs; a late one
-    /// without a change for this long makes no progress.
+    /// A waiting rank that has not published anything for this long is taken to hang; a late one
+    /// whose record has not changed for this long is taken to make no progress.
     pub fn silence_ms(self) -> u64 {
         (self.warning_ms.min(self.peer_ms) / 2).max(2 * self.look_every_ms())
     }
 
-    /// Whoever knows nobody to name gives up a little later, so that those who do are heard.
+    /// A rank that cannot name a late one gives up this much later, so that ranks that can do so
+    /// come first.
     pub fn patience_ms(self) -> u64 {
         (self.peer_ms / 4).min(5000)
     }
 }
 
-/// A rank that others wait for, as seen at one moment.
+/// What is known at one moment about a rank that others wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LateRank {
     pub rank: u32,
     phase: Phase,
     collective: Option<Collective>,
     completed_ops: u64,
-    /// Since it last changed anything: a phase, a collective, a completed operation.
+    /// Time since its record last changed: its phase, a collective, a completed operation.
     pub unchanged_ms: u64,
-    /// Since it was last heard of.
+    /// Time since it last published anything.
     silent_ms: u64,
 }
 
-/// The ranks of a node, as seen by one that waits in collective `number`.
+/// The ranks of a node, from the point of view of one that waits in collective `number`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NodeView {
-    /// Those that wait in the same one.
+    /// The ranks that wait in the same collective.
     pub waiting: Vec<u32>,
     pub late: Vec<LateRank>,
-    /// The last progress, of late ranks here or elsewhere, that anybody here knows of.
+    /// When late ranks, on this node or elsewhere, last made progress, as far as a rank of this
+    /// node knows.
     pub progress_ms: u64,
 }
 
@@ -71,7 +73,7 @@ impl NodeView {
         let mut view = Self::default();
         for (rank, record) in records {
             let silent_ms = now_ms.saturating_sub(record.alive_ms);
-            // One that has entered may have been stopped since, and then holds up all the same.
+            // A rank that has entered may have been stopped since, and then holds up the others.
             let hangs = record.collective != 0 && silent_ms > silence_ms;
             if record.entered > number || (record.entered == number && !hangs) {
                 view.waiting.push(rank.0);
@@ -91,25 +93,22 @@ impl NodeView {
         view
     }
 
-    /// The rank that speaks for the node.
+    /// The rank that sends messages to other nodes: the lowest that waits.
     pub fn speaker(&self) -> Option<u32> {
         self.waiting.iter().min().copied()
     }
 }
 
 impl LateRank {
-    /// As a notice that came `ago_ms` ago tells of it. What was going on then is taken to go on
-    /// until the next notice is due; what stood still then has stood still ever since.
-    pub fn told(self, ago_ms: u64, limits: Limits) -> Self {
+    /// This rank now, if the notice about it came `ago_ms` ago. Progress that it made then is taken
+    /// to go on until the next notice is due. If it made none, it has made none since.
+    pub fn aged(self, ago_ms: u64, limits: Limits) -> Self {
         let overdue_ms = ago_ms.saturating_sub(limits.warning_ms);
-        let since = |ms: u64| match ms > limits.silence_ms() {
-            true => ms + ago_ms,
-            false => ms + overdue_ms,
-        };
+        let since = |ms: u64| ms + if ms > limits.silence_ms() { ago_ms } else { overdue_ms };
         Self { unchanged_ms: since(self.unchanged_ms), silent_ms: since(self.silent_ms), ..self }
     }
 
-    /// Whether it is held up itself, in an earlier collective.
+    /// Whether it waits itself, in an earlier collective.
     fn is_waiting(&self, silence_ms: u64) -> bool {
         self.collective.is_some() && self.silent_ms <= silence_ms
     }
@@ -118,15 +117,17 @@ impl LateRank {
         let whom = format!("rank {} on {host}", self.rank);
         let phase = self.phase.name();
         if let Some(collective) = self.collective {
-            let sign = match self.is_waiting(silence_ms) {
-                true => "waiting as well".to_owned(),
-                false => format!("no sign of life for {}", seconds(self.silent_ms)),
+            let sign = if self.is_waiting(silence_ms) {
+                "waiting as well".to_owned()
+            } else {
+                format!("no sign of life for {}", seconds(self.silent_ms))
             };
             return format!("{whom}, {phase}, in {}, {sign}", collective.name());
         }
-        let progress = match self.unchanged_ms > silence_ms {
-            true => format!("no progress for {}", seconds(self.unchanged_ms)),
-            false => "making progress".to_owned(),
+        let progress = if self.unchanged_ms > silence_ms {
+            format!("no progress for {}", seconds(self.unchanged_ms))
+        } else {
+            "making progress".to_owned()
         };
         match self.completed_ops {
             0 => format!("{whom}, {phase}, {progress}"),
@@ -135,8 +136,8 @@ impl LateRank {
     }
 }
 
-/// Says who is late, and of whom nothing is known. Those that are held up themselves are named only
-/// if nobody else is to blame.
+/// A message that names the ranks that are late, and those of which nothing is known. Ranks that
+/// wait themselves are named only if all late ones do.
 pub(super) fn describe(
     late: &[LateRank],
     unknown: &[u32],
@@ -156,16 +157,14 @@ pub(super) fn describe(
     let together = |a: &u32, b: &u32| *b == *a + 1 && host(*a) == host(*b);
     for run in unknown.chunk_by(together).take(DESCRIBED_MAX) {
         let (first, last) = (run[0], run[run.len() - 1]);
-        let whom = match first == last {
-            true => format!("rank {first}"),
-            false => format!("ranks {first}-{last}"),
-        };
+        let whom =
+            if first == last { format!("rank {first}") } else { format!("ranks {first}-{last}") };
         said.push(format!("no word from {whom} on {}", host(first)));
     }
     said.join("; ")
 }
 
-/// A time as people read it.
+/// A time in seconds, with tenths if it is short.
 pub(super) fn seconds(ms: u64) -> String {
     match ms % 1000 / 100 {
         tenths if ms < 10_000 && tenths > 0 => format!("{}.{tenths} s", ms / 1000),
@@ -206,8 +205,8 @@ mod tests {
 
     #[test]
     fn what_one_rank_knows_of_other_hosts_moves_its_neighbours_too() {
-        let told = Record { elsewhere_ms: 9_000, ..record(7, 1, Phase::Norm, 9_999) };
-        assert_eq!(view(&[told, told]).progress_ms, 9_000);
+        let record = Record { elsewhere_ms: 9_000, ..record(7, 1, Phase::Norm, 9_999) };
+        assert_eq!(view(&[record, record]).progress_ms, 9_000);
     }
 
     #[test]
@@ -230,12 +229,12 @@ mod tests {
             describe(&view.late[3..], &[], &hosts, LIMITS.silence_ms()),
             "rank 3 on a, in step: norm, in MPI_Ibarrier, waiting as well"
         );
-        let told = |index: usize, ago_ms| {
-            view.late[index].told(ago_ms, LIMITS).describe("a", LIMITS.silence_ms())
+        let described = |index: usize, ago_ms| {
+            view.late[index].aged(ago_ms, LIMITS).describe("a", LIMITS.silence_ms())
         };
-        assert!(told(1, 900).contains("making progress"), "the next notice is not due");
-        assert!(told(1, 2_500).contains("no progress for 1.5 s"), "{}", told(1, 2_500));
-        assert!(told(2, 900).contains("no progress for 3.9 s"), "{}", told(2, 900));
+        assert!(described(1, 900).contains("making progress"), "the next notice is not due");
+        assert!(described(1, 2_500).contains("no progress for 1.5 s"), "{}", described(1, 2_500));
+        assert!(described(2, 900).contains("no progress for 3.9 s"), "{}", described(2, 900));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::units::Rank;
 
 /// Where every rank runs: its host's name, and its node. Ranks share a node if the communicator
-/// says so; where it does not know, if their hosts have one name.
+/// says so, or, if it does not know, if their hosts have the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     hosts: Vec<String>,
@@ -18,26 +18,26 @@ impl Topology {
     /// Collective: learns where every rank runs.
     ///
     /// # Errors
-    /// As every collective.
+    /// Those of the communicator: peer if a rank does not answer in time.
     pub fn discover(comm: &dyn Communicator) -> Result<Self> {
-        let seats = gather_all(comm, &(comm.host().to_owned(), comm.node()))?;
-        Ok(Self::new(seats, comm.rank()))
+        let places = gather_all(comm, &(comm.host().to_owned(), comm.node()))?;
+        Ok(Self::new(places, comm.rank()))
     }
 
     /// From every rank's host and [`Communicator::node`].
-    fn new(seats: Vec<(String, Option<u32>)>, rank: Rank) -> Self {
+    fn new(places: Vec<(String, Option<u32>)>, rank: Rank) -> Self {
         let mut order = std::collections::HashMap::new();
         let mut nodes: Vec<Vec<Rank>> = Vec::new();
-        for (rank, (host, node)) in seats.iter().enumerate() {
+        for (rank, (host, node)) in places.iter().enumerate() {
             // A number counts more than a name.
             let name = if node.is_none() { host.as_str() } else { "" };
-            let place = *order.entry((*node, name)).or_insert(nodes.len());
-            if place == nodes.len() {
+            let node_index = *order.entry((*node, name)).or_insert(nodes.len());
+            if node_index == nodes.len() {
                 nodes.push(Vec::new());
             }
-            nodes[place].push(Rank::from_index(rank));
+            nodes[node_index].push(Rank::from_index(rank));
         }
-        Self { hosts: seats.into_iter().map(|(host, _)| host).collect(), nodes, rank }
+        Self { hosts: places.into_iter().map(|(host, _)| host).collect(), nodes, rank }
     }
 
     /// The host of every rank.
@@ -56,7 +56,7 @@ impl Topology {
         mine.into_iter().flatten().copied()
     }
 
-    /// Where names of hosts and nodes do not fit, in words.
+    /// In words, where the names of hosts do not agree with the nodes; `None` if they agree.
     pub fn misnamed(&self) -> Option<String> {
         let host = |rank: &Rank| self.hosts[rank.index()].as_str();
         for ranks in &self.nodes {
@@ -89,9 +89,9 @@ impl Topology {
 mod tests {
     use super::*;
 
-    fn topology(seats: &[(&str, Option<u32>)], rank: u32) -> Topology {
-        let seats = seats.iter().map(|(host, node)| ((*host).to_owned(), *node));
-        Topology::new(seats.collect(), Rank(rank))
+    fn topology(places: &[(&str, Option<u32>)], rank: u32) -> Topology {
+        let places = places.iter().map(|(host, node)| ((*host).to_owned(), *node));
+        Topology::new(places.collect(), Rank(rank))
     }
 
     fn local(topology: &Topology) -> Vec<u32> {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn names_tell_nodes_where_nothing_else_does() {
+    fn ranks_of_one_host_name_share_a_node_if_nothing_else_is_known() {
         let found = topology(&[("a", None), ("b", None), ("a", None)], 2);
         assert_eq!(local(&found), [0, 2]);
         assert_eq!(found.nodes(), [vec![Rank(0), Rank(2)], vec![Rank(1)]]);

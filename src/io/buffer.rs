@@ -116,6 +116,11 @@ impl Buffer {
         self.index
     }
 
+    /// Address and length of the mapping that this buffer and its neighbours lie in.
+    pub fn arena(&self) -> (usize, usize) {
+        (self.arena.base.as_ptr() as usize, self.arena.len)
+    }
+
     /// Where the buffer begins. Pointers from here outlive borrows: whoever keeps one must also
     /// keep the buffer, unused, as [`super::Transfers`] does.
     pub(super) fn as_ptr(&self) -> *mut u8 {

@@ -11,17 +11,15 @@ mod buffer;
 mod engine;
 mod fault;
 mod load;
-mod meter;
 mod spec;
 mod threads;
 mod transfer;
 mod uring;
 
-pub use accounting::DriveTotals;
+pub use accounting::{DriveMeters, DriveTotals, Reading};
 pub use buffer::{Buffer, allocate_buffers, allocate_sized};
 pub use engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 pub use load::{Load, LoadKind, LoadResult, Loader};
-pub use meter::{DriveMeters, Reading};
 pub use spec::EngineSpec;
 pub use transfer::{Finished, IoCause, IoFault, Part, Transfer, Transfers};
 pub use uring::UringTrial;

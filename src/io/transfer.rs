@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::accounting::{Accounts, Completed, DriveTotals};
+use super::accounting::{Accounts, Completed, DriveMeters, DriveTotals};
 use super::buffer::Buffer;
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
-use super::meter::{DriveMeters, Metering};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timers::Tracer;
 
@@ -124,7 +123,6 @@ pub struct Transfers {
     lanes: Vec<[Lane; 2]>,
     in_flight: usize,
     accounts: Accounts,
-    metering: Metering,
     completed_ops: u64,
     done: Vec<OpDone>,
 }
@@ -132,25 +130,20 @@ pub struct Transfers {
 impl Transfers {
     /// Takes an engine of this depth that works on `files` files.
     pub fn new(engine: Box<dyn Engine>, depth: usize, files: usize) -> Self {
-        Self::metered(engine, depth, Arc::new(DriveMeters::new(files)), files)
+        Self::metered(engine, depth, Arc::new(DriveMeters::new(files)))
     }
 
-    /// As [`Self::new`]; what each file does while it is asked to can be read from `meters`.
-    pub fn metered(
-        engine: Box<dyn Engine>,
-        depth: usize,
-        meters: Arc<DriveMeters>,
-        files: usize,
-    ) -> Self {
+    /// Takes an engine of this depth that works on as many files as `meters` has; other threads can
+    /// read there what each file moves.
+    pub fn metered(engine: Box<dyn Engine>, depth: usize, meters: Arc<DriveMeters>) -> Self {
         Self {
             engine: ManuallyDrop::new(engine),
             depth: depth.max(1),
             active: ManuallyDrop::new(Slab::new()),
             moving: Slab::new(),
-            lanes: vec![Default::default(); files],
+            lanes: vec![Default::default(); meters.files()],
             in_flight: 0,
-            accounts: Accounts::new(files),
-            metering: Metering::new(meters),
+            accounts: Accounts::new(meters),
             completed_ops: 0,
             done: Vec::new(),
         }
@@ -263,8 +256,6 @@ impl Transfers {
         if ops.is_empty() {
             return Ok(());
         }
-        let now = Instant::now();
-        ops.iter().for_each(|op| self.metering.begin(op.file, op.direction, now));
         // SAFETY: each operation's memory lies in a buffer that `active` holds (checked in
         // `start`), parts do not overlap, and the buffer is not touched before its last part has
         // been reaped. Never more than `depth` are in flight.
@@ -282,8 +273,6 @@ impl Transfers {
         let lane = &mut self.lanes[file as usize][direction as usize];
         lane.in_flight -= 1;
         self.in_flight -= 1;
-        let moved = u64::from(done.result.unwrap_or(0));
-        self.metering.end(moving.part.file, direction, Instant::now(), moved);
         let cause = match done.result {
             // A signal or a moment's shortage: the same again.
             Err(libc::EINTR | libc::EAGAIN) => return lane.backlog.push_front(key),

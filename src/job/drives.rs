@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::chosen::ChosenDrives;
 use super::site::find_site;
 use crate::config::expand_wildcards;
 use crate::error::{Error, Result};
@@ -15,25 +16,6 @@ const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLU
 /// within one.
 const JOB_PLACES: [&str; 5] =
     ["$TMPDIR", "$LOCAL_SCRATCH", "$PBS_JOBFS", "/local/scratch", "/mnt/bb/$USER"];
-
-/// Drives, and what named them.
-#[derive(Debug, PartialEq)]
-pub struct ChosenDrives {
-    pub paths: Vec<PathBuf>,
-    /// Relative speeds, if the site tells them; else empty.
-    pub weights: Vec<f64>,
-    /// What the site expects of each, [`SiteDrive::gb_per_s`](crate::config::SiteDrive::gb_per_s);
-    /// else empty.
-    pub expected: Vec<Option<[f64; 3]>>,
-    /// For messages.
-    pub rule: String,
-}
-
-impl ChosenDrives {
-    fn plain(paths: Vec<PathBuf>, rule: &str) -> Self {
-        Self { paths, weights: Vec::new(), expected: Vec::new(), rule: rule.to_owned() }
-    }
-}
 
 /// This node's drives by the first rule that names any; wildcards are taken away. `site` is the
 /// value of `--site`. Says what it took, unless the caller has named it.

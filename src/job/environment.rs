@@ -44,6 +44,11 @@ const LAUNCHERS: [&str; 8] =
 /// A launcher is no further above this process.
 const ANCESTORS_MAX: usize = 6;
 
+/// The command line of this process, for results that say how a run was started.
+pub fn command_line() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 /// The variables of this process that matter.
 pub fn settings() -> BTreeMap<String, String> {
     // A name or value that is no text is none of these.

@@ -18,6 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::config::parse_ranges;
 use crate::coord::STALL_TARGET;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::DRIVES_TARGET;
@@ -55,12 +56,9 @@ impl FromStr for LogRanks {
         if text == "all" {
             return Ok(Self::All);
         }
-        let range = |part: &str| -> Option<RangeInclusive<u32>> {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            Some(first.parse().ok()?..=last.parse().ok()?)
-        };
-        let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
-        ranges.map(Self::Some).ok_or_else(|| format!("`{text}` is neither `all` nor like 0,3-5"))
+        parse_ranges(text)
+            .map(Self::Some)
+            .ok_or_else(|| format!("`{text}` is neither `all` nor like 0,3-5"))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A process as a rank of a job: how it was started, MPI, logs, panics, and the exit code. Programs
 //! call [`run_main`]; a library that embeds optswap does not, and keeps its own hooks and handlers.
 
+mod chosen;
 mod drives;
 mod environment;
 mod launcher;
@@ -16,18 +17,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
-pub use drives::{ChosenDrives, choose_drives, discover_drives, no_drive_named};
-pub use environment::{launcher_command, settings};
+pub use chosen::ChosenDrives;
+pub use drives::{choose_drives, discover_drives, no_drive_named};
+pub use environment::{command_line, launcher_command, settings};
 pub use launcher::Launcher;
 pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};
 pub use site::{NodeSite, directories_of, find_site};
 pub use table::{answer_table_request, table_request};
-pub use training::{Origin, Training};
+pub use training::{Origin, Training, TrainingBuilder};
 
 /// How to start.
 #[derive(Clone, Debug)]
@@ -40,6 +43,25 @@ pub struct Launch {
     pub log_ranks: LogRanks,
     /// Where each rank's log goes as lines of JSON, if anywhere.
     pub log_dir: Option<PathBuf>,
+}
+
+impl Default for Launch {
+    /// The defaults of `[timeouts]`; rank 0 logs, to the terminal alone.
+    fn default() -> Self {
+        Self::of(&Config::default())
+    }
+}
+
+impl Launch {
+    /// As a configuration says; rank 0 logs to the terminal.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            peer_timeout: config.peer_timeout(),
+            stall_warning: config.stall_warning(),
+            log_ranks: LogRanks::default(),
+            log_dir: config.report.log_dir.clone(),
+        }
+    }
 }
 
 /// Runs a rank: starts MPI where it is built in, sets up logs and the panic hook, runs `body`, and

@@ -4,7 +4,7 @@
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::drives::ChosenDrives;
+use super::chosen::ChosenDrives;
 use crate::config::{Site, SiteDrive, expand_wildcards};
 use crate::error::{Error, ErrorKind, Result};
 

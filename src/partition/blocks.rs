@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
-use super::cut::Piece;
+use super::piece::Piece;
 use super::{Partition, Run};
 use crate::units::{BLOCK_ELEMS, ParamIndex};
 
 const BLOCK: usize = BLOCK_ELEMS as usize;
-/// Blocks of one span: 256 Ki elements.
+/// Blocks of one span, which has 256 Ki elements.
 const BLOCKS_PER_SPAN: usize = 64;
 
 /// Neighbouring blocks, the work of one thread.
@@ -19,7 +19,7 @@ const BLOCKS_PER_SPAN: usize = 64;
 pub struct BlockSpan {
     /// Elements of the shard.
     pub in_shard: Range<usize>,
-    /// Elements of the first block that come before them and are not in the shard.
+    /// How many elements of the first block come before this range and are not in the span.
     pub lead: usize,
 }
 
@@ -31,7 +31,8 @@ pub struct NormBlocks {
 }
 
 impl BlockSpan {
-    /// The blocks: the elements of the shard in each, and how many of the block come before them.
+    /// The blocks of the span: the range of the shard that each has, and how many elements of the
+    /// block come before that range.
     pub fn blocks(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
         let (Range { start, end }, lead) = (self.in_shard.clone(), self.lead);
         let origin = start as isize - lead as isize;
@@ -44,13 +45,13 @@ impl BlockSpan {
 }
 
 impl NormBlocks {
-    /// Blocks of the flat space, for a shard that is one range of it from a block's start on.
+    /// Blocks of the flat space, for a shard that is one range of it and begins where a block does.
     pub fn of_flat_space(partition: &Partition, uncounted: &[Piece]) -> Self {
         let whole = BlockSpan { in_shard: 0..partition.elems() as usize, lead: 0 };
         Self { spans: split(whole), uncounted: parts_of(partition, uncounted) }
     }
 
-    /// Blocks of parameters.
+    /// Blocks of parameters, for a shard in pieces.
     pub fn of_parameters(partition: &Partition, uncounted: &[Piece]) -> Self {
         let span = |piece: &Run| BlockSpan {
             in_shard: piece.in_shard(),
@@ -60,13 +61,13 @@ impl NormBlocks {
         Self { spans, uncounted: parts_of(partition, uncounted) }
     }
 
-    /// Parts that can be summed apart from each other.
+    /// All spans, in shard order; each can be summed by itself.
     pub fn spans(&self) -> &[BlockSpan] {
         &self.spans
     }
 
-    /// The blocks within a range of the shard, such as a chunk. One that the range cuts is in two
-    /// parts then, which are added exactly, but not in the order of the whole.
+    /// The spans of the blocks within a range of the shard, such as a chunk. A block that the range
+    /// cuts is summed in two parts, which are added exactly, but in another order than a whole one.
     pub fn spans_within(&self, range: Range<usize>) -> impl Iterator<Item = BlockSpan> {
         let first = self.spans.partition_point(|span| span.in_shard.end <= range.start);
         let overlapping = self.spans[first..].iter();
@@ -78,7 +79,8 @@ impl NormBlocks {
         })
     }
 
-    /// Elements of the shard within a range of it whose copies elsewhere count.
+    /// The elements within a range of the shard that do not count because a copy on another rank
+    /// does.
     pub fn uncounted_within(&self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let first = self.uncounted.partition_point(|gap| gap.end <= range.start);
         let overlapping = self.uncounted[first..].iter().take_while(move |it| it.start < range.end);
@@ -96,7 +98,7 @@ fn split(span: BlockSpan) -> Vec<BlockSpan> {
     spans.collect()
 }
 
-/// Where these parts of parameters lie in the shard, as far as they do, in shard order.
+/// The ranges of the shard that these parts of parameters have, in shard order.
 fn parts_of(partition: &Partition, uncounted: &[Piece]) -> Vec<Range<usize>> {
     let mut by_param: std::collections::HashMap<ParamIndex, Vec<Range<u64>>> = Default::default();
     for piece in uncounted {

@@ -1,15 +1,16 @@
-//! Whether pieces are what they must be: parts of parameters, and together every element once.
+//! Checks of pieces: that they are parts of parameters, and that all ranks' pieces together have
+//! every element once.
 
-use super::cut::Piece;
+use super::piece::Piece;
 use crate::error::{Error, Result};
 use crate::state::Inventory;
 use crate::units::{ParamIndex, Rank};
 
-/// Checks the pieces of one rank: parts of known parameters, none of them twice. Empty pieces are
-/// left out.
+/// Checks that the pieces of one rank are parts of known parameters and do not overlap. Returns
+/// them without the empty ones.
 ///
 /// # Errors
-/// Usage, naming the first piece that is wrong by parameter and range.
+/// Usage, with parameter and range of the first piece that is wrong.
 pub fn check_pieces(inventory: &Inventory, pieces: &[Piece]) -> Result<Vec<Piece>> {
     for (number, piece) in pieces.iter().enumerate() {
         let wrong = |message: &str| {
@@ -44,12 +45,12 @@ pub fn check_pieces(inventory: &Inventory, pieces: &[Piece]) -> Result<Vec<Piece
     Ok(pieces)
 }
 
-/// Checks that the pieces of all ranks that share an inventory, each list as [`check_pieces`] left
-/// it, cover every element once; those of replicated parameters at least once. Gives each rank's
-/// elements that another rank has too and that count there.
+/// Checks that the pieces of all ranks that share an inventory cover every element once, and those
+/// of replicated parameters at least once. Each list must come from [`check_pieces`]. Returns for
+/// each rank the elements that another rank has too and that count there.
 ///
 /// # Errors
-/// Usage, naming the parameter and the range that nobody has, or that two ranks have.
+/// Usage, with the parameter and the range of elements that no rank has, or that two ranks have.
 pub fn check_cover(
     inventory: &Inventory,
     ranks: &[Rank],

@@ -5,38 +5,10 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::piece::Piece;
 use crate::error::{Error, Result};
 use crate::state::Inventory;
-use crate::units::{BLOCK_ELEMS, ParamIndex};
-
-/// A part of one parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Piece {
-    /// Which.
-    pub param: ParamIndex,
-    /// Its first element within the parameter.
-    pub offset: u64,
-    /// Number of elements.
-    pub elems: u64,
-}
-
-impl Piece {
-    /// Elements `offset..offset + elems` of a parameter.
-    pub fn new(param: ParamIndex, offset: u64, elems: u64) -> Self {
-        Self { param, offset, elems }
-    }
-
-    /// It in words.
-    pub fn describe(&self, inventory: &Inventory) -> String {
-        let name = inventory.parameters().get(self.param.index()).map_or("?", |it| &it.name);
-        format!("{name}[{}..{}]", self.offset, self.offset.saturating_add(self.elems))
-    }
-
-    /// Its elements within the parameter.
-    pub fn range(&self) -> Range<u64> {
-        self.offset..self.offset + self.elems
-    }
-}
+use crate::units::BLOCK_ELEMS;
 
 /// Which elements a shard has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,10 +25,11 @@ pub enum Cut {
 }
 
 impl Cut {
-    /// Whether it is a cut of this inventory.
+    /// Checks that this is a cut of the inventory.
     ///
     /// # Errors
-    /// As [`super::check_pieces`]; usage for a part that there is not.
+    /// Usage if a piece does not lie within a parameter of the inventory or overlaps another one,
+    /// or if `part` is not below `parts`.
     pub fn check(&self, inventory: &Inventory) -> Result<()> {
         match self {
             Self::Contiguous { part, parts } if part >= parts => {
@@ -69,8 +42,8 @@ impl Cut {
         }
     }
 
-    /// In words, the first difference to another cut; none if a rank may go on with the other's
-    /// shard, as far as the cut goes.
+    /// The first difference to another cut, as a text for each of the two. `None` if a rank with
+    /// this cut may go on with the other's shard.
     pub fn difference(&self, other: &Self, inventory: &Inventory) -> Option<(String, String)> {
         let name = |piece: Option<&Piece>| match piece {
             Some(piece) => piece.describe(inventory),
@@ -84,8 +57,9 @@ impl Cut {
             (Self::Own(ours), Self::Own(theirs)) => {
                 let mut places = 0..ours.len().max(theirs.len());
                 let first = places.find(|at| ours.get(*at) != theirs.get(*at))?;
-                let tell = |pieces: &[Piece]| format!("piece {first}: {}", name(pieces.get(first)));
-                Some((tell(ours), tell(theirs)))
+                let describe =
+                    |pieces: &[Piece]| format!("piece {first}: {}", name(pieces.get(first)));
+                Some((describe(ours), describe(theirs)))
             }
             (Self::Contiguous { parts: ours, .. }, Self::Contiguous { parts: theirs, .. })
                 if ours == theirs =>
@@ -96,7 +70,7 @@ impl Cut {
         }
     }
 
-    /// A number that is the same for cuts without a [`Self::difference`].
+    /// A number that is the same for all cuts that have no [`Self::difference`].
     pub fn fingerprint(&self) -> u64 {
         match self {
             Self::Contiguous { parts, .. } => u64::from(*parts),
@@ -132,10 +106,11 @@ pub struct Allotment {
     pub groups: u32,
     /// Its elements.
     pub cut: Cut,
-    /// Which part of the default cut each rank has that shares the inventory, by rank among them.
-    /// Nothing for pieces of the caller's own.
+    /// Which part of the default cut each rank has, for the ranks that share the inventory in their
+    /// order. Empty for pieces of the caller's own.
     pub parts: Vec<u32>,
-    /// Elements of this shard, maybe more, whose copies elsewhere count in the norm.
+    /// Elements that other ranks have too and that count in the norm there; some may not be in this
+    /// shard.
     pub uncounted: Vec<Piece>,
 }
 
@@ -168,8 +143,8 @@ pub(super) fn pieces_of_range(inventory: &Inventory, flat: Range<u64>) -> Vec<Pi
     pieces
 }
 
-/// The default cut: one contiguous range of the flat space per rank, at multiples of
-/// [`BLOCK_ELEMS`], as even as that allows. With fewer blocks than ranks, some ranges are empty.
+/// The default cut: one contiguous range of the flat space per rank. The ranges begin at multiples
+/// of [`BLOCK_ELEMS`] and are as even as that allows. With fewer blocks than ranks, some are empty.
 ///
 /// Twelve blocks over five ranks: 2, 2, 3, 2, 3.
 pub fn contiguous_ranges(total_elems: u64, ranks: usize) -> Vec<Range<u64>> {

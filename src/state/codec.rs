@@ -1,8 +1,9 @@
-//! How a state tensor lies on a drive: its codec, how many bytes that takes, and how values are
-//! rounded into it. The arithmetic is in `optim`.
+//! Codecs of state tensors: how their values are stored on the drives, in how many bytes, and how
+//! they are rounded. The arithmetic is in `optim`.
 
 use serde::{Deserialize, Serialize};
 
+use super::names::names;
 use crate::units::round_up;
 
 /// Elements that share one scale of [`Codec::Int8`].
@@ -11,7 +12,7 @@ pub const INT8_BLOCK_ELEMS: usize = 256;
 /// Sections of an extent are whole multiples of this, for direct I/O on every drive.
 const SECTION_GRAIN_BYTES: u64 = 4096;
 
-/// How a state tensor lies on a drive.
+/// How the values of a state tensor are stored on the drives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Codec {
@@ -21,14 +22,17 @@ pub enum Codec {
     /// The lower 16 bits of a binary32 master whose upper half is the bf16 parameter that the
     /// training job holds: 2 bytes an element, and nothing is lost.
     Remainder16,
-    /// bf16: 2 bytes an element, rounded.
+    /// bf16: 2 bytes an element, rounded as [`Rounding`] says.
     Bf16,
-    /// Eight bits an element and one binary32 scale for each [`INT8_BLOCK_ELEMS`] elements.
+    /// Eight bits an element and one binary32 scale for each [`INT8_BLOCK_ELEMS`] elements, rounded
+    /// as [`Rounding`] says.
     Int8,
 }
 
 impl Codec {
-    /// Bytes of a tensor of so many elements (whole blocks), scales included.
+    /// Bytes that a tensor of `padded_elems` elements takes on the drives, scales included: a
+    /// multiple of 4,096. `padded_elems` is a multiple of
+    /// [`BLOCK_ELEMS`](crate::units::BLOCK_ELEMS).
     pub fn section_bytes(self, padded_elems: u64) -> u64 {
         let bytes = match self {
             Self::Fp32 => 4 * padded_elems,
@@ -38,32 +42,35 @@ impl Codec {
         round_up(bytes, SECTION_GRAIN_BYTES)
     }
 
-    /// Bytes of a tensor's scales, which lie behind its elements.
+    /// Bytes of a tensor's scales, which are stored behind its elements.
     fn scale_bytes(self, padded_elems: u64) -> u64 {
         round_up(4 * padded_elems / INT8_BLOCK_ELEMS as u64, SECTION_GRAIN_BYTES)
     }
-
-    /// The name in configurations and files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-            Self::Remainder16 => "remainder16",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-        }
-    }
 }
 
-/// How values are rounded into a codec that cannot hold them.
+names! { Codec:
+    "fp32" = Fp32,
+    "remainder16" = Remainder16,
+    "bf16" = Bf16,
+    "int8" = Int8,
+}
+
+/// How values are rounded when their codec cannot hold them exactly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rounding {
-    /// To the nearest; of two, bf16 takes the even one, int8 the larger.
+    /// To the nearest value. Of two that are equally near, bf16 takes the even one, int8 the
+    /// larger.
     #[default]
     Nearest,
     /// Up or down at random, so that the mean is exact. The random bits are a function of seed,
     /// step, tensor and element, so that results do not depend on ranks, chunks or threads.
     Stochastic,
+}
+
+names! { Rounding:
+    "nearest" = Nearest,
+    "stochastic" = Stochastic,
 }
 
 #[cfg(test)]

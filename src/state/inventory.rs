@@ -1,5 +1,5 @@
 //! The inventory: every parameter of the model, in the caller's order. Laid end to end they are the
-//! flat space, which shards, norms and digests are counted in.
+//! flat space, in which shards, norms and digests count elements.
 
 use std::collections::HashMap;
 
@@ -16,23 +16,24 @@ pub struct Parameter {
     pub name: String,
     /// Its dimensions; no dimension is zero, a scalar has none.
     pub shape: Vec<usize>,
-    /// Which parameter group's hyper-parameters it follows (0 is the default group).
+    /// The number of the parameter group whose hyper-parameters it follows; 0 is the default group.
     pub group: usize,
     /// Whether there are copies of it, in other inventories under the same name or in pieces of
-    /// other ranks. One copy counts in the norm.
+    /// other ranks. Only one of the copies counts in the norm.
     #[serde(default)]
     pub replicated: bool,
 }
 
 impl Parameter {
-    /// A parameter of the default group.
+    /// A parameter of the default group that is not replicated. Names and shapes are checked by
+    /// [`Inventory::new`].
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
         Self { name: name.into(), shape: shape.into(), group: 0, replicated: false }
     }
 
-    /// The same, declared to be one of several copies, all of which get the same gradients: a layer
-    /// norm or a bias under tensor parallelism. The name tells which copies belong together, so it
-    /// is the same in all inventories that have one, and means nothing else in any other.
+    /// The same parameter, declared to be one of several copies that all get the same gradients, as
+    /// a layer norm or a bias under tensor parallelism. Copies are found by their name: all
+    /// inventories that have a copy use the same name, and none uses it for another parameter.
     #[must_use]
     pub fn replicated(self) -> Self {
         Self { replicated: true, ..self }
@@ -53,11 +54,11 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Checks and takes the parameters, in the caller's order.
+    /// Checks the parameters and keeps them in the caller's order.
     ///
     /// # Errors
-    /// Usage errors for no parameters, a dimension of zero, a name that is empty or used twice, or
-    /// more elements than 2^48.
+    /// Usage if there are no parameters, a dimension is zero, a name is empty or used twice, or one
+    /// parameter or all together have 2^48 elements or more.
     pub fn new(parameters: Vec<Parameter>) -> Result<Self> {
         if parameters.is_empty() {
             return Err(Error::usage("the inventory has zero parameters")
@@ -95,12 +96,13 @@ impl Inventory {
         &self.parameters
     }
 
-    /// One parameter.
+    /// One parameter. Panics if there is no parameter of this number.
     pub fn parameter(&self, param: ParamIndex) -> &Parameter {
         &self.parameters[param.index()]
     }
 
-    /// A digest of names and shapes in order: equal for the same model.
+    /// A digest of names and shapes in inventory order, as 32 hexadecimal digits: equal for the
+    /// same model.
     pub fn digest(&self) -> String {
         let mut hash = Xxh3::new();
         for Parameter { name, shape, .. } in &self.parameters {
@@ -112,27 +114,28 @@ impl Inventory {
         format!("{:032x}", hash.digest128())
     }
 
-    /// Elements of one parameter.
+    /// Number of elements of one parameter.
     pub fn elems(&self, param: ParamIndex) -> u64 {
         self.starts[param.index() + 1] - self.starts[param.index()]
     }
 
-    /// Where a parameter begins in the flat space, in elements.
+    /// The position of a parameter's first element in the flat space.
     pub fn flat_start(&self, param: ParamIndex) -> u64 {
         self.starts[param.index()]
     }
 
-    /// Elements of the whole flat space.
+    /// Number of elements of all parameters: the length of the flat space.
     pub fn total_elems(&self) -> u64 {
         self.starts[self.parameters.len()]
     }
 
-    /// Where an element of a parameter lies in the flat space.
+    /// The position in the flat space of element `offset` of a parameter.
     pub fn flat_of(&self, param: ParamIndex, offset: u64) -> u64 {
         self.flat_start(param) + offset
     }
 
-    /// The parameter that holds an element of the flat space.
+    /// The parameter that an element of the flat space belongs to, for positions below
+    /// [`Self::total_elems`].
     pub fn param_at(&self, flat: u64) -> ParamIndex {
         ParamIndex::from_index(self.starts.partition_point(|start| *start <= flat) - 1)
     }

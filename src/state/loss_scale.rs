@@ -1,31 +1,32 @@
-//! What the loss is multiplied by, so that small gradients survive 16-bit formats: a pure function
-//! of how steps ended, and so the same on every rank.
+//! The loss scale: what the loss is multiplied by, so that small gradients survive 16-bit formats.
+//! It is a pure function of how steps ended, and so the same on every rank.
 
 use serde::{Deserialize, Serialize};
 
-/// How the loss scale follows what steps find.
+/// How the loss scale follows the overflows of steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScaleRule {
-    /// The scale of the first step.
+    /// The scale of the first step: above 0.
     pub initial: f32,
-    /// Whether it follows at all.
+    /// Whether the scale ever changes.
     pub is_dynamic: bool,
-    /// What it is multiplied by after `growth_interval` steps without an overflow.
+    /// What the scale is multiplied by after `growth_interval` steps without an overflow: at least
+    /// 1.
     pub growth_factor: f32,
-    /// See there.
+    /// Number of steps without an overflow after which the scale is raised: at least 1.
     pub growth_interval: u64,
-    /// What it is multiplied by at an overflow.
+    /// What the scale is multiplied by at an overflow: above 0 and below 1.
     pub backoff_factor: f32,
-    /// So many overflows lower it once.
+    /// Number of overflows that lower the scale once: at least 1.
     pub hysteresis: u32,
-    /// Only overflows that follow each other count towards `hysteresis`.
+    /// Whether only overflows in consecutive steps count towards `hysteresis`.
     pub consecutive_hysteresis: bool,
-    /// It is never lower.
+    /// The scale is never lowered below this.
     pub minimum: f32,
 }
 
 impl LossScaleRule {
-    /// A loss that is not scaled.
+    /// The rule of a loss that is not scaled: always 1.
     pub const OFF: Self = Self {
         initial: 1.0,
         is_dynamic: false,
@@ -38,32 +39,32 @@ impl LossScaleRule {
     };
 }
 
-/// What a loss scaler remembers; it lies in records and checkpoints.
+/// What a loss scaler remembers from step to step; records and checkpoints hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossScalerState {
-    /// What the next loss is multiplied by.
+    /// What the loss of the next step is multiplied by.
     pub scale: f32,
     /// Steps without an overflow since the last change.
     pub good_steps: u64,
-    /// Overflows that are borne before the scale is lowered, the next one included.
+    /// Number of overflows after which the scale is lowered: 1 if the next one lowers it.
     pub hysteresis_left: u32,
 }
 
-/// What an outcome did to the scale.
+/// What the end of a step did to the scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScaleChange {
-    /// Nothing.
+    /// The scale is unchanged.
     Kept,
-    /// It has been raised.
+    /// The scale has been raised.
     Raised,
-    /// It has been lowered.
+    /// The scale has been lowered.
     Lowered,
-    /// It should have been lowered, but is at its minimum.
+    /// The scale should have been lowered, but is at its minimum.
     AtMinimum,
 }
 
-/// A loss scaler, as torch's `GradScaler` and DeepSpeed's `DynamicLossScaler`. Where the two differ
-/// (hysteresis), DeepSpeed's rule counts; with a hysteresis of 1 both are the same.
+/// A loss scaler like torch's `GradScaler` and DeepSpeed's `DynamicLossScaler`. The two differ in
+/// hysteresis, where this one does as DeepSpeed does; with a hysteresis of 1 all are the same.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScaler {
     rule: LossScaleRule,
@@ -78,17 +79,17 @@ impl LossScaler {
         Self { rule, state }
     }
 
-    /// What the next loss is to be multiplied by.
+    /// What the loss of the next step is to be multiplied by; above 0.
     pub fn scale(&self) -> f32 {
         self.state.scale
     }
 
-    /// What it remembers.
+    /// What the scaler remembers, for [`Self::restore`].
     pub fn state(&self) -> LossScalerState {
         self.state
     }
 
-    /// Goes on from what an earlier one remembered. A scale that never changes stays as it is
+    /// Goes on from what an earlier scaler remembered. A scale that never changes stays as it is
     /// configured now.
     pub fn restore(&mut self, state: LossScalerState) {
         if self.rule.is_dynamic {
@@ -98,7 +99,8 @@ impl LossScaler {
         }
     }
 
-    /// A step has ended: `overflowed` if it was skipped for an infinity or NaN on any rank.
+    /// Enters the end of a step. `overflowed` says that the step was skipped for an infinity or NaN
+    /// on any rank.
     pub fn update(&mut self, overflowed: bool) -> ScaleChange {
         let (rule, state) = (&self.rule, &mut self.state);
         if !rule.is_dynamic {

@@ -4,6 +4,7 @@
 mod codec;
 mod inventory;
 mod loss_scale;
+mod names;
 mod optimizer;
 
 use serde::{Deserialize, Serialize};
@@ -11,20 +12,24 @@ use serde::{Deserialize, Serialize};
 pub use codec::{Codec, INT8_BLOCK_ELEMS, Rounding};
 pub use inventory::{Inventory, Parameter};
 pub use loss_scale::{LossScaleRule, LossScaler, LossScalerState, ScaleChange};
+pub(crate) use names::names;
 pub use optimizer::{MASTER, OptimizerKind, OptimizerSpec, StateTensor, StateTensorSpec};
 
-/// Hyper-parameters of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
-/// arXiv 1711.05101), with torch's names and defaults. Read anew at every step.
+/// The hyper-parameters of a parameter group, with the names and defaults of torch's AdamW. Every
+/// step reads them anew, so a program may change them between two steps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hyperparameters {
-    /// Learning rate.
+    /// Learning rate: finite and not negative. Default 1e-3.
     pub lr: f64,
-    /// Decay rates of the first and second moment.
+    /// Decay rates of the first and second moment, each at least 0 and below 1; the first one is
+    /// SGD's momentum. Default [0.9, 0.999].
     pub betas: [f64; 2],
-    /// Added to the denominator.
+    /// Added to the denominator: finite and above 0. Default 1e-8.
     pub eps: f64,
-    /// Decoupled weight decay: every step multiplies the master by `1 - lr * weight_decay`.
+    /// Weight decay: finite and not negative. AdamW and Lion multiply the master by
+    /// `1 - lr * weight_decay` in every step; the other kinds add `weight_decay` times the master
+    /// to the gradient. Default 0.01.
     pub weight_decay: f64,
 }
 
@@ -35,7 +40,8 @@ impl Default for Hyperparameters {
 }
 
 impl Hyperparameters {
-    /// The first value that is out of range, as `name = value: what is allowed`.
+    /// Describes the first value that is out of range, as `name = value: what is allowed`; `None`
+    /// if all are in range.
     pub fn problem(&self) -> Option<String> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;

@@ -1,27 +1,28 @@
-//! Which optimizer: what it keeps for each parameter, by the names that torch gives it.
+//! Optimizers as data: which state tensors each keeps beside the parameters, by torch's names.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
 use super::codec::Codec;
+use super::names::names;
 
-/// One of a chunk's arrays.
+/// A state tensor: an array with one value for each element of the parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateTensor {
-    /// The name a user of the optimizer knows.
+    /// Its name, such as `master` or `exp_avg`.
     pub name: Cow<'static, str>,
-    /// How it lies on the drive.
+    /// How its values are stored on the drives.
     pub codec: Codec,
     /// Whether its values may be negative.
     pub is_signed: bool,
-    /// What it begins with.
+    /// The value of every element before the first step.
     pub initial: f32,
 }
 
 impl StateTensor {
-    /// The tensor of this name: of the optimizer that has one, or as a program's own optimizer
-    /// declares it. `None` if no optimizer may have a tensor of this name.
+    /// The tensor of this name as a built-in optimizer has it, or else as a program's own optimizer
+    /// would declare it. `None` if no optimizer may have a tensor of this name.
     pub fn named(name: &str, codec: Codec) -> Option<Self> {
         let mut all = OptimizerKind::ALL.iter().flat_map(|kind| kind.state_tensors(|_| codec));
         all.find(|tensor| tensor.name == name).or_else(|| {
@@ -34,7 +35,7 @@ impl StateTensor {
 /// The name of the fp32 parameters, the first state tensor of every optimizer.
 pub const MASTER: &str = "master";
 
-/// An update rule. All keep an fp32 master and moments that begin with zero.
+/// A built-in update rule. All keep an fp32 master and state tensors that begin with zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
@@ -52,10 +53,10 @@ pub enum OptimizerKind {
 }
 
 impl OptimizerKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 5] = [Self::AdamW, Self::Adam, Self::Sgd, Self::Lion, Self::Adagrad];
 
-    /// What it keeps beside the master.
+    /// The declaration of this kind: its state tensors beside the master.
     pub fn spec(self) -> OptimizerSpec {
         let signed = |name: &'static str| StateTensorSpec::new(name, 0.0);
         let unsigned = |name: &'static str| StateTensorSpec { is_signed: false, ..signed(name) };
@@ -68,32 +69,30 @@ impl OptimizerKind {
         OptimizerSpec { name: self.name().into(), state }
     }
 
-    /// The state tensors in the order in which they lie in an extent; `codec` tells how each does.
+    /// The state tensors, master first, in the order in which a chunk stores them, each in the
+    /// codec that `codec` gives for its name.
     pub fn state_tensors(self, codec: impl Fn(&str) -> Codec) -> Vec<StateTensor> {
         self.spec().tensors_in(codec)
     }
-
-    /// The name in configurations.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AdamW => "adamw",
-            Self::Adam => "adam",
-            Self::Sgd => "sgd",
-            Self::Lion => "lion",
-            Self::Adagrad => "adagrad",
-        }
-    }
 }
 
-/// What an optimizer keeps for each element beside the fp32 master. A program that updates with
-/// code of its own declares it in `Config::optimizer.own`; the built-in kinds are such
-/// declarations too.
+names! { OptimizerKind:
+    "adamw" = AdamW,
+    "adam" = Adam,
+    "sgd" = Sgd,
+    "lion" = Lion,
+    "adagrad" = Adagrad,
+}
+
+/// The declaration of an optimizer: which state tensors it keeps beside the fp32 master. A program
+/// that updates with code of its own declares its optimizer in `Config::optimizer.own`; the
+/// built-in kinds are such declarations too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerSpec {
-    /// The optimizer's name, for messages.
+    /// The optimizer's name, for messages; not empty.
     pub name: Cow<'static, str>,
-    /// Its state tensors, in the order in which they lie behind the master.
+    /// Its state tensors, at most 16, in the order in which a chunk stores them behind the master.
     #[serde(default)]
     pub state: Vec<StateTensorSpec>,
 }
@@ -102,16 +101,17 @@ pub struct OptimizerSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StateTensorSpec {
-    /// Its name: lower-case letters, digits and `_`.
+    /// Its name: 1 to 64 lower-case letters, digits or `_`, and neither `master` nor `model`.
     pub name: Cow<'static, str>,
-    /// What every element begins with. Default 0.
+    /// The value of every element before the first step: finite. Default 0.
     #[serde(default)]
     pub initial: f32,
-    /// How it lies on the drives: `fp32` (default), `bf16` or `int8`. Built-in kinds have theirs in
-    /// `[codecs]`.
+    /// How its values are stored on the drives: `fp32` (default), `bf16` or `int8`. The codecs of
+    /// built-in kinds are set in `[codecs]`.
     #[serde(default)]
     pub codec: Codec,
-    /// Not recorded on the drives, so a program's own tensors always have a sign.
+    /// Whether values may be negative. This is not recorded on the drives, so a program's own
+    /// tensors are always signed.
     #[serde(skip, default = "signed")]
     is_signed: bool,
 }
@@ -120,11 +120,11 @@ fn signed() -> bool {
     true
 }
 
-/// State tensors of one optimizer, beside the master.
+/// The most state tensors of one optimizer, beside the master.
 const STATE_TENSORS_MAX: usize = 16;
 
 impl OptimizerSpec {
-    /// The declaration of a program's own optimizer.
+    /// The declaration of a program's own optimizer; [`Self::problem`] checks it.
     pub fn own(
         name: impl Into<Cow<'static, str>>,
         state: impl IntoIterator<Item = StateTensorSpec>,
@@ -132,7 +132,7 @@ impl OptimizerSpec {
         Self { name: name.into(), state: state.into_iter().collect() }
     }
 
-    /// The master, in this codec, and the tensors as they are declared.
+    /// The master, in this codec, and then the state tensors as they are declared.
     pub fn state_tensors(&self, master: Codec) -> Vec<StateTensor> {
         let codec_of = |name: &str| {
             let spec = self.state.iter().find(|spec| spec.name == name);
@@ -147,7 +147,7 @@ impl OptimizerSpec {
         std::iter::once(master).chain(state).collect()
     }
 
-    /// What is wrong with the declaration, if anything.
+    /// What is wrong with the declaration, with what is allowed; `None` if nothing is.
     pub fn problem(&self) -> Option<String> {
         if self.name.is_empty() {
             return Some("name = \"\": must not be empty".to_owned());
@@ -169,12 +169,12 @@ impl OptimizerSpec {
 }
 
 impl StateTensorSpec {
-    /// A tensor that lies as fp32.
+    /// A tensor that is stored as fp32 and begins with `initial` in every element.
     pub fn new(name: impl Into<Cow<'static, str>>, initial: f32) -> Self {
         Self { name: name.into(), initial, codec: Codec::Fp32, is_signed: true }
     }
 
-    /// The same in another codec.
+    /// The same tensor, stored in another codec.
     #[must_use]
     pub fn with_codec(self, codec: Codec) -> Self {
         Self { codec, ..self }

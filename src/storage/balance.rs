@@ -1,30 +1,31 @@
-//! Whether drives do what their weights say, and what they are given if not. Pure decisions over
-//! what was measured.
+//! Whether drives are as fast as their weights say, and other weights if not: pure decisions from
+//! measurements.
 //!
-//! A drive is measured while it is asked to do something, in bytes per second of busy time. One
-//! that waits for work most of the time may look a little slower than it is, for its queue is
-//! short, but never slower for its share than one that is always busy. So weights that follow the
-//! measurement come to rest where all drives are equally busy.
+//! A drive is measured in bytes per second of busy time. A drive that waits for work most of the
+//! time may look a little slower than it is, because its queue is short, but never slower for its
+//! share than one that is always busy. So weights that follow the measurements settle where all
+//! drives are equally busy.
 
 use serde::{Deserialize, Serialize};
 
 use super::shares::normalized;
 
-/// What one drive did in some steps.
+/// What one drive moved in some steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DriveLoad {
     /// Bytes, read and written.
     pub bytes: [u64; 2],
     /// Nanoseconds with at least one read, and with at least one write, in flight.
     pub busy_ns: [u64; 2],
-    /// How many looked at it, one after the other or at the same time.
+    /// Number of ranks whose measurements are added up here, read and written.
     pub observers: [u32; 2],
-    /// Bytes per second, as in [`rates`], when it was last busy all the time; 0 if it never was.
+    /// Its rate in bytes per second, as in [`rates`], when it was last busy all the time; 0 if it
+    /// never was.
     pub known_bytes_per_s: f64,
 }
 
 impl DriveLoad {
-    /// Both together, as observers of the same drive.
+    /// The sum of two measurements of the same drive by different ranks.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let both = |a: [u64; 2], b: [u64; 2]| [a[0] + b[0], a[1] + b[1]];
@@ -37,8 +38,8 @@ impl DriveLoad {
         }
     }
 
-    /// Bytes per second of busy time, read and written. Observers who see the drive busy at the
-    /// same time share it, so theirs are added up.
+    /// Bytes per second of busy time, read and written. Ranks that keep the drive busy at the same
+    /// time share it, so their rates are added up.
     pub fn bytes_per_s(&self) -> [Option<f64>; 2] {
         [0, 1].map(|way| {
             let busy_s = self.busy_ns[way] as f64 / 1e9 / f64::from(self.observers[way]);
@@ -47,8 +48,8 @@ impl DriveLoad {
     }
 }
 
-/// What every drive can do, in bytes per second of the direction that takes a step longer; none for
-/// one that had nothing to do.
+/// The rate of every drive, in bytes per second of the direction that takes longer in a step;
+/// `None` for a drive that moved nothing.
 pub fn rates(loads: &[DriveLoad]) -> Vec<Option<f64>> {
     let moved = [0, 1].map(|way| loads.iter().map(|load| load.bytes[way]).sum::<u64>() as f64);
     let most = moved[0].max(moved[1]);
@@ -63,14 +64,15 @@ pub fn rates(loads: &[DriveLoad]) -> Vec<Option<f64>> {
 
 /// A drive that is busy for less than this part of the busiest one's time waits for others.
 const SATURATED: f64 = 0.85;
-/// A drive that waits is believed to be as fast as it was when it did not, unless it is slower than
-/// that beyond noise, or faster by more than rested drives are for a moment.
+/// A drive that waits is taken to be as fast as it was when it was always busy, unless it is now
+/// slower beyond noise, or faster than by this factor: idle drives are faster for a moment.
 const BURST: f64 = 1.6;
 
-/// A drive that waits is given no more than so many times its weight at once: it may be rested.
+/// A drive that waits gets at most this many times its weight at once, since it may be faster only
+/// for a moment.
 const RAISE_MAX: f64 = 4.0;
 
-/// How long each drive is busy, as a part of the busiest one's time.
+/// How long each drive is busy, as a fraction of the busiest one's time.
 fn busy_parts(loads: &[DriveLoad]) -> Vec<f64> {
     let busy = |load: &DriveLoad| {
         let way = |way: usize| match load.observers[way] {
@@ -83,8 +85,9 @@ fn busy_parts(loads: &[DriveLoad]) -> Vec<f64> {
     loads.iter().map(|load| if busiest > 0.0 { busy(load) / busiest } else { 1.0 }).collect()
 }
 
-/// The rates, but for drives that wait for others what is known of them. Where nothing is, they are
-/// believed to differ among themselves as their weights do.
+/// The rates that decisions are based on: those measured, but for drives that wait for others, the
+/// rate that is known of them. Waiting drives without a known rate are taken to differ from each
+/// other as their weights do.
 fn believable_rates(loads: &[DriveLoad], weights: &[f64]) -> Vec<Option<f64>> {
     let rates = rates(loads);
     let waits: Vec<bool> = busy_parts(loads).iter().map(|part| *part < SATURATED).collect();
@@ -94,18 +97,21 @@ fn believable_rates(loads: &[DriveLoad], weights: &[f64]) -> Vec<Option<f64>> {
     let (rate, weight) = strangers.fold((0.0, 0.0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
     let believable = |drive: usize| {
         let (own, known) = (rates[drive]?, loads[drive].known_bytes_per_s);
-        Some(match waits[drive] {
-            true if known == 0.0 && weight > 0.0 => weights[drive] * rate / weight,
-            true if (known / NOISE..known * BURST).contains(&own) => known,
-            true if known > 0.0 => own.min(known * RAISE_MAX),
-            _ => own,
+        Some(if !waits[drive] {
+            own
+        } else if known == 0.0 {
+            if weight > 0.0 { weights[drive] * rate / weight } else { own }
+        } else if (known / NOISE..known * BURST).contains(&own) {
+            known
+        } else {
+            own.min(known * RAISE_MAX)
         })
     };
     (0..loads.len()).map(believable).collect()
 }
 
-/// How far each drive is from its weight, as a factor: 0.25 for one that has come to do a quarter.
-/// The drives all together are what it is compared with.
+/// How far each drive's rate is from its weight, as a factor: 0.25 for a drive that does a quarter
+/// of what its weight says, compared with all drives together.
 fn factors(rates: &[Option<f64>], weights: &[f64]) -> Vec<f64> {
     let known = || rates.iter().zip(weights).filter_map(|(rate, weight)| Some(((*rate)?, weight)));
     let (rate, weight) = known().fold((0.0, 0.0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
@@ -127,7 +133,7 @@ fn middle(factors: &[f64], weights: &[f64]) -> f64 {
         below += weight;
         below > half - 1e-9
     };
-    // Of two, the faster one.
+    // Of two in the middle, the faster one.
     let upper = sorted.iter().find(reaches).map_or(1.0, |it| it.0);
     let is_even = (below - half).abs() < 1e-9;
     let above = sorted.iter().map(|it| it.0).find(|factor| *factor > upper);
@@ -136,43 +142,53 @@ fn middle(factors: &[f64], weights: &[f64]) -> f64 {
 
 /// Factors up to this are noise.
 pub const NOISE: f64 = 1.25;
-/// What factors beyond noise must amount to, multiplied over measurements: one at a quarter is
-/// seen at once, one at two thirds after a few.
+/// What factors beyond noise must amount to, multiplied over measurements. A drive at a quarter of
+/// its rate is noticed at once, one at two thirds after a few measurements.
 const ENOUGH: f64 = 2.0;
-/// So many measurements after a change, the first of which may have been half of the old.
+/// Number of measurements after a change in which smaller factors count. The first of them may
+/// still be half from before the change.
 const SETTLING: u32 = 4;
-/// What counts then.
+/// What counts as noise and as enough in these measurements.
 const NOISE_SETTLING: f64 = 1.08;
 const ENOUGH_SETTLING: f64 = 1.01;
-/// No drive is believed to be slower than this part of the fastest: it would get no work at all,
-/// and nobody would see it recover.
+/// No drive is taken to be slower than this fraction of the fastest: it would get no work at all,
+/// and its recovery would go unnoticed.
 const SLOWEST: f64 = 0.01;
-/// A drive that is slow again so soon after it was given more is believed more slowly next time.
+/// If a drive is slow again within this many measurements after it was given more, more evidence is
+/// needed the next time.
 const SOON: u32 = 16;
 const PATIENCE_MAX: f64 = 64.0;
-/// After an alarm that was none, so many measurements raise no other.
+/// Number of measurements without an alarm after a false one.
 const PAUSE: u32 = 8;
 
-/// A drive that does something else than its weight says.
+/// What is noise and what is enough evidence, as logarithms.
+fn thresholds(is_settling: bool) -> (f64, f64) {
+    let (noise, enough) =
+        if is_settling { (NOISE_SETTLING, ENOUGH_SETTLING) } else { (NOISE, ENOUGH) };
+    (noise.ln(), enough.ln())
+}
+
+/// A drive whose speed has changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     /// Which drive.
     pub drive: usize,
-    /// Its factor: below 1 if it is slower than its weight says.
+    /// Its rate relative to its weight: below 1 if it is slower than its weight says.
     pub factor: f64,
 }
 
-/// Keeps the weights of a node's drives, and watches whether they are still right: a cumulative sum
-/// of what is beyond noise (CUSUM; Page, Biometrika 1954), for each drive in both directions.
+/// Keeps the weights of a node's drives and detects when they are no longer right, by a cumulative
+/// sum of what is beyond noise (CUSUM; Page, Biometrika 1954): for each drive one sum for being
+/// slower and one for being faster.
 #[derive(Clone, Debug)]
 pub struct WeightKeeper {
     weights: Vec<f64>,
-    /// What each drive did when it was last busy all the time; 0 if it never was.
+    /// The rate of each drive when it was last busy all the time; 0 if it never was.
     known_bytes_per_s: Vec<f64>,
-    /// Logarithms.
+    /// The sums, as logarithms of factors.
     slower: Vec<f64>,
     faster: Vec<f64>,
-    /// By what the evidence for "faster" must be more.
+    /// The factor by which more evidence is needed for "faster".
     patience: Vec<f64>,
     /// Measurements since a drive was given more.
     since_raised: Vec<u32>,
@@ -201,22 +217,18 @@ impl WeightKeeper {
         &self.weights
     }
 
-    /// Takes a measurement in; whether there is enough evidence that the weights are wrong. Writes
-    /// into it what is known of each drive.
+    /// Enters a measurement and returns whether there is enough evidence that the weights are
+    /// wrong. Writes into the measurement the rate that is known of each drive.
     pub fn look(&mut self, loads: &mut [DriveLoad]) -> bool {
         let known = self.known_bytes_per_s.iter();
         loads.iter_mut().zip(known).for_each(|(load, known)| load.known_bytes_per_s = *known);
         let is_settling = self.settling > 0;
         self.settling = self.settling.saturating_sub(1);
         self.pause = self.pause.saturating_sub(1);
-        let thresholds = |is_settling: bool| match is_settling {
-            true => (NOISE_SETTLING.ln(), ENOUGH_SETTLING.ln()),
-            false => (NOISE.ln(), ENOUGH.ln()),
-        };
         let mut has_evidence = false;
         let factors = factors(&believable_rates(loads, &self.weights), &self.weights);
         self.learn(loads);
-        // Where one drive is faster than is believed, the others are not slower.
+        // If one drive is faster than its weight says, the others do not count as slower.
         let middle = middle(&factors, &self.weights);
         for (drive, factor) in factors.into_iter().enumerate() {
             self.since_raised[drive] = self.since_raised[drive].saturating_add(1);
@@ -238,19 +250,20 @@ impl WeightKeeper {
             let known = &mut self.known_bytes_per_s[drive];
             let Some(rate) = rates[drive] else { continue };
             let is_news = !(rate / NOISE..rate * NOISE).contains(known);
-            *known = match parts[drive] < SATURATED {
-                // If it waits, it could have done at least what it has done, in the busiest's time.
-                true if *known > 0.0 => known.max(rate * parts[drive]),
-                true => 0.0,
-                false if is_news => rate,
-                false => (*known + rate) / 2.0,
+            *known = if parts[drive] < SATURATED {
+                // It waits, so it could have moved at least what it did in the busiest one's time.
+                if *known > 0.0 { known.max(rate * parts[drive]) } else { 0.0 }
+            } else if is_news {
+                rate
+            } else {
+                (*known + rate) / 2.0
             };
             load.known_bytes_per_s = *known;
         }
     }
 
-    /// Decides on what all ranks of the node have measured; the drives whose speed has changed, if
-    /// the weights have been made anew.
+    /// Decides from what all ranks of the node have measured. Returns the drives whose speed has
+    /// changed if there are new weights, else `None`.
     pub fn decide(&mut self, loads: &[DriveLoad]) -> Option<Vec<Change>> {
         let factors = factors(&believable_rates(loads, &self.weights), &self.weights);
         let distance = |factor: f64| factor.max(1e-6).ln().abs();
@@ -269,13 +282,13 @@ impl WeightKeeper {
                 self.since_raised[drive] = 0;
             }
         }
-        // A drive nobody has measured keeps its weight among the others.
+        // A drive that was not measured keeps its weight.
         let weights = self.weights.iter().zip(&factors).map(|(weight, factor)| weight * factor);
         let weights: Vec<f64> = weights.collect();
         let fastest = weights.iter().copied().fold(0.0, f64::max);
         let floor = |weight: f64| if weight > 0.0 { weight.max(SLOWEST * fastest) } else { 0.0 };
         self.weights = normalized(&weights.into_iter().map(floor).collect::<Vec<_>>());
-        // Not prolonged by what is settled meanwhile.
+        // A change while the last one settles does not prolong the settling.
         if self.settling == 0 {
             self.settling = SETTLING;
         }
@@ -285,7 +298,7 @@ impl WeightKeeper {
         Some(changes.map(|(drive, factor)| Change { drive, factor: *factor }).collect())
     }
 
-    /// Somebody has said what the weights are.
+    /// Begins again with these weights.
     pub fn set(&mut self, weights: &[f64]) {
         *self = Self::new(weights);
     }

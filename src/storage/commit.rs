@@ -1,14 +1,14 @@
-//! The commit protocol, as far as it is decisions: pure functions of what every shard's records
-//! say. `tests/commit_protocol.rs` walks every interleaving of two and three ranks over these
-//! functions.
+//! The decisions of the commit protocol, as pure functions of what all shards' records say.
+//! `tests/commit_protocol.rs` walks every interleaving of two and three ranks over these functions.
 //!
-//! Each shard has two places for a record. A commit of epoch e + 1 writes the place that does not
-//! hold the last agreed record, on every rank, and is agreed when all have written. So at any
-//! moment every shard holds the last agreed record, and perhaps one newer that not all have.
+//! Each shard has two places for a record. A commit of epoch e + 1 writes, on every rank, the place
+//! that does not hold the last agreed record, and is agreed when all ranks have written. So at any
+//! moment every shard holds the last agreed record, and perhaps a newer one that not all shards
+//! have.
 //!
 //! A resume takes the newest stamp that all shards have, and first writes it again under a new
-//! incarnation, which overwrites whatever is newer: a redone step may give other bytes, and a
-//! record of the step that was lost must never be taken for one of the step that replaced it.
+//! incarnation, which overwrites any newer record: a step that is done again may give other bytes,
+//! and a record of the step that was lost must never be taken for one of the step that replaced it.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,12 +37,12 @@ pub type Places = [Option<Stamp>; 2];
 pub enum Verdict {
     /// No training step was ever committed.
     Fresh,
-    /// All shards have this stamp; to be written again under the new incarnation before any slot
-    /// is.
+    /// All shards have this stamp. It must be written again under the new incarnation before any
+    /// slot is written.
     Resume {
         /// The newest stamp that all shards have.
         stamp: Stamp,
-        /// Newer than any that a record names.
+        /// The new incarnation, higher than that of any record.
         incarnation: u64,
     },
     /// Steps were committed, but this shard has no record of a commit that the others have: one was
@@ -68,7 +68,7 @@ pub fn judge(shards: &[Places]) -> Verdict {
     if newest.epoch == 0 {
         return Verdict::Fresh;
     }
-    // The shard to blame is the one whose newest record is the oldest.
+    // The damaged shard is the one whose newest record is the oldest.
     let newest_of = |places: &Places| places.iter().flatten().max().copied();
     let oldest = (0..shards.len()).min_by_key(|shard| newest_of(&shards[*shard]));
     Verdict::Broken { shard: oldest.unwrap_or(0), newest }
@@ -79,7 +79,7 @@ pub fn place_of(places: &Places, stamp: Stamp) -> Option<usize> {
     places.iter().position(|held| *held == Some(stamp))
 }
 
-/// The place to write next: never the one of the last agreed record.
+/// The place to write next, which is never that of the last agreed record.
 pub fn place_beside(agreed: usize) -> usize {
     1 - agreed
 }

@@ -1,14 +1,15 @@
-//! What a drive is, as the kernel tells it: for the head of a benchmark's result.
+//! What kind of drive a directory lies on, as the kernel describes it: for the head of a
+//! benchmark's result.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::device::Device;
 use super::drive::filesystem_of;
-use super::trial::Device;
 
-/// A drive with everything that may explain its speed. Empty or `None` is what nothing tells.
+/// A drive with everything that may explain its speed. What is not known is empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DriveDetails {
@@ -16,7 +17,7 @@ pub struct DriveDetails {
     pub root: PathBuf,
     /// Its file system.
     pub filesystem: String,
-    /// How that is mounted: options of the mount and of the file system.
+    /// The options of the mount and of the file system.
     pub mount_options: String,
     /// The device.
     pub device: String,
@@ -32,17 +33,17 @@ pub struct DriveDetails {
     pub max_sectors_kb: Option<u64>,
     /// Bytes of a sector.
     pub logical_block_bytes: Option<u64>,
-    /// PCIe: speed and width of the link.
+    /// Speed and width of the PCIe link.
     pub link: Option<String>,
     /// The NUMA node that it is attached to.
     pub numa_node: Option<u32>,
 }
 
 impl DriveDetails {
-    /// Looks at a drive.
+    /// Reads the details of a drive.
     ///
     /// # Errors
-    /// If the directory cannot be looked at.
+    /// The kernel's, if the directory cannot be inspected.
     pub fn of(root: &Path) -> io::Result<Self> {
         let device = Device::of(root)?;
         let disk = Path::new("/sys/block").join(&device.disk);

@@ -1,4 +1,4 @@
-//! A shard's directory on one drive: what is in it, whether somebody alive holds it, and the lock.
+//! A shard's directory on one drive: its files, whether a living process holds it, and the lock.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind as IoKind;
@@ -16,10 +16,10 @@ use crate::units::Bytes;
 
 /// A killed process holds its lock until the kernel has ended its last operation.
 const LOCK_PATIENCE: Duration = Duration::from_secs(8);
-/// So long may a ring that has been closed keep its files.
+/// How long a ring that has been closed may keep its files.
 const CLOSING_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Where one shard lives on one drive.
+/// The directory of one shard on one drive.
 #[derive(Clone, Debug)]
 pub struct ShardDirectory {
     job: String,
@@ -29,8 +29,8 @@ pub struct ShardDirectory {
 }
 
 impl ShardDirectory {
-    /// The directory of shard number `shard` of `job` on `drive`. Named by shard, not by rank:
-    /// ranks move.
+    /// The directory of shard number `shard` of `job` on `drive`. It is named by shard and not by
+    /// rank, since another rank may go on with the shard.
     pub fn new(drive: &Path, job: &str, shard: u32) -> Self {
         let path = drive.join("optswap").join(job).join(format!("shard-{shard:05}"));
         Self { job: job.to_owned(), shard, drive: drive.to_owned(), path }
@@ -39,7 +39,7 @@ impl ShardDirectory {
     /// Every shard's directory on a drive, of every job or of one.
     ///
     /// # Errors
-    /// I/O errors of reading directories; a drive without any job has none.
+    /// Unavailable if a directory cannot be read; a drive without any job is no error.
     pub fn all_on(drive: &Path, job: Option<&str>) -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for (name, path) in entries(&drive.join("optswap"))? {
@@ -94,15 +94,15 @@ impl ShardDirectory {
         self.path.join("owner")
     }
 
-    /// The layout, if this is a durable shard.
+    /// The layout; `None` if this is no durable shard.
     ///
     /// # Errors
-    /// As [`ShardLayout::read`].
+    /// I/O if the file cannot be read; unavailable if another version of optswap wrote it.
     pub fn layout(&self) -> Result<Option<ShardLayout>> {
         ShardLayout::read(&self.layout_path())
     }
 
-    /// Who holds the directory, or held it last.
+    /// The process that holds the directory, or held it last.
     pub fn owner(&self) -> Option<Owner> {
         Owner::read(&self.owner_path())
     }
@@ -116,16 +116,17 @@ impl ShardDirectory {
     pub fn is_alive(&self) -> bool {
         match File::open(self.state_path()) {
             Ok(file) => self.lock(&file, CLOSING_PATIENCE).is_err(),
-            // What belongs to another user may be alive.
+            // A directory of another user may be held by a living process.
             Err(error) => error.kind() != IoKind::NotFound,
         }
     }
 
-    /// Opens and locks the state file, for looking at it or putting it right between two runs. The
-    /// lock lasts as long as the file is open.
+    /// Opens and locks the state file, to check or repair it between two runs. The lock lasts as
+    /// long as the file is open.
     ///
     /// # Errors
-    /// Unavailable if a living process holds it; state lost if it is gone; I/O.
+    /// Unavailable if a living process holds it; state lost if it is missing; I/O if it cannot be
+    /// opened.
     pub fn open_dead(&self, for_repair: bool) -> Result<File> {
         let opened = OpenOptions::new().read(true).write(for_repair).open(self.state_path());
         let file = opened.map_err(|error| self.unopened(error))?;
@@ -133,7 +134,7 @@ impl ShardDirectory {
         Ok(file)
     }
 
-    /// Removes directories of dead jobs; those that somebody alive holds stay.
+    /// Removes directories of dead jobs; those that a living process holds stay.
     ///
     /// # Errors
     /// Cannot create, if the system refuses.
@@ -144,7 +145,7 @@ impl ShardDirectory {
         directories.into_iter().try_for_each(|it| it.remove_dead().map(drop))
     }
 
-    /// Removes the directory of a dead job; false if somebody alive holds it.
+    /// Removes the directory of a dead job; false if a living process holds it.
     ///
     /// # Errors
     /// Cannot create, if the system refuses.
@@ -154,7 +155,7 @@ impl ShardDirectory {
                 .with("path", self.path.display())
                 .because(error)
         };
-        // Held until all is gone, so that nobody starts on what is being removed.
+        // The lock is held until all is removed, so that no job starts in this directory meanwhile.
         let _lock = match File::open(self.state_path()) {
             Ok(file) if self.lock(&file, CLOSING_PATIENCE).is_err() => return Ok(false),
             Ok(file) => Some(file),
@@ -162,20 +163,20 @@ impl ShardDirectory {
             Err(error) => return Err(refused(error)),
         };
         self.remove();
-        match self.path.exists() {
-            true => Err(refused(std::io::Error::other("files are left"))),
-            false => Ok(true),
+        if self.path.exists() {
+            return Err(refused(std::io::Error::other("files are left")));
         }
+        Ok(true)
     }
 
-    /// The order in which directories of shards are given up, if a kill may come in between: the
-    /// drive that holds records last, so that what is left is no job whose drive is missing.
+    /// Sorts directories into the order in which they are removed: that of the drive with records
+    /// comes last, so that a removal that is cut off leaves no job of which a drive is missing.
     pub(super) fn sort_for_removal(directories: &mut [&Self]) {
         let number = |it: &&Self| it.layout().ok().flatten().map_or(u32::MAX, |it| it.drive);
         directories.sort_by_cached_key(|it| std::cmp::Reverse(number(it)));
     }
 
-    /// Removes the records of a dead owner, which speak of bytes that go next.
+    /// Removes the records of a dead owner, before the state that they describe is removed.
     pub(super) fn forget_dead(&self) {
         if let Ok(file) = File::open(self.state_path())
             && self.lock(&file, CLOSING_PATIENCE).is_ok()
@@ -184,12 +185,12 @@ impl ShardDirectory {
         }
     }
 
-    /// Gives up what a dead owner has left, so that its bytes are free before anybody allocates.
+    /// Empties what a dead owner has left, so that its bytes are free before space is allocated.
     pub(super) fn reclaim(&self) -> Result<()> {
         let opened = OpenOptions::new().read(true).write(true).open(self.state_path());
         let Ok(file) = opened else { return Ok(()) };
         self.lock(&file, LOCK_PATIENCE)?;
-        // Records first: they speak of bytes that go now.
+        // Records go before the state that they describe.
         self.remove_records()?;
         file.set_len(0)
             .map_err(|error| self.refused("an old state file cannot be emptied").because(error))
@@ -216,8 +217,8 @@ impl ShardDirectory {
         }
     }
 
-    /// Checks that nobody alive holds the directory, without changing it. Gives the bytes that a
-    /// dead owner's file takes, which will be free for its successor.
+    /// Checks that no living process holds the directory, without changing it. Returns the bytes
+    /// that a dead owner's file takes, which will be free for this job.
     ///
     /// # Errors
     /// Unavailable if a living process holds it.
@@ -250,7 +251,7 @@ impl ShardDirectory {
             .hint("wait for it, stop it, or give this job another name with --job")
     }
 
-    /// Creates, locks and preallocates the state file, anew: what a dead owner left is gone.
+    /// Creates, locks and preallocates the state file. What a dead owner left is lost.
     pub(super) fn create(&self, bytes: u64, owner: &Owner) -> Result<File> {
         std::fs::create_dir_all(&self.path).map_err(|error| {
             self.refused("the shard directory cannot be created").because(error)
@@ -273,7 +274,7 @@ impl ShardDirectory {
         }
     }
 
-    /// Preallocates what a state file is too short by.
+    /// Makes a state file at least this long.
     pub(super) fn extend(&self, file: &File, bytes: u64) -> Result<()> {
         let found = file.metadata().map_or(0, |metadata| metadata.len());
         if found >= bytes {
@@ -288,7 +289,7 @@ impl ShardDirectory {
         })
     }
 
-    /// Opens and locks the state file of a durable shard as it is.
+    /// Opens and locks the existing state file of a durable shard.
     pub(super) fn reopen(&self, bytes: u64, owner: &Owner) -> Result<File> {
         let opened = open_direct(&self.state_path(), false);
         let file = opened.map_err(|error| self.unopened(error))?;
@@ -307,7 +308,7 @@ impl ShardDirectory {
         Ok(file)
     }
 
-    /// Whether a locked file is still the one with its name: somebody may have removed it between
+    /// Whether a locked file still has its name: another process may have removed it between
     /// opening and locking.
     fn is_in_place(&self, file: &File) -> bool {
         let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
@@ -330,7 +331,7 @@ impl ShardDirectory {
                 .refused("the drive asks for an alignment beyond 4,096 bytes")
                 .with("alignment", align));
         }
-        // A dead owner's bytes go first: the file is written whole before it is read.
+        // A dead owner's bytes may go: the file is written completely before it is read.
         file.set_len(0).and_then(|()| preallocate(file, bytes)).map_err(|error| {
             self.refused("the state file cannot be preallocated")
                 .with("needed", Bytes(bytes).human())
@@ -345,8 +346,8 @@ impl ShardDirectory {
             .map_err(|error| self.refused("the owner file cannot be written").because(error))
     }
 
-    /// Makes the names of files and directories durable, up to the drive's own directory. Some file
-    /// systems refuse to flush a directory; then names are as durable as they make them.
+    /// Flushes the directories up to the drive's own, so that the names of files are durable. Some
+    /// file systems refuse to flush a directory; how durable names are is then up to them.
     pub(super) fn sync_names(&self) {
         let below = |path: &&Path| path.starts_with(&self.drive);
         for path in self.path.ancestors().take_while(below) {
@@ -362,16 +363,17 @@ impl ShardDirectory {
             .with("path", self.path.display())
     }
 
-    /// Removes the records: nothing is committed any more.
+    /// Removes the records, so that nothing is committed any more.
     pub(super) fn forget(&self) {
-        // What cannot be removed is found by the next start.
+        // The next start finds what cannot be removed.
         self.record_paths().iter().for_each(|path| drop(std::fs::remove_file(path)));
     }
 
-    /// Removes the directory and all that optswap puts there, and the job's if it is empty then.
+    /// Removes the directory with all files of optswap's, and the job's directory if it is then
+    /// empty.
     pub fn remove(&self) {
-        // Errors are not worth stopping for: whoever starts next reclaims the directory. Records
-        // go before the state that they speak of.
+        // Errors are ignored, since the next start reclaims the directory. Records go before the
+        // state that they describe.
         let [first, second] = self.record_paths();
         for path in [first, second, self.layout_path(), self.state_path(), self.owner_path()] {
             let _ = std::fs::remove_file(path);
@@ -379,7 +381,7 @@ impl ShardDirectory {
         let mut directory = Some(self.path.as_path());
         for _ in 0..3 {
             let Some(path) = directory else { return };
-            // Stops at the first that others still use.
+            // The first directory that is not empty ends this.
             if std::fs::remove_dir(path).is_err() {
                 return;
             }
@@ -388,8 +390,8 @@ impl ShardDirectory {
     }
 }
 
-/// Names and paths in a directory; none if it does not exist or is a file: the drive's profile lies
-/// beside the directories of jobs.
+/// Names and paths in a directory; none if it does not exist or is a file, such as the drive's
+/// profile, which lies beside the directories of jobs.
 fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     let unreadable = |error: std::io::Error| {
         Error::new(ErrorKind::Unavailable, "a directory cannot be read")
@@ -430,8 +432,7 @@ pub(super) fn preallocate(file: &File, bytes: u64) -> std::io::Result<()> {
         return Ok(());
     }
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
-        // The first sweep writes every byte, so a file system without fallocate only learns of a
-        // full drive later.
+        // The first sweep writes every byte. Without fallocate, a full drive only shows then.
         Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes),
         result => Ok(result?),
     }

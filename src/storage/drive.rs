@@ -1,13 +1,13 @@
-//! A drive as the user names it: a directory on it. Looking at it changes nothing.
+//! Inspecting a drive, which a user names by a directory on it. Nothing is changed.
 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
 
-use super::trial::Device;
+use super::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What is known of a drive before anything is created on it.
+/// What is known about a drive before anything is created on it.
 #[derive(Clone, Debug)]
 pub struct Drive {
     /// The directory that the user named.
@@ -25,14 +25,14 @@ pub struct Drive {
 
 const MEMORY_FILESYSTEMS: [&str; 2] = ["tmpfs", "ramfs"];
 
-/// Those of other machines, of programs, and of containers.
+/// File systems of other machines, of programs, and of containers.
 const REMOTE_FILESYSTEMS: [&str; 12] = [
     "nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "orangefs", "panfs", "9p", "fuse",
     "overlay",
 ];
 
 impl Drive {
-    /// Looks at one drive.
+    /// Inspects one drive.
     ///
     /// # Errors
     /// Unavailable if it is missing, no directory, not writable, or if it is a memory file system
@@ -80,11 +80,12 @@ impl Drive {
     }
 }
 
-/// Looks at all drives. The same disk twice is no error, but it is said, as is a file system that
-/// is no local drive's own.
+/// Inspects all drives. Two directories on the same disk, and a file system that is not a local
+/// drive's own, are warnings.
 ///
 /// # Errors
-/// As [`Drive::inspect`]; usage if the same directory is named twice.
+/// Unavailable if a drive is missing, no directory, not writable, or a memory file system that
+/// `allow_filesystems` does not name; usage if the same directory is named twice.
 pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result<Vec<Drive>> {
     let inspect = |root: &PathBuf| Drive::inspect(root, allow_filesystems);
     let drives: Vec<Drive> = roots.iter().map(inspect).collect::<Result<_>>()?;
@@ -114,7 +115,8 @@ pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result
     Ok(drives)
 }
 
-/// The name of the file system that a path lies on, such as `ext4`; none if it cannot be asked.
+/// The name of the file system that a path lies on, such as `ext4`; `None` if that cannot be found
+/// out.
 pub fn filesystem_of(path: &Path) -> Option<String> {
     Some(filesystem_name(rustix::fs::statfs(path).ok()?.f_type as u64))
 }
@@ -129,7 +131,7 @@ pub fn is_local_filesystem(name: &str) -> bool {
     !REMOTE_FILESYSTEMS.contains(&name)
 }
 
-/// Whether two paths lie on one disk, as far as both can be asked.
+/// Whether two paths are known to lie on the same disk.
 pub fn same_disk(a: &Path, b: &Path) -> bool {
     matches!((Device::of(a), Device::of(b)), (Ok(a), Ok(b)) if a.disk == b.disk)
 }
@@ -147,17 +149,17 @@ fn same_directory(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// What direct I/O on an open file demands of offsets and lengths, where the kernel tells
-/// (statx `STATX_DIOALIGN`, Linux 6.1).
+/// The alignment in bytes that direct I/O on a file needs, where the kernel knows it (statx
+/// `STATX_DIOALIGN`, Linux 6.1).
 pub(super) fn direct_io_alignment(path: &Path) -> Option<u64> {
     let asked = StatxFlags::from_bits_retain(0x2000);
     let found = rustix::fs::statx(CWD, path, AtFlags::empty(), asked).ok()?;
-    let told = found.stx_mask & asked.bits() != 0;
+    let is_known = found.stx_mask & asked.bits() != 0;
     let align = u64::from(found.stx_dio_offset_align.max(found.stx_dio_mem_align));
-    (told && align > 0).then_some(align)
+    (is_known && align > 0).then_some(align)
 }
 
-/// Magic numbers of statfs(2) for the file systems that swap files meet.
+/// The name of a file system by its magic number in statfs(2).
 fn filesystem_name(magic: u64) -> String {
     let name = match magic & 0xffff_ffff {
         0xef53 => "ext4",

@@ -24,8 +24,8 @@ pub struct ExtentLayout {
 }
 
 impl ExtentLayout {
-    /// The layout of a chunk of `padded_elems` elements; with upper halves of the master if
-    /// `keeps_all` and the drives hold only lower ones otherwise.
+    /// The layout of a chunk of `padded_elems` elements. With `keeps_all`, and a master of which
+    /// the other sections have only lower halves, the upper halves are part of it.
     pub fn new(padded_elems: u64, tensors: &[StateTensor], keeps_all: bool) -> Self {
         let mut end = 0;
         let mut section = |bytes: u64| {
@@ -47,7 +47,7 @@ impl ExtentLayout {
         &self.sections
     }
 
-    /// Byte range of the master's upper halves, if they lie here.
+    /// Byte range of the master's upper halves, if they are part of the extent.
     pub fn upper_halves(&self) -> Option<Range<usize>> {
         self.upper_halves.clone()
     }

@@ -1,4 +1,4 @@
-//! Finding durable shards on drives, whatever the order in which the drives are named now.
+//! Finding durable shards on drives, in whatever order the drives are named now.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,22 +7,22 @@ use super::directory::ShardDirectory;
 use super::record::{Record, ShardLayout, read_record};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A durable shard as it lies on drives, with its directories in the shard's order of drives.
+/// A durable shard that was found on drives, with its directories in the shard's order of drives.
 #[derive(Clone, Debug)]
 pub struct FoundShard {
     /// Its layout.
     pub layout: ShardLayout,
-    /// One directory per drive, in the layout's order; `None` where the drive is not here.
+    /// One directory per drive, in the layout's order; `None` for a drive that was not named.
     pub directories: Vec<Option<ShardDirectory>>,
 }
 
 impl FoundShard {
-    /// All durable shards below these drives, of every job or of one, by job, creation
-    /// and number.
+    /// All durable shards on these drives, of every job or of one, sorted by job, creation and
+    /// number.
     ///
     /// # Errors
-    /// I/O errors, also if a shard has committed but lost its layout; unavailable if another
-    /// version of optswap wrote one.
+    /// Unavailable if a directory cannot be read or another version of optswap wrote a file; I/O if
+    /// a file cannot be read; state lost if a shard has a record but no layout.
     pub fn all_on(drives: &[PathBuf], job: Option<&str>) -> Result<Vec<Self>> {
         let mut found: BTreeMap<(String, u32, String), Self> = BTreeMap::new();
         for drive in drives {
@@ -46,10 +46,10 @@ impl FoundShard {
         Ok(found)
     }
 
-    /// The directories, if every drive is here.
+    /// The directories on all drives of the shard.
     ///
     /// # Errors
-    /// Unavailable, naming the missing drive as it was called when the job was created.
+    /// Unavailable if a drive was not named, with the path that it had when the job was created.
     pub fn complete(&self) -> Result<Vec<ShardDirectory>> {
         let missing = |number: usize| {
             let path = self.layout.drives.get(number).map_or(Path::new("?"), PathBuf::as_path);
@@ -64,11 +64,13 @@ impl FoundShard {
         directories.map(|(number, place)| place.clone().ok_or_else(|| missing(number))).collect()
     }
 
-    /// Both places of this shard's records; none of another creation of the job.
+    /// The records in both places of this shard; a record of another creation of the job is left
+    /// out.
     ///
     /// # Errors
-    /// As [`read_record`]. State lost if both places have been written and neither is whole: a
-    /// creation that was cut off leaves one of them empty.
+    /// I/O if a file cannot be read; unavailable if another version of optswap wrote it; state lost
+    /// if both places have been written and neither holds a whole record. A creation that was cut
+    /// off leaves one of them empty.
     pub fn records(&self) -> Result<[Option<Record>; 2]> {
         let Some(Some(first)) = self.directories.first() else { return Ok([None, None]) };
         let paths = first.record_paths();
@@ -83,17 +85,19 @@ impl FoundShard {
         Ok(records.map(|record| record.filter(|it| it.job_id == self.layout.job_id)))
     }
 
-    /// The newest record of this shard, whether or not other shards have its like.
+    /// The newest record of this shard, whether or not other shards have one of the same commit.
     ///
     /// # Errors
-    /// As [`Self::records`].
+    /// I/O if a file cannot be read; unavailable if another version of optswap wrote it; state lost
+    /// if both records are damaged.
     pub fn newest_record(&self) -> Result<Option<Record>> {
         Ok(self.records()?.into_iter().flatten().max_by_key(|record| record.stamp))
     }
 }
 
-/// A layout is written before the first record and removed after the last. So a record without one
-/// is no creation that was cut off, which may be done again, but damage, which must not be.
+/// A layout is written before the first record and removed after the last one. So a record without
+/// a layout is no creation that was cut off, which may be repeated, but damage, which must be
+/// reported.
 fn refuse_lost_layout(directory: &ShardDirectory) -> Result<()> {
     let layout = directory.layout_path();
     for path in directory.record_paths() {

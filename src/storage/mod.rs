@@ -1,6 +1,6 @@
-//! What lies where: drives (inspected, opened, preallocated, locked), the extent layout of a chunk,
-//! the placement of extents on stripe units, the slots of chunks, and the records of commits. No
-//! tensor data moves here.
+//! Where state lies on the drives: inspecting, locking and preallocating drives' files, the extent
+//! layout of a chunk, the placement of extents on stripe units, the slots of chunks, and the
+//! records of commits. No tensor data moves here.
 //!
 //! ```text
 //! DRIVE/optswap/profile.toml              what the drive can do, if it was probed
@@ -14,6 +14,7 @@
 pub mod balance;
 pub mod commit;
 mod details;
+mod device;
 mod directory;
 mod drive;
 mod extent;
@@ -29,6 +30,7 @@ mod slots;
 mod trial;
 
 pub use details::DriveDetails;
+pub use device::Device;
 pub use directory::ShardDirectory;
 pub use drive::{
     Drive, filesystem_of, inspect_drives, is_local_filesystem, is_memory_filesystem, may_create_in,
@@ -44,7 +46,7 @@ pub use scratch::scratch_file;
 pub use shard::ShardFiles;
 pub use shares::normalized;
 pub use slots::Slots;
-pub use trial::{Device, DriveTrial};
+pub use trial::DriveTrial;
 
-/// The target of messages in the log about drives of a node, which its first rank tells.
+/// The target of log messages about the drives of a node, which the node's first rank writes.
 pub const DRIVES_TARGET: &str = "optswap::drives";

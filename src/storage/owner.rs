@@ -1,16 +1,16 @@
-//! The owner file: who holds a shard directory, for the message only. Liveness is the lock on the
-//! state file, which ends with the last write of a dead process; this file cannot end it.
+//! The owner file: which process holds a shard directory. It serves messages only. Whether that
+//! process is alive is decided by the lock on the state file, which ends with its last write.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Who holds a shard directory.
+/// The process that holds a shard directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// The job's name.
     pub job: String,
-    /// Rank and number of ranks.
+    /// The rank.
     pub rank: u32,
     /// Number of ranks.
     pub ranks: u32,
@@ -18,14 +18,14 @@ pub struct Owner {
     pub host: String,
     /// The process.
     pub pid: u32,
-    /// The kernel's boot id: the process ended with that boot at the latest.
+    /// The kernel's boot id. If it differs now, the process has ended.
     pub boot_id: String,
     /// Whether the job shares its drives with no other.
     #[serde(default)]
     pub exclusive: bool,
 }
 
-/// The kernel's boot id: another one means that the machine was down in between.
+/// The kernel's boot id. If it differs from an earlier one, the machine was down in between.
 pub fn boot_id() -> String {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     boot_id.unwrap_or_default().trim().to_owned()
@@ -51,13 +51,13 @@ impl Owner {
         std::fs::write(path, text)
     }
 
-    /// Reads the file, as far as it can be read.
+    /// Reads the file; `None` if it cannot be read.
     pub fn read(path: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(path).ok()?;
         toml::from_str(&text).ok()
     }
 
-    /// Who the file names, as far as it can be read.
+    /// The owner that the file names, in words.
     pub fn describe(path: &Path) -> String {
         match Self::read(path) {
             Some(Self { rank, ranks, host, pid, .. }) => {

@@ -1,10 +1,10 @@
 //! Placement: which stripe unit of which drive holds which bytes of which extent.
 //!
-//! At first it is weighted RAID-0. Then it is a table that moves: an extent that is written is
-//! dealt anew if the drives' shares have changed since it was dealt last, on units that it owns and
-//! on free ones, of which every file has some. It is read where it was last written. A unit that it
-//! gives up is free when its replacement has been written; so the units of a committed slot, which
-//! is never written, stay what they are.
+//! At first this is weighted RAID-0. Later, extents move: when one is written and the drives'
+//! shares have changed since it was dealt last, it is dealt again, to units that it owns and to
+//! free ones, of which every file has some. It is read where it was last written. A unit that it
+//! gives up is free when its replacement has been written. So the units of a committed slot, which
+//! is never written, stay the same.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::shares::{Dealer, normalized, shares_within};
 use crate::units::{DriveIndex, ExtentIndex};
 
-/// One contiguous piece of I/O: bytes of an extent and where they lie on a drive.
+/// One contiguous piece of I/O: bytes of an extent and their position on a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The drive.
@@ -27,22 +27,22 @@ pub struct Segment {
     pub len: usize,
 }
 
-/// The units of extents that no longer lie where they were dealt at first, for a record: nothing
-/// for an extent that has never moved, 4 bytes and 4 for each unit for one that has.
+/// The units of extents that have moved since they were dealt at first, as a record stores them: 4
+/// bytes for each such extent and 4 for each of its units.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MovedUnits {
-    /// Places in the list of extents that was asked about, ascending.
+    /// Indices into the list of extents that was asked about, ascending.
     pub extents: Vec<u32>,
     /// Their units, extent by extent; counted over all drives, headroom included.
     pub units: Vec<u32>,
 }
 
-/// What came of new weights.
+/// The drives' shares that follow from new weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shares {
-    /// As the weights ask for.
+    /// The shares that the weights ask for.
     pub wanted: Vec<f64>,
-    /// As far as the files have room.
+    /// The shares for which the files have room.
     pub given: Vec<f64>,
 }
 
@@ -53,14 +53,14 @@ impl Shares {
     }
 }
 
-/// The table (extent) -> stripe units of one shard, shared by those who write and those who look.
+/// The table (extent) -> stripe units of one shard. Threads may share it.
 #[derive(Debug)]
 pub struct Placement {
     unit_bytes: u64,
-    /// Where in each drive's file its units begin.
+    /// The byte of each drive's file at which its units begin.
     first_byte: Vec<u64>,
     extent_bytes: Vec<u64>,
-    /// The first place of each extent in the table; one more at the end.
+    /// The index of each extent's first unit in the table; one more at the end.
     first_place: Vec<usize>,
     /// The number of each drive's first unit; one more at the end.
     first_unit: Vec<u32>,
@@ -69,37 +69,37 @@ pub struct Placement {
     table: Mutex<Table>,
 }
 
-/// Every unit is either free, or in one place of `units`, or taken by a write on its way.
+/// Every unit is either free, or once in `units`, or taken by a write in flight.
 #[derive(Clone, Debug)]
 struct Table {
-    /// What lies where, extent by extent.
+    /// The units of all extents, extent by extent.
     units: Vec<u32>,
     free: BTreeSet<u32>,
     dealer: Dealer,
-    /// How often the shares have changed.
+    /// How many times the shares have changed.
     version: u32,
     /// The version by which each extent was dealt.
     dealt_at: Vec<u32>,
     /// The version whose dealer counts the units that an extent has.
     counted_at: Vec<u32>,
     is_moved: Vec<bool>,
-    /// Where extents will lie whose write is on its way, unless where they lie now.
-    on_the_way: HashMap<usize, Deal>,
+    /// The new units of extents that are being written to other units than they have now.
+    in_flight: HashMap<usize, Deal>,
 }
 
 #[derive(Clone, Debug)]
 struct Deal {
     units: Vec<u32>,
-    /// Every unit came to a drive that has not too much.
+    /// Every unit came to the drive that its share asked for.
     is_complete: bool,
     version: u32,
 }
 
 impl Placement {
-    /// Deals the units of all extents to the drives by weight. `first_drive` rotates ties, so that
-    /// shards of few units do not all begin on the same drive. Weights are finite, not negative,
-    /// and not all zero; the configuration sees to it. On every drive that is used, `headroom` more
-    /// units, as a part of those dealt, are free.
+    /// Deals the units of all extents to the drives by weight. Of drives with the same load,
+    /// `first_drive` comes first, so that shards of few units do not all begin on the same drive.
+    /// Weights must be finite, not negative, and not all zero, as the configuration makes sure. On
+    /// every drive that is used, more units are free: `headroom` as a fraction of those dealt.
     pub fn weighted(
         extent_bytes: &[u64],
         unit_bytes: u64,
@@ -136,7 +136,7 @@ impl Placement {
             dealt_at: vec![0; extent_bytes.len()],
             counted_at: vec![0; extent_bytes.len()],
             is_moved: vec![false; extent_bytes.len()],
-            on_the_way: HashMap::new(),
+            in_flight: HashMap::new(),
             units,
         };
         Self {
@@ -150,18 +150,18 @@ impl Placement {
         }
     }
 
-    /// The same in files that hold so many bytes of something else before.
+    /// The same placement, behind so many bytes of each drive's file that hold something else.
     pub fn behind(self, first_byte: Vec<u64>) -> Self {
         assert_eq!(first_byte.len(), self.first_byte.len(), "one for each drive");
         Self { first_byte, ..self }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // No change can be left half-way but by a defect here, which ends the process.
+        // A panic in the middle of a change would be a defect, which ends the process.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that this takes in the shard's file on each drive, headroom included.
+    /// Bytes that all units take in the shard's file on each drive, headroom included.
     pub fn drive_bytes(&self) -> Vec<u64> {
         let ends = self.first_unit.windows(2);
         ends.map(|ends| u64::from(ends[1] - ends[0]) * self.unit_bytes).collect()
@@ -172,33 +172,33 @@ impl Placement {
         self.extent_bytes[extent.index()]
     }
 
-    /// Where an extent was last written, in its order; neighbours in file and extent are joined.
+    /// Where an extent was last written, in its order. Segments that are adjacent both in the file
+    /// and in the extent are joined.
     pub fn segments(&self, extent: ExtentIndex) -> Vec<Segment> {
         let table = self.table();
         self.segments_of(extent, &table.units[self.places_of(extent)])
     }
 
-    /// Where an extent is to be written now. Until [`Self::end_write`] it lies where it did.
+    /// Where an extent is to be written now. Until [`Self::end_write`], [`Self::segments`] stays
+    /// what it was.
     pub fn begin_write(&self, extent: ExtentIndex) -> Vec<Segment> {
         let mut table = self.table();
-        self.deal_anew(&mut table, extent);
-        let units = match table.on_the_way.get(&extent.index()) {
+        self.deal_again(&mut table, extent);
+        let units = match table.in_flight.get(&extent.index()) {
             Some(deal) => &deal.units,
             None => &table.units[self.places_of(extent)],
         };
         self.segments_of(extent, units)
     }
 
-    /// The write of an extent has ended: if everything has moved, it lies there from now on, and
-    /// what it gave up is free; if not, it lies where it did, as far as it is anything.
+    /// Enters the end of an extent's write. If all of it has been written, it lies at the new place
+    /// from now on, and units that it gave up are free. If not, it lies where it did before.
     pub fn end_write(&self, extent: ExtentIndex, has_moved: bool) {
         let table = &mut *self.table();
-        let Some(deal) = table.on_the_way.remove(&extent.index()) else { return };
+        let Some(deal) = table.in_flight.remove(&extent.index()) else { return };
         let owned = &mut table.units[self.places_of(extent)];
-        let (kept, given_up) = match has_moved {
-            true => (deal.units, owned.to_vec()),
-            false => (owned.to_vec(), deal.units),
-        };
+        let (kept, given_up) =
+            if has_moved { (deal.units, owned.to_vec()) } else { (owned.to_vec(), deal.units) };
         let is_given_up = |unit: &u32| !kept.contains(unit);
         table.free.extend(given_up.into_iter().filter(is_given_up));
         owned.copy_from_slice(&kept);
@@ -211,7 +211,7 @@ impl Placement {
         }
     }
 
-    /// New weights of the drives, for everything that is written from now on.
+    /// Sets the weights of the drives for everything that is written from now on.
     pub fn reweigh(&self, weights: &[f64]) -> Shares {
         let mut table = self.table();
         let wanted = normalized(weights);
@@ -224,12 +224,12 @@ impl Placement {
         Shares { wanted, given }
     }
 
-    /// The drives' shares of what is written now.
+    /// The drives' shares of what is written from now on.
     pub fn shares(&self) -> Vec<f64> {
         self.table().dealer.shares().to_vec()
     }
 
-    /// The units of those of these extents that have moved.
+    /// The units of those of these extents that have moved since they were dealt at first.
     pub fn moved_units(&self, extents: &[ExtentIndex]) -> MovedUnits {
         let table = self.table();
         let mut moved = MovedUnits::default();
@@ -242,8 +242,8 @@ impl Placement {
         moved
     }
 
-    /// Goes back to a record: these extents lie where it says, the others anywhere else. What they
-    /// hold is of no use.
+    /// Goes back to a record: these extents lie where it says. The others get any other units;
+    /// their contents are lost.
     ///
     /// # Errors
     /// If the record cannot be one of this placement; nothing has changed then.
@@ -301,7 +301,7 @@ impl Placement {
         table.counted_at.fill(stale);
         table.dealer = self.first_deal.with_shares(shares.to_vec());
         (table.units, table.free, table.is_moved) = (units, free, is_moved);
-        table.on_the_way.clear();
+        table.in_flight.clear();
         Ok(())
     }
 
@@ -316,12 +316,12 @@ impl Placement {
         places.map(deal).collect()
     }
 
-    /// Chooses units for an extent whose shares are no longer those by which it was dealt. Each is
-    /// one of its own or a free one. Where a drive has none, the next best is taken, and the extent
-    /// is dealt again when it is written again.
-    fn deal_anew(&self, table: &mut Table, extent: ExtentIndex) {
+    /// Chooses units for an extent if the shares have changed since it was dealt. Each is one of
+    /// its own or a free one. If the drive whose turn it is has none, another drive takes the unit,
+    /// and the extent is dealt again when it is written next.
+    fn deal_again(&self, table: &mut Table, extent: ExtentIndex) {
         let index = extent.index();
-        if table.dealt_at[index] == table.version || table.on_the_way.contains_key(&index) {
+        if table.dealt_at[index] == table.version || table.in_flight.contains_key(&index) {
             return;
         }
         let owned = &table.units[self.places_of(extent)];
@@ -351,10 +351,10 @@ impl Placement {
             table.dealt_at[index] = if is_complete { version } else { table.dealt_at[index] };
             return;
         }
-        table.on_the_way.insert(index, Deal { units, is_complete, version });
+        table.in_flight.insert(index, Deal { units, is_complete, version });
     }
 
-    /// What part of all units each drive has room for.
+    /// Which fraction of all units each drive has room for.
     fn rooms(&self) -> Vec<f64> {
         let all = self.first_place.last().copied().unwrap_or(0).max(1) as f64;
         self.first_unit.windows(2).map(|ends| f64::from(ends[1] - ends[0]) / all).collect()

@@ -1,5 +1,5 @@
-//! What a drive can do: its measured bandwidths, kept beside the data so that later jobs stripe by
-//! them. Measuring happens elsewhere; here is only the file.
+//! A drive's profile: its measured bandwidths, kept in a file beside the data so that later jobs
+//! stripe by them. Measuring them is not done here.
 
 use std::io::ErrorKind as IoKind;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use crate::error::{Error, ErrorKind, Result};
 /// The bandwidths of one drive, as `optswap probe` measured them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DriveProfile {
-    /// Reading alone.
+    /// Bandwidth of reading alone.
     pub read_bytes_per_s: f64,
-    /// Writing alone.
+    /// Bandwidth of writing alone.
     pub write_bytes_per_s: f64,
-    /// Reading and writing at the same time, in equal parts: both directions together.
+    /// Bandwidth of both directions together, reading and writing equal parts at the same time.
     pub mixed_bytes_per_s: f64,
-    /// As `mixed_bytes_per_s`, while all drives of the node that were probed with it worked too.
-    /// It is lower where drives share something: one device, one switch. 0: not measured.
+    /// The same bandwidth while all other drives of the node that were probed with it worked too.
+    /// It is lower if drives share a device or a switch. 0 if it was not measured.
     #[serde(default)]
     pub mixed_together_bytes_per_s: f64,
     /// How much the mixed bandwidth varies from moment to moment: standard deviation / mean.
     #[serde(default)]
     pub spread: f64,
-    /// Nanoseconds of a processor that this process needed for one byte moved in either direction.
-    /// 0: not measured.
+    /// Processor time in nanoseconds that one byte took in either direction. 0 if it was not
+    /// measured.
     #[serde(default)]
     pub cpu_ns_per_byte: f64,
     /// When it was measured: seconds since 1970.
@@ -33,7 +33,7 @@ pub struct DriveProfile {
 }
 
 impl DriveProfile {
-    /// Where a drive's profile lies.
+    /// The path of a drive's profile.
     pub fn path(root: &Path) -> PathBuf {
         root.join("optswap").join("profile.toml")
     }
@@ -65,7 +65,7 @@ impl DriveProfile {
         }
     }
 
-    /// Writes the profile, in one piece: a reader sees the old one or the new one.
+    /// Replaces the profile atomically: a reader finds the old one or the new one.
     ///
     /// # Errors
     /// Cannot create, if the file cannot be written.
@@ -89,8 +89,8 @@ impl DriveProfile {
         })
     }
 
-    /// The drive's share of a stripe, relative to other drives: what it moves in both directions
-    /// at once, as a step asks of it, while its neighbours work too.
+    /// The drive's share of a stripe, relative to other drives: the bandwidth of both directions
+    /// together, as a step uses it, while the other drives work too.
     pub fn weight(&self) -> f64 {
         match self.mixed_together_bytes_per_s {
             0.0 => self.mixed_bytes_per_s,

@@ -1,5 +1,5 @@
-//! What a durable shard says about itself: its layout, written once on every drive, and a record of
-//! each commit, in two places that take turns.
+//! The files that describe a durable shard: its layout, written once on every drive, and a record
+//! of each commit, in two places that take turns.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -18,7 +18,7 @@ use crate::wire::{Frame, Unsealed};
 const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 3 };
 const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 3 };
 
-/// How a durable shard lies on its drives. It wins over the configuration of a later start.
+/// How a durable shard lies on its drives. A later start goes by this, not by its configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShardLayout {
     /// Drawn when the job was created; the same in all its shards and on all their drives.
@@ -35,7 +35,7 @@ pub struct ShardLayout {
     pub drives: Vec<PathBuf>,
     /// Relative speeds of the drives at the start.
     pub weights: Vec<f64>,
-    /// Free units in the files, as a part of those that were dealt.
+    /// Free units in the files, as a fraction of those that were dealt.
     pub stripe_headroom: f64,
     /// Bytes that lie together on one drive.
     pub stripe_unit_bytes: u64,
@@ -56,7 +56,8 @@ pub struct ShardLayout {
 }
 
 impl ShardLayout {
-    /// The shard among those of its job, for a look at it. (What counts in the norm is not known.)
+    /// The shard among those of its job, for tools that read it. Which elements count in the norm
+    /// is not known, and so left empty.
     pub fn allotment(&self) -> Allotment {
         let parts = match &self.cut {
             Cut::Contiguous { parts, .. } => (0..*parts).collect(),
@@ -79,7 +80,7 @@ impl ShardLayout {
     /// Cannot-create errors with the path.
     pub fn write(&self, path: &Path) -> Result<()> {
         let sealed = LAYOUT.seal(self)?;
-        // Once, at creation; so it need not be asked whether commits are flushed.
+        // Flushed always, whatever the configuration says of commits: it is written only once.
         let write = || {
             let mut file = File::create(path)?;
             file.write_all(&sealed)?;
@@ -95,7 +96,7 @@ impl ShardLayout {
     /// Reads a layout; `None` if there is none that was written to its end.
     ///
     /// # Errors
-    /// I/O errors; unavailable if another version of optswap wrote it.
+    /// I/O if the file cannot be read; unavailable if another version of optswap wrote it.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
@@ -126,7 +127,7 @@ pub struct Record {
     pub update_counts: Vec<u64>,
     /// The committed slot of every chunk.
     pub slots: Vec<u8>,
-    /// Where chunks lie in that slot that do not lie where the layout's weights put them.
+    /// The units of committed chunks that do not lie where the layout's weights put them.
     pub moved: MovedUnits,
     /// The drives' shares of what is written.
     pub shares: Vec<f64>,
@@ -134,10 +135,10 @@ pub struct Record {
     pub checksums: Vec<u32>,
     /// What the loss scaler remembers.
     pub loss_scaler: LossScalerState,
-    /// What the caller handed to the step, to be handed back.
+    /// The bytes that the caller handed to the step, to get them back on a resume.
     pub user_blob: Vec<u8>,
-    /// The kernel's boot id. After another boot the state is only as good as its checksums, unless
-    /// it was flushed.
+    /// The kernel's boot id. If the machine has been down since, state that was not flushed may be
+    /// damaged, which its checksums show.
     pub boot_id: String,
     /// Whether state and record were flushed to the drives.
     pub is_synced: bool,
@@ -154,7 +155,7 @@ impl RecordFiles {
     /// Opens both places; creates them, empty, if `is_new`.
     ///
     /// # Errors
-    /// I/O or cannot-create errors with the path.
+    /// Cannot create, with the path, if a file cannot be opened.
     pub fn open(paths: [PathBuf; 2], is_new: bool) -> Result<Self> {
         let open = |path: &Path| {
             let mut options = OpenOptions::new();
@@ -168,10 +169,10 @@ impl RecordFiles {
         Ok(Self { files: [open(&paths[0])?, open(&paths[1])?], paths })
     }
 
-    /// Reads both places. One that holds no whole record is `None`: a commit was cut off there.
+    /// Reads both places; `None` for one that holds no whole record, because a commit was cut off.
     ///
     /// # Errors
-    /// I/O errors; unavailable if another version of optswap wrote one.
+    /// I/O if a file cannot be read; unavailable if another version of optswap wrote one.
     pub fn read(&self) -> Result<[Option<Record>; 2]> {
         let [first, second] = &self.paths;
         Ok([read_record(first)?, read_record(second)?])
@@ -195,10 +196,10 @@ impl RecordFiles {
     }
 }
 
-/// The record in a file, if there is a whole one.
+/// The record in a file; `None` if there is no whole one.
 ///
 /// # Errors
-/// I/O errors; unavailable if another version of optswap wrote it.
+/// I/O if the file cannot be read; unavailable if another version of optswap wrote it.
 pub fn read_record(path: &Path) -> Result<Option<Record>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,

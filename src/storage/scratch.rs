@@ -1,5 +1,5 @@
-//! A file on a drive for measuring: it has no name, so it goes with its last descriptor, however
-//! the process ends.
+//! A file on a drive for measuring. It has no name, so it is deleted with its last descriptor,
+//! however the process ends.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,13 +21,13 @@ pub fn scratch_file(root: &Path, bytes: u64) -> Result<File> {
             .because(error)
             .hint("free space on the drive, or ask for a smaller file with --size")
     };
-    // Nobody else may have this name: it holds the process and the moment.
+    // The name has the process and the time in it, so that no other file has the same.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let moment = now.map_or(0, |now| now.as_nanos());
     let path = root.join(format!(".optswap-measure-{}-{moment}", std::process::id()));
     let file = open_direct(&path, true).map_err(refused)?;
     std::fs::remove_file(&path).map_err(refused)?;
-    // A drive that runs full half-way would take others' writes with it, until the file is closed.
+    // If the drive ran full half-way, the writes of others would fail until the file is closed.
     let free = rustix::fs::fstatvfs(&file).map(|space| space.f_bavail * space.f_frsize);
     if free.is_ok_and(|free| free < bytes) {
         return Err(refused(std::io::Error::from(std::io::ErrorKind::StorageFull)));

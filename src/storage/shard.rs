@@ -11,15 +11,15 @@ use super::record::{RecordFiles, ShardLayout};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DriveIndex;
 
-/// A shard's open files, one per drive, each with its lock. Dropped, they are closed and so
-/// unlocked, and deleted unless they are to be kept.
+/// A shard's open files, one per drive, each locked. Dropping closes and so unlocks them, and
+/// deletes them unless they are to be kept.
 #[derive(Debug)]
 pub struct ShardFiles {
     directories: Vec<ShardDirectory>,
     files: Vec<File>,
-    /// Leave the files when dropped.
+    /// Whether the files stay when this is dropped.
     keep: bool,
-    /// Whose they are: a forked child leaves them to its parent.
+    /// The process that opened the files: a forked child must not delete them.
     process: u32,
 }
 
@@ -56,11 +56,13 @@ impl ShardFiles {
         Ok(created)
     }
 
-    /// Opens the files of a durable shard as they are, in the shard's order of drives. They stay
-    /// where they are when dropped.
+    /// Opens the existing files of a durable shard, in the shard's order of drives. They stay when
+    /// this is dropped.
     ///
     /// # Errors
-    /// As [`Self::create`]; I/O if a file has been cut.
+    /// Unavailable if a living job holds one; state lost if one is missing or shorter than
+    /// `drive_bytes`; I/O if one cannot be opened; cannot create if the owner file cannot be
+    /// written.
     pub fn reopen(
         directories: Vec<ShardDirectory>,
         drive_bytes: &[u64],
@@ -72,7 +74,7 @@ impl ShardFiles {
         Ok(Self { files: files.collect::<Result<_>>()?, directories, keep: true, process })
     }
 
-    /// Makes room behind the state, where a file is shorter than this.
+    /// Makes every file at least this long, for gradients behind the state.
     ///
     /// # Errors
     /// Cannot-create errors with the path.
@@ -82,29 +84,29 @@ impl ShardFiles {
         drives.try_for_each(|extended| extended)
     }
 
-    /// Frees what dead owners of these directories have left.
+    /// Frees the bytes that dead owners of these directories have left.
     ///
     /// # Errors
     /// Unavailable if a living job holds one; cannot create if the system refuses.
     pub fn reclaim(directories: &[ShardDirectory]) -> Result<()> {
         let mut directories: Vec<&ShardDirectory> = directories.iter().collect();
         ShardDirectory::sort_for_removal(&mut directories);
-        // Of all drives before any bytes go. Who is alive is found out below, and waited for.
+        // The records of all drives go before any state does. Below, living owners are waited for.
         if directories.iter().all(|it| !it.is_alive()) {
             directories.iter().for_each(|it| it.forget_dead());
         }
         directories.into_iter().try_for_each(ShardDirectory::reclaim)
     }
 
-    /// Whether the files stay on the drives when this is dropped.
+    /// Sets whether the files stay on the drives when this is dropped.
     pub fn keep(&mut self, keep: bool) {
         self.keep = keep;
     }
 
-    /// Opens the places for records, on the first drive.
+    /// Opens the two places for records, on the first drive.
     ///
     /// # Errors
-    /// As [`RecordFiles::open`].
+    /// Cannot create, with the path, if one cannot be opened.
     pub fn records(&self, is_new: bool) -> Result<RecordFiles> {
         let first = self.directories.first();
         let first = first.ok_or_else(|| Error::internal("a shard without a drive"))?;
@@ -115,11 +117,11 @@ impl ShardFiles {
         Ok(records)
     }
 
-    /// Second handles on the same open file descriptions, for the engine: the locks live as long
-    /// as any handle.
+    /// Second handles on the same open file descriptions, for the engine. The locks last as long as
+    /// any handle is open.
     ///
     /// # Errors
-    /// I/O errors of dup(2).
+    /// Unavailable if the system gives no more handles.
     pub fn handles(&self) -> Result<Vec<File>> {
         let handles = self.files.iter().map(File::try_clone).collect::<std::io::Result<_>>();
         handles.map_err(|error| {
@@ -171,8 +173,8 @@ impl ShardFiles {
 impl Drop for ShardFiles {
     fn drop(&mut self) {
         if !self.keep && self.process == std::process::id() {
-            // The first drive's records go first of all, and its directory last: a removal that is
-            // cut off is then neither a job that has committed nor one whose drive is missing.
+            // The first drive's records go first and its directory last. A removal that is cut off
+            // then leaves neither a job with commits nor one of which a drive is missing.
             self.directories.iter().for_each(ShardDirectory::forget);
             self.directories.iter().rev().for_each(ShardDirectory::remove);
         }

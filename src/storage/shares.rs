@@ -1,4 +1,4 @@
-//! Shares: how many of the stripe units each drive is to hold, and in which order they are dealt.
+//! Shares: which part of the stripe units each drive gets, and in which order they are dealt.
 
 /// Deals units to drives one by one, so that at any moment each drive has its share of what has
 /// been dealt so far.
@@ -7,7 +7,7 @@ pub(super) struct Dealer {
     /// Relative; a drive of share 0 gets nothing.
     shares: Vec<f64>,
     dealt: Vec<u64>,
-    /// Which drive is first where several are as good.
+    /// The drive that is first in turn where several have the same load.
     first_drive: usize,
 }
 
@@ -16,7 +16,7 @@ impl Dealer {
         Self { dealt: vec![0; shares.len()], shares, first_drive }
     }
 
-    /// The same from the beginning, with other shares.
+    /// A dealer with other shares that has dealt nothing yet.
     pub fn with_shares(&self, shares: Vec<f64>) -> Self {
         Self::new(shares, self.first_drive)
     }
@@ -25,8 +25,8 @@ impl Dealer {
         &self.shares
     }
 
-    /// The drive that is least loaded, relative to its share, with one more unit; of those that are
-    /// allowed, if any is.
+    /// Deals a unit to the allowed drive that then has the lowest load relative to its share;
+    /// `None` if no drive is allowed.
     pub fn deal(&mut self, is_allowed: impl Fn(usize) -> bool) -> Option<usize> {
         let drives = self.shares.len();
         let load_after = |drive: usize| (self.dealt[drive] + 1) as f64 / self.shares[drive];
@@ -38,7 +38,7 @@ impl Dealer {
         Some(drive)
     }
 
-    /// Any drive that is to get something.
+    /// Deals a unit to any drive with a share above 0.
     pub fn deal_freely(&mut self) -> usize {
         let shares = self.shares.clone();
         self.deal(|drive| shares[drive] > 0.0).unwrap_or(0)
@@ -50,18 +50,18 @@ impl Dealer {
     }
 }
 
-/// The weights as parts of 1.
+/// The weights divided by their sum.
 pub fn normalized(weights: &[f64]) -> Vec<f64> {
     let sum: f64 = weights.iter().sum();
     weights.iter().map(|weight| if sum > 0.0 { weight / sum } else { 0.0 }).collect()
 }
 
-/// The shares nearest to the weights that the drives have room for: a drive that is full is left
-/// at what it holds, and the others take more, in proportion to their weights. No other shares give
-/// a lower load of the drive that is busiest for its speed.
+/// The shares nearest to the weights for which the drives have room: a drive that would overflow
+/// gets as much as it has room for, and the others take more, in proportion to their weights. No
+/// other shares give a lower load, relative to its speed, of the busiest drive.
 pub(super) fn shares_within(weights: &[f64], rooms: &[f64]) -> Vec<f64> {
     let mut is_full = vec![false; weights.len()];
-    // Every round fills a drive or is the last one.
+    // Every round fills at least one drive or is the last.
     for _ in weights {
         let full = || (0..weights.len()).filter(|drive| is_full[*drive]);
         let left = 1.0 - full().map(|drive| rooms[drive]).sum::<f64>();
@@ -69,9 +69,8 @@ pub(super) fn shares_within(weights: &[f64], rooms: &[f64]) -> Vec<f64> {
         if open <= 0.0 {
             break;
         }
-        let share = |drive: usize| match is_full[drive] {
-            true => rooms[drive],
-            false => left.max(0.0) * weights[drive] / open,
+        let share = |drive: usize| {
+            if is_full[drive] { rooms[drive] } else { left.max(0.0) * weights[drive] / open }
         };
         let shares: Vec<f64> = (0..weights.len()).map(share).collect();
         let is_over = |drive: &usize| !is_full[*drive] && shares[*drive] > rooms[*drive];
@@ -81,7 +80,7 @@ pub(super) fn shares_within(weights: &[f64], rooms: &[f64]) -> Vec<f64> {
         }
         over.into_iter().for_each(|drive| is_full[drive] = true);
     }
-    // Only drives that are not to be used have room left: what lies there stays.
+    // Only drives of weight 0 have room left: their bytes stay where they are.
     normalized(rooms)
 }
 

@@ -1,11 +1,10 @@
-//! Slots: where a chunk is read from and written to, so that what is committed is never
-//! overwritten.
+//! Slots: where a chunk is read from and written to, so that committed state is never overwritten.
 
 use crate::units::{ChunkIndex, ExtentIndex};
 
-/// Which slot of every chunk holds what. A scratch job has one slot per chunk and overwrites it. A
-/// durable job has two: the committed one, which is only read, and the working one, which steps
-/// write in place until a commit makes it the committed one.
+/// Which slot of every chunk is read and which is written. A scratch job has one slot per chunk and
+/// overwrites it. A durable job has two: the committed slot, which is only read, and the working
+/// slot, which steps overwrite until a commit makes it the committed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slots {
     slots_per_chunk: usize,
@@ -22,7 +21,7 @@ impl Slots {
         Self { slots_per_chunk, committed: vec![nothing; chunks], is_dirty: vec![false; chunks] }
     }
 
-    /// Slots as a record of a durable job has them.
+    /// The slots of a durable job as a record has them.
     pub fn from_committed(committed: Vec<u8>) -> Self {
         let is_dirty = vec![false; committed.len()];
         Self { slots_per_chunk: 2, committed, is_dirty }
@@ -34,14 +33,14 @@ impl Slots {
         ExtentIndex::from_index(usize::from(slot) * chunks + chunk.index())
     }
 
-    /// Where the newest bytes of a chunk are.
+    /// The extent with the newest bytes of a chunk.
     pub fn read_extent(&self, chunk: ChunkIndex) -> ExtentIndex {
         let committed = self.committed[chunk.index()];
         let slot = if self.is_dirty[chunk.index()] { self.working(committed) } else { committed };
         Self::extent(chunk, slot, self.committed.len())
     }
 
-    /// Where the next bytes of a chunk go.
+    /// The extent to which a chunk is written next.
     pub fn write_extent(&self, chunk: ChunkIndex) -> ExtentIndex {
         let slot = self.working(self.committed[chunk.index()]);
         Self::extent(chunk, slot, self.committed.len())
@@ -61,12 +60,12 @@ impl Slots {
         if self.slots_per_chunk == 1 { committed } else { 1 - committed }
     }
 
-    /// The working slot of a chunk has been written.
+    /// Enters that the working slot of a chunk has been written.
     pub fn mark_written(&mut self, chunk: ChunkIndex) {
         self.is_dirty[chunk.index()] = self.slots_per_chunk == 2;
     }
 
-    /// What was written since the last commit is now the committed state.
+    /// Enters a commit: what was written since the last one is now the committed state.
     pub fn commit(&mut self) {
         for (committed, is_dirty) in self.committed.iter_mut().zip(&mut self.is_dirty) {
             if std::mem::take(is_dirty) {

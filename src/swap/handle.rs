@@ -2,69 +2,44 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::messages::{Command, Event, Loan, SpillAnswer, SwapperSpec, SweepTotals};
+use super::inbox::{Commands, Inbox, check_process, thread_gave_up, thread_is_gone};
+use super::messages::{Command, Event, Loan, SwapperSpec, SweepTotals};
 use super::pipeline::{Ending, SweepKind};
+use super::spill::SpillPort;
 use super::thread;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Buffer, Waker};
+use crate::io::Buffer;
 use crate::storage::Slots;
 use crate::units::ChunkIndex;
-
-/// Commands, as the I/O thread finds them.
-#[derive(Default)]
-pub(super) struct Commands {
-    pub queue: Mutex<VecDeque<Command>>,
-    /// So many operations are in flight that the thread looks here soon anyway: buffers that come
-    /// back need not wake it.
-    pub looks_soon: AtomicBool,
-}
-
-/// Commands and the means to have them noticed.
-pub(super) struct Inbox {
-    pub commands: Arc<Commands>,
-    pub waker: Arc<dyn Waker>,
-}
-
-impl Inbox {
-    pub(super) fn send(&self, command: Command) {
-        let can_wait = matches!(command, Command::GiveBack { .. });
-        self.commands.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
-        if !(can_wait && self.commands.looks_soon.load(Ordering::SeqCst)) {
-            self.waker.wake();
-        }
-    }
-}
 
 /// The swapper of one rank: one I/O thread that owns the engine, the free buffers and the chunk
 /// states.
 pub struct Swapper {
     pub(super) inbox: Arc<Inbox>,
     pub(super) events: Receiver<Event>,
-    pub(super) spill_answers: Receiver<SpillAnswer>,
     thread: Option<JoinHandle<()>>,
     moved: SweepTotals,
     /// The sweep under way, or the last one.
     sweep: SweepState,
-    /// Came while something else was waited for.
+    /// Events that came while another one was waited for.
     waiting: VecDeque<Event>,
     failed: bool,
-    /// The I/O thread has ended, because an operation did not.
+    /// The I/O thread has ended because an operation never came back.
     pub(super) gave_up: bool,
-    /// The process that the I/O thread is of.
+    /// The process that the I/O thread belongs to.
     process: u32,
 }
 
 impl Swapper {
-    /// Starts the I/O thread and opens the engine on it.
+    /// Starts the I/O thread and opens the engine on it. Gives the port for spilled gradients, too.
     ///
     /// # Errors
     /// As [`EngineSpec::open`].
-    pub fn open(spec: SwapperSpec) -> Result<Self> {
+    pub fn open(spec: SwapperSpec) -> Result<(Self, SpillPort)> {
         let (events_in, events) = channel();
         let (spills_in, spill_answers) = channel();
         let (ready_in, ready) = channel();
@@ -79,10 +54,10 @@ impl Swapper {
         let waker = ready.recv().map_err(|_| thread_is_gone())??;
         let inbox = Arc::new(Inbox { commands, waker });
         let (thread, moved) = (Some(handle), SweepTotals::default());
-        Ok(Self {
+        let port = SpillPort::new(Arc::clone(&inbox), spill_answers);
+        let swapper = Self {
             inbox,
             events,
-            spill_answers,
             thread,
             moved,
             sweep: SweepState::Ended,
@@ -90,16 +65,17 @@ impl Swapper {
             failed: false,
             gave_up: false,
             process: std::process::id(),
-        })
+        };
+        Ok((swapper, port))
     }
 
-    /// Begins a sweep over all chunks, which are read from and written to where `slots` says.
-    /// Swap-ins start at once, before the first is asked for, if they have not before. An
-    /// inspection or a fill begins when all that was on its way has arrived.
+    /// Begins a sweep over all chunks, which are read and written where `slots` says. Swap-ins
+    /// start at once, before the first chunk is asked for. An inspection or a fill begins when
+    /// nothing is in flight any more.
     ///
     /// # Errors
-    /// If anything failed before, late writes and early reads included: what lies on the drives is
-    /// then of no step.
+    /// If anything has failed since the last sweep, late writes and reads ahead included: the
+    /// drives then hold the state of no single step. Usage in a forked child.
     pub fn sweep(&mut self, kind: SweepKind, ending: Ending, slots: &Slots) -> Result<Sweep<'_>> {
         if matches!(kind, SweepKind::Inspect | SweepKind::Fill) {
             self.settle()?;
@@ -107,18 +83,18 @@ impl Swapper {
         self.begin(kind, ending, Some(slots.clone()))
     }
 
-    /// Brings everything that is newer in memory to the drives. Early reads may go on.
+    /// Writes every chunk that is newer in memory than on the drives. Reads ahead may go on.
     ///
     /// # Errors
-    /// The first failure since the last sweep.
+    /// The first failure since the last sweep; usage in a forked child.
     pub fn flush(&mut self) -> Result<()> {
         self.begin(SweepKind::Flush, Ending::Flushed, None)?.finish()
     }
 
-    /// Waits until nothing is on its way.
+    /// Waits until nothing is in flight.
     ///
     /// # Errors
-    /// The first failure since the last sweep.
+    /// The first failure since the last sweep; usage in a forked child.
     pub fn settle(&mut self) -> Result<()> {
         self.begin(SweepKind::Settle, Ending::Behind, None)?.finish()
     }
@@ -144,7 +120,7 @@ impl Swapper {
         Ok(Sweep { swapper: self, is_kept: false })
     }
 
-    /// The sweep that was kept under way, or its end.
+    /// The sweep that [`Sweep::keep`] left under way. If it has ended since, it has no more chunks.
     ///
     /// # Errors
     /// Usage in a forked child.
@@ -153,13 +129,14 @@ impl Swapper {
         Ok(Sweep { swapper: self, is_kept: false })
     }
 
-    /// Waits until no write is on its way. (A write that has failed is told by the sweep.)
+    /// Waits until no write is in flight. A write that has failed is an error of the sweep, not of
+    /// this call.
     ///
     /// # Errors
     /// Usage in a forked child; I/O if the I/O thread has given up.
     pub fn wait_written(&mut self) -> Result<()> {
         self.check_process()?;
-        self.inbox.send(Command::TellWritten);
+        self.inbox.send(Command::ReportWritten);
         loop {
             match self.events.recv() {
                 Ok(Event::Written) => return Ok(()),
@@ -175,22 +152,13 @@ impl Swapper {
         error
     }
 
-    /// A forked child has neither the I/O thread nor the buffers.
+    /// Checks that this is the process that opened the swapper: a forked child has neither the I/O
+    /// thread nor the buffers.
     ///
     /// # Errors
-    /// Usage in one.
+    /// Usage in a forked child.
     pub fn check_process(&self) -> Result<()> {
-        let here = std::process::id();
-        if here == self.process {
-            return Ok(());
-        }
-        Err(Error::usage(
-            "an optimizer cannot be used in a forked child: its buffers and its I/O \
-                          thread are the parent's",
-        )
-        .with("process", here)
-        .with("of the parent", self.process)
-        .hint("create the optimizer after the fork, or use it in the parent alone"))
+        check_process(self.process)
     }
 
     fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
@@ -218,18 +186,18 @@ impl Swapper {
         }
     }
 
-    /// Ends a sweep that was kept under way, whatever comes of it.
+    /// Ends a sweep that was kept under way; its errors do not matter.
     fn end_kept_sweep(&mut self) {
         drop(Sweep { swapper: self, is_kept: false });
     }
 
-    /// Allows sweeps again after a failure of this rank or another, for a caller who knows which
-    /// slots are whole. What is in memory is forgotten. If the I/O thread has given up, the next
-    /// sweep says so.
+    /// Allows sweeps again after a failure of this rank or another. The caller must know which
+    /// slots hold whole state; all chunks in memory are forgotten. If the I/O thread has given up,
+    /// the next sweep returns that error.
     pub fn recover(&mut self) {
         self.end_kept_sweep();
         self.failed = false;
-        // What goes wrong with bytes that are forgotten does not matter.
+        // These bytes are forgotten, so failures to move them do not matter.
         let _ = self.settle();
         if !self.gave_up {
             self.failed = false;
@@ -237,7 +205,7 @@ impl Swapper {
         }
     }
 
-    /// What was moved for updates since the last call; not what inspections and fills moved.
+    /// What updates have moved since the last call. Inspections and fills are not counted.
     pub fn take_moved(&mut self) -> SweepTotals {
         std::mem::take(&mut self.moved)
     }
@@ -256,36 +224,25 @@ impl Drop for Swapper {
     }
 }
 
-pub(super) fn thread_gave_up() -> Error {
-    Error::new(ErrorKind::Io, "the I/O thread has given up: an operation never came back").hint(
-        "end this process and start the job again: if it is durable, it goes on from its last \
-         commit",
-    )
-}
-
-pub(super) fn thread_is_gone() -> Error {
-    Error::internal("the I/O thread is gone")
-}
-
 /// A sweep under way. Dropped early, it stops and waits for what is in flight.
 pub struct Sweep<'a> {
     swapper: &'a mut Swapper,
-    /// It goes on when this is dropped.
+    /// Whether the sweep goes on when this is dropped.
     is_kept: bool,
 }
 
 enum SweepState {
     UnderWay(SweepKind),
     Ended,
-    /// The error has been handed out.
+    /// It has ended with an error, which has been returned.
     Failed,
 }
 
 impl Sweep<'_> {
-    /// Waits for the next chunk, in order of arrival; `None` when there is no more.
+    /// Waits for the next chunk, in order of arrival; `None` at the end of the sweep.
     ///
     /// # Errors
-    /// The first failure of the sweep; it is over then.
+    /// The first failure of the sweep, which has then ended.
     pub fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
         self.swapper.next_chunk()
     }
@@ -309,8 +266,8 @@ impl Sweep<'_> {
         }
     }
 
-    /// Ends the sweep early: no chunk is handed over any more. What was swapped in for an update
-    /// stays for the next one, where reading ahead is allowed.
+    /// Ends the sweep early: no more chunks are handed over. Chunks that were swapped in for an
+    /// update stay in memory for the next one, if reading ahead is allowed.
     ///
     /// # Errors
     /// The first failure of the sweep.
@@ -332,8 +289,8 @@ impl Drop for Sweep<'_> {
     }
 }
 
-/// A chunk in memory, the caller's until it is given back. Giving it back takes it away, so nothing
-/// can be read or changed behind the swapper's back.
+/// A chunk in memory that the caller has until it gives it back. Giving it back consumes this
+/// value, so that nothing can be read or changed afterwards.
 ///
 /// ```compile_fail
 /// fn keep(chunk: optswap::swap::ResidentChunk) {
@@ -357,14 +314,14 @@ impl ResidentChunk {
         self.index
     }
 
-    /// Whether it was read from the drives since the caller last gave it back, and so may not be
-    /// what that was.
+    /// Whether it was read from the drives since the caller last gave it back, so that its bytes
+    /// may differ from those, if the drive is faulty.
     pub fn is_fresh(&self) -> bool {
         self.is_fresh
     }
 
-    /// The bytes, and those of its spilled gradient; the latter are none unless one has been
-    /// spilled and this is an update.
+    /// The chunk's bytes, and those of its spilled gradient: empty unless this is an update and one
+    /// has been spilled.
     pub fn with_gradient(&mut self) -> (&mut [u8], &[u8]) {
         let bytes = self.buffer.as_deref_mut().unwrap_or_default();
         (bytes, self.gradient.as_deref().unwrap_or_default())
@@ -387,7 +344,8 @@ impl ResidentChunk {
         }
     }
 
-    /// Gives the chunk back unwritten; what lies on the drives stays. Dropping it does the same.
+    /// Gives the chunk back without writing it; the drives keep what they have. Dropping does the
+    /// same.
     pub fn release(self) {
         drop(self);
     }

@@ -1,6 +1,8 @@
-//! Chunks that the caller has, by handle: values without lifetimes, checked each time, for callers
-//! in other languages. A handle that is not valid any more, or never was, is an error that says so.
+//! Chunks that are lent to the caller by handle. Handles are values without lifetimes, for callers
+//! in other languages, so each use checks them: a handle that is no longer valid, or never was, is
+//! an error that says so.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,9 +13,9 @@ use crate::units::ChunkIndex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkHandle {
     chunk: ChunkIndex,
-    /// Which table it is of; numbers are of this process.
+    /// The number of the table, unique in this process.
     owner: u32,
-    /// Which time that the table lent a chunk, from 1.
+    /// Counts the chunks that the table has lent, from 1.
     generation: u64,
 }
 
@@ -28,7 +30,8 @@ impl ChunkHandle {
         [u64::from(self.owner) << 32 | u64::from(self.chunk.0), self.generation]
     }
 
-    /// The handle of these numbers. Whatever they are, using it is safe.
+    /// The handle of these numbers. Any numbers are safe: those of no valid handle are refused when
+    /// the handle is used.
     pub fn from_raw([which, generation]: [u64; 2]) -> Self {
         Self { chunk: ChunkIndex(which as u32), owner: (which >> 32) as u32, generation }
     }
@@ -44,31 +47,40 @@ impl fmt::Display for ChunkHandle {
 #[derive(Debug)]
 pub struct LentChunks<T> {
     owner: u32,
+    /// How many chunks there are.
+    chunks: usize,
+    /// The generation of the last handle.
     newest: u64,
-    /// Generation and content of each chunk that the caller has.
-    chunks: Vec<Option<(u64, T)>>,
-    count: usize,
+    /// The chunks that the caller has.
+    lent: BTreeMap<ChunkIndex, Lent<T>>,
+}
+
+/// A chunk that the caller has.
+#[derive(Debug)]
+struct Lent<T> {
+    generation: u64,
+    content: T,
 }
 
 impl<T> LentChunks<T> {
-    /// Nothing of so many chunks is lent.
+    /// A table of so many chunks, none of which is lent.
     pub fn new(chunks: usize) -> Self {
         static OWNERS: AtomicU32 = AtomicU32::new(1);
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
-        Self { owner, newest: 0, chunks: (0..chunks).map(|_| None).collect(), count: 0 }
+        Self { owner, chunks, newest: 0, lent: BTreeMap::new() }
     }
 
     /// Lends a chunk under a new handle.
     ///
     /// # Errors
-    /// Internal if the caller has it already.
+    /// Internal if the caller has it already, or if there is no such chunk.
     pub fn lend(&mut self, chunk: ChunkIndex, content: T) -> Result<ChunkHandle> {
-        let place = self.chunks.get_mut(chunk.index()).filter(|place| place.is_none());
-        let place = place.ok_or_else(|| Error::internal("a chunk is lent twice"))?;
+        if chunk.index() >= self.chunks || self.lent.contains_key(&chunk) {
+            return Err(Error::internal("a chunk is lent twice"));
+        }
         self.newest += 1;
-        self.count += 1;
-        *place = Some((self.newest, content));
-        Ok(ChunkHandle { chunk, owner: self.owner, generation: self.newest })
+        self.lent.insert(chunk, Lent { generation: self.newest, content });
+        Ok(self.handle(chunk, self.newest))
     }
 
     /// What a handle stands for.
@@ -77,45 +89,43 @@ impl<T> LentChunks<T> {
     /// Usage if the handle is of another table, was never given out, or is not valid any more.
     pub fn get_mut(&mut self, handle: ChunkHandle) -> Result<&mut T> {
         self.check(handle)?;
-        let place = self.chunks.get_mut(handle.chunk.index()).and_then(Option::as_mut);
-        place.map(|(_, content)| content).ok_or_else(|| stale(handle))
+        let lent = self.lent.get_mut(&handle.chunk).ok_or_else(|| stale(handle))?;
+        Ok(&mut lent.content)
     }
 
-    /// Takes a chunk back: the handle is of no use any more.
+    /// Takes a chunk back: its handle is not valid any more.
     ///
     /// # Errors
-    /// As [`Self::get_mut`]; nothing has changed then.
+    /// Usage if the handle is of another table, was never given out, or is not valid any more;
+    /// nothing has changed then.
     pub fn take(&mut self, handle: ChunkHandle) -> Result<T> {
         self.check(handle)?;
-        let place = self.chunks.get_mut(handle.chunk.index()).and_then(Option::take);
-        let (_, content) = place.ok_or_else(|| stale(handle))?;
-        self.count -= 1;
-        Ok(content)
+        let lent = self.lent.remove(&handle.chunk).ok_or_else(|| stale(handle))?;
+        Ok(lent.content)
     }
 
-    /// Takes everything back.
+    /// Takes all chunks back.
     pub fn clear(&mut self) {
-        self.chunks.iter_mut().for_each(|place| *place = None);
-        self.count = 0;
+        self.lent.clear();
     }
 
     /// How many chunks the caller has.
     pub fn count(&self) -> usize {
-        self.count
+        self.lent.len()
     }
 
-    /// What the caller has.
+    /// What the caller has, in the order of chunks.
     pub fn contents(&self) -> impl Iterator<Item = &T> {
-        self.chunks.iter().flatten().map(|(_, content)| content)
+        self.lent.values().map(|lent| &lent.content)
     }
 
     /// The handles that are valid, in the order of chunks.
     pub fn handles(&self) -> impl Iterator<Item = ChunkHandle> + '_ {
-        self.chunks.iter().enumerate().filter_map(|(index, place)| {
-            let (generation, _) = place.as_ref()?;
-            let chunk = ChunkIndex::from_index(index);
-            Some(ChunkHandle { chunk, owner: self.owner, generation: *generation })
-        })
+        self.lent.iter().map(|(chunk, lent)| self.handle(*chunk, lent.generation))
+    }
+
+    fn handle(&self, chunk: ChunkIndex, generation: u64) -> ChunkHandle {
+        ChunkHandle { chunk, owner: self.owner, generation }
     }
 
     fn check(&self, handle: ChunkHandle) -> Result<()> {
@@ -123,14 +133,16 @@ impl<T> LentChunks<T> {
             return Err(wrong("a chunk's handle is of another optimizer", handle)
                 .with("this optimizer", self.owner));
         }
-        let is_known = (1..=self.newest).contains(&handle.generation);
-        let Some(place) = self.chunks.get(handle.chunk.index()).filter(|_| is_known) else {
+        let was_given =
+            handle.chunk.index() < self.chunks && (1..=self.newest).contains(&handle.generation);
+        if !was_given {
             return Err(wrong("a chunk's handle stands for nothing that was swapped in", handle));
-        };
-        match place {
-            Some((generation, _)) if *generation == handle.generation => Ok(()),
-            _ => Err(stale(handle)),
         }
+        let lent = self.lent.get(&handle.chunk);
+        if lent.is_none_or(|lent| lent.generation != handle.generation) {
+            return Err(stale(handle));
+        }
+        Ok(())
     }
 }
 

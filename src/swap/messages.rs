@@ -1,4 +1,4 @@
-//! What the caller's thread and the I/O thread tell each other.
+//! The messages between the caller's thread and the I/O thread.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub struct SwapperSpec {
     pub paths: Vec<PathBuf>,
     /// Where the slots of chunks lie.
     pub placement: Arc<Placement>,
-    /// What every drive does while it is asked to.
+    /// The meters of the drives, which other threads read.
     pub meters: Arc<DriveMeters>,
     /// The sub-group of every chunk, ascending.
     pub sub_groups: Vec<u32>,
@@ -42,7 +42,7 @@ pub struct SwapperSpec {
     pub reads_whole: bool,
     /// No completion for this long, with operations in flight, is an error.
     pub io_timeout: Duration,
-    /// Told after every batch of completed operations: how many there have been.
+    /// Called after every batch of completed operations, with their number so far.
     pub on_progress: Box<dyn Fn(u64) + Send>,
     /// Where operations are recorded in steps that are traced.
     pub tracer: Arc<Tracer>,
@@ -50,7 +50,7 @@ pub struct SwapperSpec {
     pub describe: Box<dyn Fn(ChunkIndex) -> String + Send>,
 }
 
-/// What was moved, as the I/O thread saw it.
+/// What was moved, and for how long.
 #[derive(Clone, Debug, Default)]
 pub struct SweepTotals {
     /// Per drive.
@@ -85,41 +85,41 @@ pub(super) enum Command {
     },
     Stop,
     Spill(SpillCommand),
-    /// Say when no write is on its way.
-    TellWritten,
-    /// What is in memory counts no more; nothing is on its way.
+    /// Send [`Event::Written`] when no write is in flight.
+    ReportWritten,
+    /// Forget all chunks in memory. Nothing is in flight when this comes.
     Forget,
     Close,
 }
 
-/// A buffer that the caller gets.
+/// A chunk that is lent to the caller.
 pub(super) struct Loan {
     pub chunk: ChunkIndex,
     pub buffer: Buffer,
     /// Its spilled gradient, if there is one.
     pub gradient: Option<Buffer>,
-    /// Read from the drives since the caller last had it.
+    /// Whether it was read from the drives since the caller last had it.
     pub is_fresh: bool,
 }
 
-/// From the caller to the I/O thread, about spilled gradients. The caller waits for the answer of
-/// `Take`, `Read` and `Settle` before it says anything else.
+/// From the caller to the I/O thread, about spilled gradients. After `Take`, `Read` and `Settle`
+/// the caller waits for the answer before it sends another command.
 pub(super) enum SpillCommand {
-    /// A free buffer is wanted.
+    /// Ask for a free buffer.
     Take,
-    /// This is a chunk's gradient from now on.
+    /// Write this buffer as the gradient of a chunk.
     Write { chunk: ChunkIndex, buffer: Buffer },
-    /// A chunk's gradient is wanted back, to add to it.
+    /// Ask for a chunk's gradient back, to add to it.
     Read(ChunkIndex),
-    /// A buffer is not needed.
+    /// Give back a buffer that is not needed.
     Return(Buffer),
     /// Wait until all writes have ended.
     Settle,
-    /// What has been spilled counts no more.
+    /// Forget all spilled gradients.
     Discard,
 }
 
-/// The answer.
+/// The answer to a [`SpillCommand`].
 pub(super) enum SpillAnswer {
     /// To `Take`; to `Read`, with the gradient, or none if it could not be read.
     Buffer(Option<Buffer>),
@@ -131,7 +131,7 @@ pub(super) enum SpillAnswer {
 pub(super) enum Event {
     Lent(Loan),
     Ended(Result<SweepTotals>),
-    /// No write is on its way.
+    /// No write is in flight.
     Written,
     /// The I/O thread ends although operations are in flight.
     GaveUp(Error),

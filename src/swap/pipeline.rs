@@ -1,5 +1,5 @@
-//! What to do next, decided purely: one table of chunk states that outlives sweeps, and one
-//! function, [`Pipeline::next`], that looks at it.
+//! The decision what to do next, without any I/O: one table of chunk states, which outlives sweeps,
+//! and one function, [`Pipeline::next`], that decides from it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,11 +30,11 @@ enum ChunkState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Chunk {
     state: ChunkState,
-    /// The sweep has not handed it to the caller yet.
+    /// The sweep has still to hand it to the caller.
     is_due: bool,
     /// Newer in memory than on the drives.
     is_dirty: bool,
-    /// The buffer has all that the drives have, not only what an update needs.
+    /// The buffer has the whole extent, not only the part that an update needs.
     is_whole: bool,
 }
 
@@ -48,11 +48,11 @@ pub struct Pipeline {
     chunks: Vec<Chunk>,
     /// The sub-group of every chunk, ascending.
     sub_groups: Arc<[u32]>,
-    /// So many chunks, the first ones, stay in memory from one sweep to the next.
+    /// How many chunks, the first ones, stay in memory from one sweep to the next.
     pinned: usize,
     overlap: Overlap,
     is_reading_ahead: bool,
-    /// Updates read chunks whole, so that what is read ahead serves inspections too.
+    /// Updates read whole extents, so that chunks that were read ahead serve inspections too.
     reads_whole: bool,
     sweep: Option<(SweepKind, Ending)>,
     is_stopping: bool,
@@ -75,9 +75,9 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// All chunks, of which `sub_groups` tells the sub-groups, are on the drives. Of `buffers`
-    /// buffers the first `pinned` chunks take one each for good, which leaves at least one for the
-    /// others, if there are any.
+    /// A table with all chunks on the drives. `sub_groups` has the sub-group of every chunk. Each
+    /// of the first `pinned` chunks keeps one of the `buffers` buffers for good, which leaves at
+    /// least one for the other chunks, if there are any.
     pub fn new(
         sub_groups: Arc<[u32]>,
         buffers: usize,
@@ -111,8 +111,8 @@ impl Pipeline {
         }
     }
 
-    /// Begins a sweep. What is on its way goes on; what is in memory is used as it is, but for an
-    /// inspection, which reads anew what memory has only in part.
+    /// Begins a sweep. Operations in flight go on, and chunks in memory are used as they are. Only
+    /// an inspection reads those again of which memory has a part.
     pub fn begin(&mut self, kind: SweepKind, ending: Ending) {
         assert!(self.sweep.is_none() && self.lent == 0, "one sweep at a time");
         (self.sweep, self.is_stopping) = (Some((kind, ending)), false);
@@ -143,8 +143,9 @@ impl Pipeline {
         }
     }
 
-    /// What to do next. Look-ahead is as deep as there are buffers: a buffer is free as soon as its
-    /// own write is done, and the next read starts at once, whatever else is under way.
+    /// What to do next. Reads run as far ahead as there are buffers: a buffer is free as soon as
+    /// its own write is done, and the next read starts at once, whatever else is in flight.
+    #[allow(clippy::should_implement_trait, reason = "it is no iterator: it never ends")]
     pub fn next(&mut self) -> Action {
         if !self.has_failed {
             if let Some(index) = self.to_write.pop_front() {
@@ -197,7 +198,7 @@ impl Pipeline {
         if self.free_buffers == 0 {
             return None;
         }
-        // Due chunks that are in memory, or on their way there, are handed over from there.
+        // Due chunks that are in memory, or are being read, need no buffer.
         let is_next = |it: &Chunk| it.is_due && it.state == ChunkState::OnDrive;
         let found = self.chunks[self.cursor..].iter().position(is_next);
         self.cursor = found.map_or(self.chunks.len(), |more| self.cursor + more);
@@ -209,7 +210,7 @@ impl Pipeline {
         let found = self.chunks[self.ahead..].iter().position(is_there);
         self.ahead = found.map_or(self.chunks.len(), |more| self.ahead + more);
         let chunk = self.chunks.get(self.ahead).filter(|_| self.is_reading_ahead)?;
-        // What this sweep has not finished with yet is waited for.
+        // A chunk that this sweep has not finished with cannot be read ahead yet.
         (chunk.state == ChunkState::OnDrive).then_some(self.ahead)
     }
 
@@ -261,8 +262,8 @@ impl Pipeline {
         self.chunks[chunk.index()].state == ChunkState::Resident
     }
 
-    /// No chunk of the sweep is handed over any more; those under way come to their end. What has
-    /// been read stays for the next update, if that may be read ahead.
+    /// Hands over no more chunks of this sweep; operations in flight end as usual. Chunks that have
+    /// been read stay for the next update, if reading ahead is allowed.
     pub fn stop(&mut self) {
         if self.sweep.is_none() {
             return;
@@ -280,27 +281,27 @@ impl Pipeline {
         }
     }
 
-    /// An operation has failed: nothing starts any more until the sweep under way, or the next one,
-    /// has ended with that failure.
+    /// Enters that an operation has failed: nothing is started until the sweep under way, or the
+    /// next one, has ended with that failure.
     pub fn fail(&mut self) {
         self.stop();
         self.to_write.clear();
         (self.has_failed, self.is_reading_ahead) = (true, false);
     }
 
-    /// The failure has been told.
-    pub fn pardon(&mut self) {
+    /// Ends the state after [`Self::fail`]: the failure has been reported.
+    pub fn clear_failure(&mut self) {
         self.has_failed = false;
     }
 
-    /// What is in memory counts no more. Nothing is on its way.
+    /// Forgets all chunks in memory. Nothing may be in flight.
     pub fn forget(&mut self) {
         assert_eq!(self.lent + self.swapping_in + self.swapping_out, 0, "settled before");
         self.is_reading_ahead = false;
         self.drop_residents(|_, _| true);
     }
 
-    /// The caller gave a chunk back.
+    /// Enters that the caller has given a chunk back.
     pub fn give_back(&mut self, chunk: ChunkIndex, has_changed: bool) -> Fate {
         let index = chunk.index();
         let kind = self.kind();
@@ -309,31 +310,35 @@ impl Pipeline {
         entry.is_whole |= has_changed;
         let is_flushed = matches!(self.sweep, Some((_, Ending::Flushed)));
         let must_write = entry.is_dirty && (index >= self.pinned || is_flushed);
-        let fate = match () {
-            () if self.has_failed => Fate::Free,
-            // Nothing was put in.
-            () if kind == Some(SweepKind::Fill) && !has_changed => Fate::Free,
-            () if must_write => Fate::Write,
-            () if index < self.pinned => Fate::Keep,
-            // Not updated, but read ahead now.
-            () if self.is_stopping && self.is_reading_ahead => Fate::Keep,
-            () => Fate::Free,
+        // A chunk of a fill that was given back unchanged has no contents.
+        let is_empty = kind == Some(SweepKind::Fill) && !has_changed;
+        // A chunk that was read for an update that is not made serves the next one.
+        let is_read_ahead = self.is_stopping && self.is_reading_ahead;
+        let fate = if self.has_failed || is_empty {
+            Fate::Free
+        } else if must_write {
+            Fate::Write
+        } else if index < self.pinned || is_read_ahead {
+            Fate::Keep
+        } else {
+            Fate::Free
         };
         self.end(index, ChunkState::Lent, fate)
     }
 
-    /// A swap-in has ended. (If it has failed, [`Self::fail`] comes before.)
+    /// Enters that a swap-in has ended. If it has failed, [`Self::fail`] is called before.
     pub fn end_swap_in(&mut self, chunk: ChunkIndex) -> Fate {
         let is_due = self.chunks[chunk.index()].is_due;
         let fate = self.keep_if(chunk.index(), is_due, self.is_reading_ahead);
         self.end(chunk.index(), ChunkState::SwappingIn, fate)
     }
 
-    /// A swap-out has ended. (If it has failed, [`Self::fail`] comes before.)
+    /// Enters that a swap-out has ended. If it has failed, [`Self::fail`] is called before.
     pub fn end_swap_out(&mut self, chunk: ChunkIndex) -> Fate {
         let index = chunk.index();
         self.chunks[index].is_dirty = false;
-        // The sweep has wanted to read what was still being written: it is served from memory.
+        // A chunk that the sweep wanted to read while it was being written is handed over from
+        // memory.
         let is_wanted = self.chunks[index].is_due && index < self.cursor;
         let fate = self.keep_if(index, is_wanted, false);
         self.end(index, ChunkState::SwappingOut, fate)
@@ -381,8 +386,8 @@ impl Pipeline {
         self.free_buffers += 1;
     }
 
-    /// Every transition goes through here, and demands the state that it leaves: a chunk is never
-    /// in two operations.
+    /// Changes the state of a chunk, which must be in the state `from`: so a chunk is never part of
+    /// two operations.
     fn change(&mut self, index: usize, from: ChunkState, to: ChunkState) {
         let chunk = &mut self.chunks[index];
         assert_eq!(chunk.state, from, "chunk {index} cannot become {to:?}");

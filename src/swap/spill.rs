@@ -1,18 +1,34 @@
-//! The caller's end of spilled gradients: buffers to fill, and where they go. All of it between
-//! sweeps; within an update, a chunk brings its spilled gradient along.
+//! The caller's end of spilled gradients: buffers to fill, and where they go. It is apart from the
+//! swapper, so that gradients may come from any thread while nobody sweeps; within an update, a
+//! chunk brings its spilled gradient along.
 
-use super::handle::{Swapper, thread_gave_up, thread_is_gone};
-use super::messages::{Command, Event, SpillAnswer, SpillCommand};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use super::inbox::{Inbox, check_process, thread_is_gone};
+use super::messages::{Command, SpillAnswer, SpillCommand};
 use crate::error::Result;
 use crate::io::Buffer;
 use crate::units::ChunkIndex;
 
-impl Swapper {
+/// Where buffers for spilled gradients come from and go to. One thread uses it at a time.
+pub struct SpillPort {
+    inbox: Arc<Inbox>,
+    answers: Receiver<SpillAnswer>,
+    /// The process that the I/O thread is of.
+    process: u32,
+}
+
+impl SpillPort {
+    pub(super) fn new(inbox: Arc<Inbox>, answers: Receiver<SpillAnswer>) -> Self {
+        Self { inbox, answers, process: std::process::id() }
+    }
+
     /// A buffer for gradients, with anything in it; waits for the write of an earlier one. Whoever
     /// holds all of them waits for ever.
     ///
     /// # Errors
-    /// If the I/O thread is gone.
+    /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn take_gradient_buffer(&mut self) -> Result<Buffer> {
         match self.ask(SpillCommand::Take)? {
             SpillAnswer::Buffer(Some(buffer)) => Ok(buffer),
@@ -30,11 +46,11 @@ impl Swapper {
         self.inbox.send(Command::Spill(SpillCommand::Write { chunk, buffer }));
     }
 
-    /// Takes back what was spilled of a chunk, to add to it and spill it again; none if it could
-    /// not be read, for a reason that [`Self::settle_spills`] gives.
+    /// Takes the spilled gradient of a chunk back, to add to it and spill it again; `None` if it
+    /// could not be read, for a reason that [`Self::settle_spills`] returns.
     ///
     /// # Errors
-    /// If the I/O thread is gone.
+    /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn read_spilled(&mut self, chunk: ChunkIndex) -> Result<Option<Buffer>> {
         match self.ask(SpillCommand::Read(chunk))? {
             SpillAnswer::Buffer(buffer) => Ok(buffer),
@@ -45,7 +61,8 @@ impl Swapper {
     /// Waits until everything that was spilled is on the drives.
     ///
     /// # Errors
-    /// The first failure since the last call. State has no part in it.
+    /// The first failure of a spilled gradient since the last call: I/O. Also usage in a forked
+    /// child; I/O if the I/O thread has given up; internal if it is gone.
     pub fn settle_spills(&mut self) -> Result<()> {
         match self.ask(SpillCommand::Settle)? {
             SpillAnswer::Settled(result) => result,
@@ -53,25 +70,22 @@ impl Swapper {
         }
     }
 
-    /// Forgets what was spilled. Everything has been settled before.
+    /// Forgets all spilled gradients. The caller has settled them before.
     pub fn discard_spills(&mut self) {
         self.inbox.send(Command::Spill(SpillCommand::Discard));
     }
 
+    /// Gradients cannot be handed over in a forked child.
+    ///
+    /// # Errors
+    /// Usage in one.
+    pub fn check_process(&self) -> Result<()> {
+        check_process(self.process)
+    }
+
     fn ask(&mut self, command: SpillCommand) -> Result<SpillAnswer> {
         self.check_process()?;
-        if self.gave_up {
-            return Err(thread_gave_up());
-        }
         self.inbox.send(Command::Spill(command));
-        let answer = self.spill_answers.recv();
-        answer.map_err(|_| {
-            self.gave_up = true;
-            let told = self.events.try_iter().find_map(|event| match event {
-                Event::GaveUp(error) => Some(error),
-                Event::Lent(_) | Event::Ended(_) | Event::Written => None,
-            });
-            told.unwrap_or_else(thread_is_gone)
-        })
+        self.answers.recv().map_err(|_| self.inbox.commands.end_of_thread())
     }
 }

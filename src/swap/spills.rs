@@ -1,12 +1,12 @@
-//! The I/O thread's end of spilled gradients. They have their own buffers and places, and no part
-//! in the states of chunks: an update that wants a chunk whose gradient was spilled has the
-//! gradient read beside it, and whichever of the two comes first waits for the other.
+//! The I/O thread's end of spilled gradients. They have buffers and places of their own and no part
+//! in the states of chunks. When an update reads a chunk whose gradient was spilled, the gradient
+//! is read beside it, and whichever of the two arrives first waits for the other.
 //!
-//! A buffer is held by the caller, by an operation, by a gradient that waits for its chunk, or by a
-//! chunk that the caller has. The chunk of each gradient that is asked for has its own buffer
-//! already, and so comes, or is there: no gradient waits for another one. Where chunks are handed
-//! over in order, one that is there waits for those before it. So gradients are read in that order
-//! too: those that have come are of the chunks that are handed over next.
+//! A buffer for gradients is held by the caller, by an operation, by a gradient that waits for its
+//! chunk, or by a chunk that is lent to the caller. A gradient is only read when its chunk is in
+//! memory or has a buffer of its own, so no gradient waits for another one. Where chunks are handed
+//! over in order, a chunk in memory waits for those before it. So gradients are read in that order
+//! too: the gradients that have arrived belong to the chunks that are handed over next.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,7 +20,8 @@ use crate::io::{Buffer, Direction, Finished, Part, Transfer};
 use crate::storage::Placement;
 use crate::units::{ChunkIndex, ExtentIndex};
 
-/// In tokens of transfers: set for gradients. What is above is the turn; what is below, the chunk.
+/// The bit of a transfer's token that marks gradients. The bits above it are the turn, those below
+/// it the chunk.
 const OF_GRADIENT: u64 = 1 << 32;
 
 /// Where the gradient of a chunk is.
@@ -31,7 +32,7 @@ enum Place {
     Nowhere,
     Writing,
     OnDrive,
-    /// On the drives; the sweep under way has asked for it.
+    /// On the drives, and the sweep under way is to read it.
     Wanted,
 }
 
@@ -50,12 +51,13 @@ pub(super) struct Spills {
     writing: usize,
     asked: Option<Asked>,
     failure: Option<Error>,
-    /// Rises with every sweep and every discard: what was begun before is of no use.
+    /// Counts sweeps and discards. Reads that were begun in an earlier turn are not used.
     turn: u32,
-    /// To be read when there is a buffer.
+    /// The gradients to read, as soon as there is a buffer.
     queue: VecDeque<ChunkIndex>,
-    /// Gradients that wait for their chunks, and chunks that wait for their gradients.
-    come: Vec<Option<Buffer>>,
+    /// Gradients that wait for their chunks.
+    arrived: Vec<Option<Buffer>>,
+    /// Chunks that wait for their gradients.
     held: Vec<Option<Kept>>,
     /// In a sweep in order: chunks that are held, and the first one whose gradient may be the next
     /// to be read.
@@ -80,7 +82,7 @@ impl Spills {
             failure: None,
             turn: 0,
             queue: VecDeque::new(),
-            come: (0..chunks).map(|_| None).collect(),
+            arrived: (0..chunks).map(|_| None).collect(),
             held: (0..chunks).map(|_| None).collect(),
             line: VecDeque::new(),
             next: 0,
@@ -101,17 +103,18 @@ impl Spills {
     }
 
     fn answer(&self, answer: SpillAnswer) {
-        // A caller that is gone will say `Close`.
+        // If the caller is gone, nobody waits for this answer.
         let _ = self.answers.send(answer);
     }
 
-    /// A sweep begins, or its chunks are no longer wanted: nothing of an earlier one counts.
-    fn turn_over(&mut self) {
+    /// Begins a turn, because a sweep begins or its chunks are no longer wanted. Gradients that
+    /// were read in an earlier turn are dropped.
+    fn begin_turn(&mut self) {
         self.turn = self.turn.wrapping_add(1) & (u32::MAX >> 1);
         self.queue.clear();
         self.line.clear();
         self.next = 0;
-        self.free.extend(self.come.iter_mut().filter_map(Option::take));
+        self.free.extend(self.arrived.iter_mut().filter_map(Option::take));
         for place in &mut self.places {
             if *place == Place::Wanted {
                 *place = Place::OnDrive;
@@ -121,15 +124,16 @@ impl Spills {
 
     fn want(&mut self, chunk: ChunkIndex, is_in_order: bool) {
         self.places[chunk.index()] = Place::Wanted;
-        let at = match is_in_order {
-            // They are not always wanted in order.
-            true => self.queue.partition_point(|other| *other < chunk),
-            false => self.queue.len(),
+        // Chunks are not always wanted in ascending order.
+        let at = if is_in_order {
+            self.queue.partition_point(|other| *other < chunk)
+        } else {
+            self.queue.len()
         };
         self.queue.insert(at, chunk);
     }
 
-    /// The next gradient to be read, if it may be.
+    /// The next gradient to read, if one may be read now.
     fn next_to_read(&mut self, is_in_order: bool) -> Option<ChunkIndex> {
         let first = self.queue.front().copied()?;
         if is_in_order {
@@ -147,15 +151,15 @@ impl Spills {
         self.places[chunk.index()] == Place::OnDrive
     }
 
-    /// Whether a chunk can be handed over: its gradient has come, or there is none.
+    /// Whether a chunk can be handed over: its gradient has arrived, or there is none.
     fn is_complete(&self, chunk: ChunkIndex) -> bool {
         let index = chunk.index();
-        self.come[index].is_some() || self.places[index] != Place::Wanted
+        self.arrived[index].is_some() || self.places[index] != Place::Wanted
     }
 }
 
 impl Worker {
-    pub(super) fn obey_spill(&mut self, command: SpillCommand) {
+    pub(super) fn carry_out_spill(&mut self, command: SpillCommand) {
         let spills = &mut self.spills;
         match command {
             SpillCommand::Take => spills.asked = Some(Asked::Any),
@@ -163,7 +167,7 @@ impl Worker {
             SpillCommand::Settle => spills.asked = Some(Asked::Settled),
             SpillCommand::Return(buffer) => spills.free.push(buffer),
             SpillCommand::Discard => {
-                spills.turn_over();
+                spills.begin_turn();
                 spills.places.fill(Place::Nowhere);
             }
             SpillCommand::Write { chunk, buffer } => {
@@ -177,7 +181,7 @@ impl Worker {
 
     /// A sweep begins.
     pub(super) fn begin_spills(&mut self) {
-        self.spills.turn_over();
+        self.spills.begin_turn();
         if !self.pipeline.is_in_order() {
             return;
         }
@@ -188,7 +192,7 @@ impl Worker {
         }
     }
 
-    /// The sweep wants this chunk: so it wants its gradient, if that was spilled.
+    /// Queues the gradient of a chunk that an update reads, if it was spilled.
     pub(super) fn want_gradient(&mut self, chunk: ChunkIndex) {
         let is_update = self.pipeline.kind().is_some_and(SweepKind::is_update);
         if is_update && self.spills.is_on_drive(chunk) {
@@ -196,7 +200,7 @@ impl Worker {
         }
     }
 
-    /// Hands a chunk over, with its gradient; or holds it until that has come.
+    /// Hands a chunk over with its gradient, or holds it until its gradient has arrived.
     pub(super) fn lend_with_gradient(&mut self, chunk: ChunkIndex, kept: Kept) {
         self.want_gradient(chunk);
         self.spills.held[chunk.index()] = Some(kept);
@@ -219,7 +223,7 @@ impl Worker {
     }
 
     fn lend_held(&mut self, chunk: ChunkIndex) {
-        let gradient = self.spills.come[chunk.index()].take();
+        let gradient = self.spills.arrived[chunk.index()].take();
         if let Some(Kept { buffer, is_fresh }) = self.spills.held[chunk.index()].take() {
             self.lend(Loan { chunk, buffer, gradient, is_fresh });
         }
@@ -229,9 +233,9 @@ impl Worker {
         self.spills.free.extend(gradient);
     }
 
-    /// Chunks that wait for their gradients are not handed over any more.
+    /// Gives up the chunks that wait for their gradients.
     pub(super) fn drop_held(&mut self) {
-        self.spills.turn_over();
+        self.spills.begin_turn();
         for index in 0..self.spills.held.len() {
             if let Some(kept) = self.spills.held[index].take() {
                 let chunk = ChunkIndex::from_index(index);
@@ -241,7 +245,7 @@ impl Worker {
         }
     }
 
-    /// Answers the caller if it can be answered, and starts reads that there are buffers for.
+    /// Answers the caller if that is possible, and starts reads for which there are buffers.
     pub(super) fn move_spills_on(&mut self) {
         let spills = &mut self.spills;
         match spills.asked.take() {
@@ -324,7 +328,7 @@ impl Worker {
         spills.places[chunk.index()] = if has_failed { Place::Nowhere } else { Place::OnDrive };
         spills.failure = spills.failure.take().or(failure);
         match spills.asked {
-            // It is wanted back already: served from memory.
+            // The caller has asked for it in the meantime: it gets the buffer.
             Some(Asked::Chunk(asked)) if asked == chunk && !has_failed => {
                 (spills.asked, spills.places[chunk.index()]) = (None, Place::Nowhere);
                 spills.answer(SpillAnswer::Buffer(Some(buffer)));
@@ -350,7 +354,7 @@ impl Worker {
             spills.free.push(buffer);
             return self.fail_with(failure);
         }
-        spills.come[chunk.index()] = Some(buffer);
+        spills.arrived[chunk.index()] = Some(buffer);
         if self.pipeline.is_in_order() {
             self.lend_line();
         } else if spills.held[chunk.index()].is_some() {

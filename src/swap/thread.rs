@@ -1,4 +1,4 @@
-//! The I/O thread: it asks the pipeline what to do next, does it, and waits for results or
+//! The I/O thread: it asks the pipeline what to do next, does that, and waits for results or
 //! commands.
 
 use std::ops::ControlFlow;
@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::handle::Commands;
+use super::inbox::Commands;
 use super::messages::{
     Command, Event, EventSender, Loan, ReadySender, SpillSender, SwapperSpec, SweepTotals,
 };
@@ -27,7 +27,6 @@ pub(super) fn run(
     (events, answers): (EventSender, SpillSender),
 ) {
     let depth = spec.engine.depth;
-    let files = spec.engine.files.len();
     let chunks = spec.sub_groups.len();
     let engine = match spec.engine.open(&spec.buffers) {
         Ok(engine) => engine,
@@ -36,7 +35,7 @@ pub(super) fn run(
     let waker = engine.waker();
     let for_gradients = spec.buffers.split_off(spec.buffers.len() - spec.gradient_buffers);
     let worker = Worker {
-        transfers: Transfers::metered(engine, depth, spec.meters, files).traced(spec.tracer),
+        transfers: Transfers::metered(engine, depth, spec.meters).traced(spec.tracer),
         pipeline: Pipeline::new(
             spec.sub_groups.into(),
             spec.buffers.len(),
@@ -44,7 +43,7 @@ pub(super) fn run(
             spec.overlap,
             spec.reads_whole,
         ),
-        must_tell_written: false,
+        must_report_written: false,
         free: spec.buffers,
         kept: (0..chunks).map(|_| None).collect(),
         spills: Spills::new(chunks, for_gradients, spec.gradient_placement, answers),
@@ -69,7 +68,7 @@ pub(super) fn run(
     }
 }
 
-/// A buffer that the swapper keeps for a chunk.
+/// A buffer in which the swapper keeps a chunk in memory.
 pub(super) struct Kept {
     pub buffer: Buffer,
     pub is_fresh: bool,
@@ -79,7 +78,7 @@ pub(super) struct Worker {
     transfers: Transfers,
     pub(super) pipeline: Pipeline,
     pub(super) spills: Spills,
-    must_tell_written: bool,
+    must_report_written: bool,
     free: Vec<Buffer>,
     /// The buffers of resident chunks.
     kept: Vec<Option<Kept>>,
@@ -89,7 +88,7 @@ pub(super) struct Worker {
     pub(super) swap_in_busy: BusyClock,
     pub(super) swap_out_busy: BusyClock,
     placement: Arc<Placement>,
-    /// Of the last update, inspection or fill, and what has been written since.
+    /// The slots of the last update, inspection or fill, and those that have been written since.
     slots: Slots,
     on_progress: Box<dyn Fn(u64) + Send>,
     swap_in_bytes: Vec<usize>,
@@ -104,16 +103,16 @@ impl Worker {
     fn serve(mut self) {
         let mut finished = Vec::new();
         loop {
-            // Said before the last look at the queue, so that nothing is missed.
+            // Stored before the last look at the queue, so that no command is missed.
             let looks_soon = self.transfers.comes_back_soon();
             self.commands.looks_soon.store(looks_soon, Ordering::SeqCst);
-            if self.obey_commands().is_break() {
+            if self.carry_out_commands().is_break() {
                 return;
             }
-            self.do_what_is_next();
+            self.start_what_is_next();
             self.move_spills_on();
-            if self.must_tell_written && !self.pipeline.is_writing() {
-                self.must_tell_written = false;
+            if self.must_report_written && !self.pipeline.is_writing() {
+                self.must_report_written = false;
                 let _ = self.events.send(Event::Written);
             }
             let deadline = self.last_progress + self.io_timeout;
@@ -136,7 +135,7 @@ impl Worker {
         }
     }
 
-    fn obey_commands(&mut self) -> ControlFlow<()> {
+    fn carry_out_commands(&mut self) -> ControlFlow<()> {
         let commands = {
             let mut queue = self.commands.queue.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *queue)
@@ -151,7 +150,7 @@ impl Worker {
                     self.begin_spills();
                     self.free_what_was_dropped();
                 }
-                Command::Spill(command) => self.obey_spill(command),
+                Command::Spill(command) => self.carry_out_spill(command),
                 Command::GiveBack { chunk, buffer, gradient, has_changed } => {
                     self.free_gradient(gradient);
                     let has_changed =
@@ -159,7 +158,7 @@ impl Worker {
                     if has_changed {
                         self.slots.mark_written(chunk);
                     }
-                    // Unchanged, it may not have been looked at.
+                    // The caller may not have looked at a chunk that it gives back unchanged.
                     let kept = Kept { buffer, is_fresh: !has_changed };
                     let fate = self.pipeline.give_back(chunk, has_changed);
                     self.dispose(chunk, kept, fate);
@@ -169,7 +168,7 @@ impl Worker {
                     self.drop_held();
                     self.free_what_was_dropped();
                 }
-                Command::TellWritten => self.must_tell_written = true,
+                Command::ReportWritten => self.must_report_written = true,
                 Command::Forget => {
                     self.pipeline.forget();
                     self.free_what_was_dropped();
@@ -180,7 +179,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    fn do_what_is_next(&mut self) {
+    fn start_what_is_next(&mut self) {
         loop {
             match self.pipeline.next() {
                 Action::SwapIn { chunk, is_whole } => {
@@ -215,12 +214,12 @@ impl Worker {
     }
 
     fn take_free(&mut self) -> Buffer {
-        // The pipeline counts the same buffers as this list.
+        // The pipeline counts the buffers of this list.
         self.free.pop().expect("the pipeline starts a chunk only with a free buffer")
     }
 
     fn take_kept(&mut self, chunk: ChunkIndex) -> Kept {
-        // Kept and taken as the pipeline says.
+        // Buffers are kept and taken as the pipeline decides.
         self.kept[chunk.index()].take().expect("a resident chunk has a buffer")
     }
 
@@ -301,7 +300,7 @@ impl Worker {
             && let Event::Lent(Loan { chunk, buffer, gradient, is_fresh }) = refused.0
         {
             self.free_gradient(gradient);
-            // The caller is gone and will say `Close`.
+            // The caller is gone and `Close` follows.
             let fate = self.pipeline.give_back(chunk, false);
             self.dispose(chunk, Kept { buffer, is_fresh }, fate);
         }
@@ -314,14 +313,14 @@ impl Worker {
             swap_in_busy: self.swap_in_busy.take_at(now),
             swap_out_busy: self.swap_out_busy.take_at(now),
         };
-        self.pipeline.pardon();
+        self.pipeline.clear_failure();
         let result = self.failure.take().map_or(Ok(totals), Err);
-        // A caller that is gone asks for nothing more.
+        // If the caller is gone, nobody waits for this event.
         let _ = self.events.send(Event::Ended(result));
     }
 
-    /// Keeps the first failure; the sweep then comes to its end without starting anything, or the
-    /// next one does.
+    /// Keeps the first failure. The sweep under way, or the next one, then ends without starting
+    /// anything.
     fn fail(&mut self, fault: IoFault, chunk: ChunkIndex) {
         let what = match fault.direction {
             Direction::SwapIn => "swap-in failed",
@@ -363,9 +362,13 @@ impl Worker {
         }
     }
 
-    /// Ends the thread although operations may be in flight. Their buffers are never freed.
+    /// Ends the thread although operations may be in flight; their buffers are never freed.
     fn give_up(self, error: Error) {
         self.transfers.abandon();
+        let reason = (error.kind(), error.sentence());
+        let mut gave_up = self.commands.gave_up.lock().unwrap_or_else(PoisonError::into_inner);
+        gave_up.get_or_insert(reason);
+        drop(gave_up);
         let _ = self.events.send(Event::GaveUp(error));
     }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::records::{DriveLimit, RankRecord};
-use super::verdict::Bound;
 use crate::timers::Timer;
 
 /// How much of a drive was used, by all ranks of its node together.
@@ -66,17 +65,6 @@ impl DriveUse {
     /// How near it was to its best step.
     pub fn share_of_best(&self) -> Option<f64> {
         (self.best_bytes_per_s > 0.0).then(|| self.bytes_per_s() / self.best_bytes_per_s)
-    }
-
-    pub(super) fn bound(&self) -> Bound {
-        let difference = self.writes_alone_s - self.reads_alone_s;
-        if difference.abs() < 0.05 * self.busy_s {
-            Bound::Drives
-        } else if difference > 0.0 {
-            Bound::Writes
-        } else {
-            Bound::Reads
-        }
     }
 }
 

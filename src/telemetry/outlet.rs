@@ -238,6 +238,7 @@ impl Outlet {
         &mut self,
         comm: &dyn Communicator,
         tracer: &Tracer,
+        command: Vec<String>,
         records: Vec<RankRecord>,
     ) -> Result<()> {
         if !self.has_traced {
@@ -245,14 +246,15 @@ impl Outlet {
         }
         if let (0, Some(dir)) = (self.labels.rank, &self.config.report.dir) {
             let table = world_report(&records, self.config.report.drive_endurance);
-            let result = RunResult::new(&self.config, records);
-            let json = serde_json::to_string(&result).unwrap_or_default();
+            let result = RunResult::new(&self.config, command, records);
+            let csv = result.csv().map_err(io::Error::other);
+            let json = serde_json::to_string(&result).map_err(io::Error::other);
             for (name, text) in [
-                ("table.txt", table + "\n"),
-                ("ranks.csv", result.csv()),
-                ("result.json", json + "\n"),
+                ("table.txt", Ok(table + "\n")),
+                ("ranks.csv", csv),
+                ("result.json", json.map(|text| text + "\n")),
             ] {
-                if let Err(error) = replace(&dir.join(name), &text) {
+                if let Err(error) = text.and_then(|text| replace(&dir.join(name), &text)) {
                     tracing::warn!("{name} cannot be written to {}: {error}", dir.display());
                 }
             }

@@ -142,7 +142,7 @@ impl Verdict {
         let late = late_rank(records);
         let percent = |share: f64| format!("{:.0} %", share * 100.0);
         let (bound, mut words) = if drives >= most {
-            let bound = busiest.as_ref().map_or(Bound::Drives, DriveUse::bound);
+            let bound = busiest.as_ref().map_or(Bound::Drives, bound_of);
             let direction = match bound {
                 Bound::Reads => "reads",
                 Bound::Writes => "writes",
@@ -166,6 +166,19 @@ impl Verdict {
             None => {}
         }
         Self { bound, drive: busiest, late, words }
+    }
+}
+
+/// Whether reads, writes or both keep a drive busy: writes, if nothing was read for a longer part
+/// of the time than nothing was written.
+fn bound_of(it: &DriveUse) -> Bound {
+    let difference = it.writes_alone_s - it.reads_alone_s;
+    if difference.abs() < 0.05 * it.busy_s {
+        Bound::Drives
+    } else if difference > 0.0 {
+        Bound::Writes
+    } else {
+        Bound::Reads
     }
 }
 

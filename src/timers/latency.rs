@@ -1,4 +1,4 @@
-//! How long operations took: a histogram of fixed size, 3 % wide at every latency.
+//! A histogram of the latencies of operations, of fixed size, with buckets 3 % wide.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Buckets of one octave: each is at most 1/32 of its latency wide.
 const PER_OCTAVE: usize = 32;
 const PER_OCTAVE_BITS: u32 = PER_OCTAVE.trailing_zeros();
-/// The first bucket ends here: shorter operations are not told apart.
+/// The first bucket ends here; it has all shorter operations.
 const FIRST_BITS: u32 = 10;
-/// The last bucket begins here, at 137 s: longer operations are not told apart.
+/// The last bucket begins here, at 137 s; it has all longer operations.
 const LAST_BITS: u32 = 37;
 const BUCKETS: usize = 1 + (LAST_BITS - FIRST_BITS) as usize * PER_OCTAVE + 1;
 
@@ -56,29 +56,30 @@ impl Latency {
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// Adds all operations of another one.
+    /// Adds all operations of another histogram.
     pub fn add(&mut self, other: &Self) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(sum, more)| *sum += more);
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
     }
 
-    /// Operations.
+    /// Number of operations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// All of them together, in nanoseconds.
+    /// The latencies of all operations together, in nanoseconds.
     pub fn sum_ns(&self) -> u64 {
         self.sum_ns
     }
 
-    /// The longest, in nanoseconds.
+    /// The longest latency, in nanoseconds.
     pub fn max_ns(&self) -> u64 {
         self.max_ns
     }
 
-    /// So many of all operations took no longer than this, in nanoseconds, up to 3 %.
+    /// The latency in nanoseconds that a share of all operations, from 0 to 1, did not exceed;
+    /// exact within 3 %.
     pub fn quantile_ns(&self, share: f64) -> u64 {
         let wanted = (self.count() as f64 * share).ceil().max(1.0) as u64;
         let mut seen = 0;
@@ -91,14 +92,15 @@ impl Latency {
         self.max_ns
     }
 
-    /// Operations that took at most so long, for a limit at which a bucket ends (a power of two).
+    /// Number of operations that took at most `limit_ns`, which must be a power of two, where a
+    /// bucket ends.
     pub fn count_below(&self, limit_ns: u64) -> u64 {
         let below = |bucket: &usize| end_of(*bucket) <= limit_ns;
         (0..BUCKETS).take_while(below).map(|bucket| self.counts[bucket]).sum()
     }
 }
 
-/// What of a histogram is sent and kept: buckets with something in them.
+/// The form in which a histogram is sent and stored: only buckets that are not empty.
 #[derive(Serialize, Deserialize)]
 struct Sparse {
     sum_ns: u64,

@@ -1,4 +1,4 @@
-//! What happened when, in steps that are traced: a list of fixed size.
+//! Spans of time in traced steps: what happened when, in a list of fixed size.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A span that is about no chunk.
 pub const NO_CHUNK: u32 = u32::MAX;
 
-/// What went on.
+/// What a span measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SpanKind {
     /// A timer of the caller's thread, by its place in [`super::Timer::ALL`].
@@ -20,20 +20,20 @@ pub enum SpanKind {
     Write(u16),
 }
 
-/// Something that had a beginning and an end.
+/// A span of time in a traced step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
-    /// What.
+    /// What it measures.
     pub kind: SpanKind,
-    /// Of which chunk; [`NO_CHUNK`] for none.
+    /// The chunk that it is about; [`NO_CHUNK`] for none.
     pub chunk: u32,
     /// The traced step, counted as attempts.
     pub step: u64,
     /// Bytes moved.
     pub bytes: u64,
-    /// When it began, on this rank's clock: nanoseconds since the tracer was made.
+    /// When it began: nanoseconds since the tracer was made, on this rank's clock.
     pub begin_ns: u64,
-    /// When it ended.
+    /// When it ended, on the same clock.
     pub end_ns: u64,
 }
 
@@ -54,18 +54,18 @@ struct List {
 }
 
 impl Tracer {
-    /// Keeps up to `capacity` spans, for which memory is taken now.
+    /// A tracer for up to `capacity` spans, whose memory is allocated now.
     pub fn new(capacity: usize) -> Self {
         let list = List { spans: Vec::with_capacity(capacity), capacity, ..List::default() };
         Self { is_on: AtomicBool::new(false), epoch: Instant::now(), list: Mutex::new(list) }
     }
 
-    /// Whether anything is recorded.
+    /// Whether spans are recorded.
     pub fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// From now on spans are of this step and are recorded, or they are not.
+    /// Turns recording on or off; spans from now on belong to this step.
     pub fn turn(&self, on: bool, step: u64) {
         self.list().step = step;
         self.is_on.store(on, Ordering::Relaxed);
@@ -88,13 +88,13 @@ impl Tracer {
         }
     }
 
-    /// What was recorded so far, and how many spans found no room.
+    /// The spans that were recorded so far, and how many found no room.
     pub fn spans(&self) -> (Vec<Span>, u64) {
         let list = self.list();
         (list.spans.clone(), list.dropped)
     }
 
-    /// Forgets what was recorded.
+    /// Forgets all recorded spans.
     pub fn clear(&self) {
         let mut list = self.list();
         list.spans.clear();

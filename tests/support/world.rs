@@ -9,16 +9,13 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use half::bf16;
-use optswap::config::{Config, Durability, EngineName, GroupConfig};
-use optswap::coord::{Communicator, ThreadCommunicator};
-use optswap::error::Result;
-use optswap::partition::Run;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{
-    Gradients, StepOptions, StepOutcome, SwappedOptimizer, fill_synthetic_gradients,
-    fill_synthetic_masters,
+use optswap::internals::config::{Durability, EngineName, GroupConfig};
+use optswap::internals::step::{fill_synthetic_gradients, fill_synthetic_masters};
+use optswap::{
+    Bytes, Communicator, Config, CreateOptions, Elems, Gradients, Inventory, NO_PARAMETERS,
+    NoParameters, Parameter, Result, Run, StepOptions, StepOutcome, SwappedOptimizer,
+    ThreadCommunicator,
 };
-use optswap::units::{Bytes, Elems};
 
 use super::Drives;
 
@@ -112,10 +109,11 @@ pub fn start(
     sizes: &[usize],
     comm: Arc<dyn Communicator>,
 ) -> Result<SwappedOptimizer> {
-    let mut optimizer = SwappedOptimizer::create(config, inventory(sizes), comm)?;
+    let mut optimizer =
+        SwappedOptimizer::create(config, inventory(sizes), comm, CreateOptions::default())?;
     if optimizer.resumed().is_none() {
         let flat_start = optimizer.partition().flat().start;
-        optimizer.initialize_parameters(masters(flat_start))?;
+        optimizer.initialize_parameters(&mut NoParameters, masters(flat_start))?;
     }
     Ok(optimizer)
 }
@@ -130,7 +128,7 @@ pub fn shard_gradients(optimizer: &SwappedOptimizer, step: u64) -> Vec<f32> {
 /// The next step, with its own synthetic gradients; parameters go to `params`.
 pub fn step_into(optimizer: &mut SwappedOptimizer, params: &mut [bf16]) -> Result<StepOutcome> {
     let shard = shard_gradients(optimizer, optimizer.attempts() + 1);
-    let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+    let gradients = Gradients::Shard(&shard);
     optimizer.step(&gradients, params, StepOptions::default())
 }
 
@@ -182,7 +180,7 @@ impl Job {
     pub fn step(&mut self) -> Result<StepOutcome> {
         let step = self.optimizer.attempts() + 1;
         let shard = shard_gradients(&self.optimizer, step);
-        let gradients = Gradients::of_shard(self.optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let options = StepOptions { user_blob: &[step as u8], ..StepOptions::default() };
         self.optimizer.step(&gradients, &mut self.params, options)
     }
@@ -192,7 +190,7 @@ impl Job {
         while self.optimizer.attempts() < STEPS {
             self.step()?;
         }
-        self.optimizer.state_digest()
+        self.optimizer.state_digest(NO_PARAMETERS)
     }
 }
 
@@ -202,10 +200,10 @@ pub fn undisturbed_digests(ranks: usize) -> Vec<String> {
         let drives = Drives::new(1);
         let config = job_config_for(&drives, Durability::Scratch, EngineName::Threads);
         let mut job = Job::start(&config, comm)?;
-        let mut digests = vec![job.optimizer.state_digest()?];
+        let mut digests = vec![job.optimizer.state_digest(NO_PARAMETERS)?];
         for _ in 0..STEPS {
             job.step()?;
-            digests.push(job.optimizer.state_digest()?);
+            digests.push(job.optimizer.state_digest(NO_PARAMETERS)?);
         }
         job.optimizer.close();
         Ok(digests)

@@ -19,7 +19,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 pub use self::model::ModelFiles;
 use self::source::TensorSource;
-use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardEntry, ShardIndex, with_ending};
+use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardIndex, with_ending};
+use super::places::ShardEntry;
 use super::reader::CheckpointReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Codec, Hyperparameters, Inventory, MASTER, OptimizerKind, StateTensor};

@@ -1,5 +1,5 @@
-//! DeepSpeed's configuration: what of it concerns swapped optimizer state becomes ours; what does
-//! not is said, with the reason. `docs/deepspeed.md` has the table.
+//! DeepSpeed's configuration: keys that concern swapped optimizer state become ours, and a note
+//! says why the others do not. `docs/deepspeed.md` has the table.
 
 mod precision;
 mod unmapped;
@@ -18,8 +18,8 @@ use crate::units::{BLOCK_ELEMS, Bytes, Elems, round_up};
 /// Reads and checks a configuration file of DeepSpeed.
 ///
 /// # Errors
-/// Usage errors that name the file and the key: no JSON, a value of the wrong type, an optimizer
-/// other than AdamW.
+/// Usage errors that name the file and the key, if the file cannot be read or is no JSON, a value
+/// has the wrong type or is out of range, or the optimizer is one that optswap does not have.
 pub fn read_deepspeed(path: &Path) -> Result<Sourced> {
     parse_deepspeed(&read_text(path)?).map_err(|error| error.with("file", path.display()))
 }
@@ -27,7 +27,8 @@ pub fn read_deepspeed(path: &Path) -> Result<Sourced> {
 /// Reads and checks a configuration text of DeepSpeed.
 ///
 /// # Errors
-/// As [`read_deepspeed`].
+/// Usage errors that name the key, if the text is no JSON, a value has the wrong type or is out of
+/// range, or the optimizer is one that optswap does not have.
 pub fn parse_deepspeed(text: &str) -> Result<Sourced> {
     let root: Value = serde_json::from_str(text).map_err(|error| {
         Error::usage("DeepSpeed's configuration is no JSON")
@@ -42,14 +43,14 @@ pub fn parse_deepspeed(text: &str) -> Result<Sourced> {
     import.accumulation(&root)?;
     for section in CLOSED.iter().chain(&["zero_optimization", ""]) {
         let keys = object_at(&root, section)?.into_iter().flat_map(Map::keys);
-        keys.for_each(|key| import.tell_unmapped(section, key));
+        keys.for_each(|key| import.note_unmapped(section, key));
     }
     let Import { config, origins, notes } = import;
     config.validate()?;
     Ok(Sourced { config, origins, notes })
 }
 
-/// The configuration on its way.
+/// The configuration while it is being read.
 #[derive(Default)]
 struct Import {
     config: Config,
@@ -66,20 +67,19 @@ impl Import {
             } else {
                 let unit = self.config.drives.stripe_unit;
                 let text = format!("{bytes} is no multiple of 4KiB up to 1GiB; {unit} is kept");
-                self.tell("aio.block_size", text);
+                self.note("aio.block_size", text);
             }
         }
         let current = self.whole(root, "aio.intra_op_parallelism")?;
         let mut threads = current.map(|count| ("aio.intra_op_parallelism", count));
         for former in ["aio.thread_count", "aio.num_threads"] {
             let Some(count) = self.whole(root, former)? else { continue };
-            let text = match threads.is_none() {
-                true => {
-                    "read as aio.intra_op_parallelism, although DeepSpeed now ignores this name"
-                }
-                false => "ignored, since the number of threads is already given by another name",
+            let text = if threads.is_none() {
+                "read as aio.intra_op_parallelism, although DeepSpeed now ignores this name"
+            } else {
+                "ignored, since the number of threads is already given by another name"
             };
-            self.tell(former, text);
+            self.note(former, text);
             threads = threads.or(Some((former, count)));
         }
         let depth = self.whole(root, "aio.queue_depth")?;
@@ -90,14 +90,14 @@ impl Import {
             }
             (None, Some((name, _))) => {
                 let text = "not needed: a rank has one queue, with io.depth operations in flight";
-                self.tell(name, text);
+                self.note(name, text);
             }
             (None, None) => {}
         }
         Ok(())
     }
 
-    /// DeepSpeed's threads have a queue each.
+    /// Sets our depth: each of DeepSpeed's threads has a queue of its own, ours is one for all.
     fn set_depth(&mut self, depth: u64, threads: &'static str, count: u64) {
         let in_flight = depth.saturating_mul(count).clamp(1, 4096) as usize;
         let default = self.config.io.depth;
@@ -112,7 +112,7 @@ impl Import {
                 "io.depth = {in_flight} counts for a rank, over all drives, reads and writes \
                  together; without aio.queue_depth it is {default}"
             );
-            self.tell("aio.queue_depth", text);
+            self.note("aio.queue_depth", text);
         }
     }
 
@@ -121,7 +121,7 @@ impl Import {
         if !device.as_deref().is_some_and(|device| device.eq_ignore_ascii_case("nvme")) {
             let text = "not `nvme`, so DeepSpeed would not swap; optswap does, to nvme_path or to \
                         drives that are named otherwise";
-            self.tell("zero_optimization.offload_optimizer.device", text);
+            self.note("zero_optimization.offload_optimizer.device", text);
         }
         let key = "zero_optimization.offload_optimizer.nvme_path";
         if let Some(paths) = self.take(root, key, "a path, or a list of paths", to_paths)? {
@@ -129,7 +129,7 @@ impl Import {
             self.comes_from("drives.paths", key);
             let text = "each directory must exist; state lies in optswap/JOB below it, where \
                         DeepSpeed has zero_stage_3/optimizer";
-            self.tell(key, text);
+            self.note(key, text);
         }
         let key = "zero_optimization.offload_optimizer.pipeline_read";
         if let Some(pipeline_read) = self.flag(root, key)? {
@@ -147,7 +147,7 @@ impl Import {
             self.config.swap.sub_group_elements = Elems(rounded);
             self.comes_from("swap.sub_group_elements", key);
             if rounded != elems {
-                self.tell(key, format!("{elems} is rounded to {rounded}, a multiple of 4096"));
+                self.note(key, format!("{elems} is rounded to {rounded}, a multiple of 4096"));
             }
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Import {
         }
         if object_at(root, "optimizer")?.is_none() {
             let text = "absent: optswap's AdamW with its own defaults is taken";
-            self.tell("optimizer", text);
+            self.note("optimizer", text);
             return Ok(());
         }
         let kind = self.optimizer_kind(root)?;
@@ -191,7 +191,7 @@ impl Import {
         self.weight_decay(root, kind)
     }
 
-    /// As DeepSpeed has it, `Adam` means AdamW too, unless it is told otherwise.
+    /// The kind of optimizer. `Adam` means AdamW, as in DeepSpeed, unless `adam_w_mode` is false.
     fn optimizer_kind(&mut self, root: &Value) -> Result<OptimizerKind> {
         let name = self.text(root, "optimizer.type")?;
         match name.as_deref().map(str::to_lowercase).as_deref() {
@@ -224,12 +224,12 @@ impl Import {
             let ours = self.config.optimizer.weight_decay;
             self.config.optimizer.weight_decay = 0.0;
             self.comes_from("optimizer.weight_decay", "DeepSpeed's default");
-            self.tell(key, format!("absent: DeepSpeed's default 0 is taken, not {ours}"));
+            self.note(key, format!("absent: DeepSpeed's default 0 is taken, not {ours}"));
         }
         Ok(())
     }
 
-    /// Other updates than ours must not quietly become ours.
+    /// Refuses variants of an update that optswap does not have.
     fn refuse_variants(&mut self, root: &Value) -> Result<()> {
         for key in ["dampening", "lr_decay", "initial_accumulator_value"] {
             let key = format!("optimizer.params.{key}");
@@ -251,22 +251,22 @@ impl Import {
         Ok(())
     }
 
-    fn tell_unmapped(&mut self, section: &str, key: &str) {
+    fn note_unmapped(&mut self, section: &str, key: &str) {
         let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
         if MAPPED.contains(&path.as_str()) {
             return;
         }
         let reason = REASONS.iter().find(|(known, _)| *known == path).map(|(_, reason)| *reason);
         match (reason, nearest(section, key)) {
-            (Some(reason), _) => self.tell(&path, reason),
-            (None, Some(near)) => self.tell(&path, format!("unknown; did you mean `{near}`?")),
-            (None, None) if CLOSED.contains(&section) => self.tell(&path, "unknown, not mapped"),
-            (None, None) => self.tell(&path, ELSEWHERE),
+            (Some(reason), _) => self.note(&path, reason),
+            (None, Some(near)) => self.note(&path, format!("unknown; did you mean `{near}`?")),
+            (None, None) if CLOSED.contains(&section) => self.note(&path, "unknown, not mapped"),
+            (None, None) => self.note(&path, ELSEWHERE),
         }
     }
 
-    /// Keys with the same text share a note.
-    fn tell(&mut self, key: &str, text: impl Into<String>) {
+    /// Adds a note about a key. Keys with the same text share a note.
+    fn note(&mut self, key: &str, text: impl Into<String>) {
         let text = text.into();
         match self.notes.iter_mut().find(|note| note.text == text) {
             Some(note) => note.keys.push(key.to_owned()),
@@ -307,7 +307,7 @@ impl Import {
             Some(value) if is_auto(value) => {
                 let text = "`auto` is filled in by Hugging Face's Trainer only; optswap's default \
                             is kept";
-                self.tell(key, text);
+                self.note(key, text);
                 Ok(None)
             }
             Some(value) => convert(value).map(Some).ok_or_else(|| wrong_type(key, wanted, value)),
@@ -315,7 +315,7 @@ impl Import {
     }
 }
 
-/// Flags of an update that are known in one position only.
+/// Flags of an update that optswap has with one value only.
 const VARIANTS: [(&str, bool); 4] =
     [("bias_correction", true), ("amsgrad", false), ("maximize", false), ("nesterov", false)];
 

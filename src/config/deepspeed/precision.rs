@@ -13,20 +13,20 @@ impl Import {
             let text = "the program multiplies its loss by SwappedOptimizer::loss_scaler().scale() \
                         before each step; all ranks skip a step with an infinity or NaN, and the \
                         scale follows; gradients and parameters are f32, bf16 or f16";
-            self.tell("fp16", text);
+            self.note("fp16", text);
         }
         for key in ["bf16", "bfloat16"] {
             if self.is_enabled(root, key)? {
                 let text = "master and moments are fp32; gradients and parameters have the type of \
                             the program's slices, f32, bf16 or f16";
-                self.tell(key, text);
+                self.note(key, text);
             }
         }
         Ok(())
     }
 
-    /// The scale of an fp16 job, with DeepSpeed's defaults; nothing where it is not certain that it
-    /// is one.
+    /// The loss scale of an fp16 job, with DeepSpeed's defaults. Where `fp16.enabled` is `auto`,
+    /// nothing is set.
     fn loss_scale(&mut self, root: &Value) -> Result<()> {
         if value_at(root, "fp16.enabled")?.is_some_and(is_auto) {
             return Ok(());
@@ -74,13 +74,13 @@ impl Import {
             }
             Some(other) => {
                 let text = format!("`{other}` is none of fp32 and bf16; f32 is kept");
-                self.tell(key, text);
+                self.note(key, text);
             }
         }
         Ok(())
     }
 
-    /// Whether a precision is on, or may be (`auto`).
+    /// Whether a precision is on, or may be on (`auto`).
     fn is_enabled(&self, root: &Value, section: &str) -> Result<bool> {
         let key = format!("{section}.enabled");
         match value_at(root, &key)? {
@@ -91,7 +91,7 @@ impl Import {
     }
 }
 
-/// Where a value comes from that has a default in DeepSpeed.
+/// The origin of a value that has a default in DeepSpeed.
 fn origin_of<T>(key: &str, given: Option<T>) -> &str {
     if given.is_some() { key } else { "DeepSpeed's default" }
 }

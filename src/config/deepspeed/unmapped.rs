@@ -1,4 +1,4 @@
-//! Which keys of DeepSpeed are known, and why some become none of ours.
+//! Which keys of DeepSpeed are known, and why some of them become none of ours.
 
 /// Keys that become one of ours, or decide about one. Sections are read key by key.
 pub(super) const MAPPED: &[&str] = &[
@@ -48,7 +48,7 @@ const BUFFERS: &str = "not mapped: DeepSpeed's buffers have the size of the larg
 const UPDATE_THREADS: &str = "not mapped: a rank updates with as many threads as its affinity mask \
                               has processors";
 
-/// Keys that are not needed, or not there, with the reason.
+/// Keys that optswap does not need or does not have, with the reason.
 pub(super) const REASONS: &[(&str, &str)] = &[
     ("aio.single_submit", SUBMISSION),
     ("aio.overlap_events", SUBMISSION),
@@ -80,14 +80,14 @@ pub(super) const REASONS: &[(&str, &str)] = &[
     ),
 ];
 
-/// What all other keys are told.
+/// The note about all other keys.
 pub(super) const ELSEWHERE: &str = "not for optswap";
 
 /// Sections whose keys all concern the swapping, so that an unknown one may be a mistake.
 pub(super) const CLOSED: &[&str] =
     &["aio", "optimizer", "optimizer.params", "zero_optimization.offload_optimizer"];
 
-/// The known key of the same section that this one was perhaps meant to be.
+/// The known key of the same section that is the most similar, if one is similar.
 pub(super) fn nearest(section: &str, key: &str) -> Option<&'static str> {
     let known = MAPPED.iter().copied().chain(REASONS.iter().map(|(path, _)| *path));
     let similarity = |path: &str| match path.rsplit_once('.').unwrap_or(("", path)) {

@@ -219,7 +219,7 @@ impl Inspector {
         let progress_ms = now_ms.saturating_sub(ms_ago);
         if progress_ms > wait.progress_ms {
             wait.progress_ms = progress_ms;
-            self.presence.tell_progress_elsewhere(progress_ms);
+            self.presence.publish_progress_elsewhere(progress_ms);
         }
     }
 
@@ -233,7 +233,7 @@ impl Inspector {
                 match wait.told.get(&rank.0) {
                     Some(Told::Waiting) => {}
                     Some(Told::Late(rank, told_ms)) => {
-                        late.push(rank.told(now_ms - told_ms, self.limits));
+                        late.push(rank.aged(now_ms - told_ms, self.limits));
                     }
                     None => unknown.push(rank.0),
                 }

@@ -1,4 +1,4 @@
-//! The words in which the pipeline is asked, and answers.
+//! The types of the questions to the pipeline and of its answers.
 
 use crate::units::ChunkIndex;
 
@@ -15,7 +15,7 @@ pub enum SweepKind {
     Fill,
     /// Write every chunk that is newer in memory than on the drives.
     Flush,
-    /// Wait until nothing is on its way, reads ahead included.
+    /// Wait until nothing is in flight, reads ahead included.
     Settle,
 }
 
@@ -26,7 +26,7 @@ impl SweepKind {
     }
 }
 
-/// What may go on at the same time, in updates.
+/// What may overlap in updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Overlap {
     /// The first chunks of the next update are read ahead.
@@ -37,18 +37,18 @@ pub struct Overlap {
     pub write: bool,
 }
 
-/// What has come to the drives when a sweep that changes chunks ends.
+/// How much of what a sweep changes has been written to the drives when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// Not all: the last writes go on behind it.
+    /// Not all of it: the last writes go on after the sweep.
     Behind,
-    /// All but the chunks that stay in memory.
+    /// All of it, except for chunks that stay in memory.
     Written,
-    /// All.
+    /// All of it.
     Flushed,
 }
 
-/// What to do next. It has been noted as begun.
+/// What to do next. The pipeline has entered it as begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Fill a free buffer with this chunk: all of it, or what an update needs.

@@ -1,5 +1,5 @@
-//! Updates that are not free to take chunks as they come: in ascending order, or one sub-group
-//! after the other.
+//! Updates that may not take chunks in the order in which they arrive, but in ascending order, or
+//! one sub-group after the other.
 
 use super::{Chunk, ChunkState, Pipeline, SweepKind};
 use crate::units::ChunkIndex;
@@ -10,8 +10,8 @@ impl Pipeline {
         self.kind() == Some(SweepKind::UpdateInOrder)
     }
 
-    /// Whether a chunk is in memory, or on its way, when a sweep begins that may read what it wants
-    /// of it.
+    /// When a sweep begins: whether a chunk is in memory or in a transfer, and the sweep may read
+    /// what belongs to it.
     pub fn is_at_hand(&self, chunk: ChunkIndex) -> bool {
         let index = chunk.index();
         self.chunks[index].state != ChunkState::OnDrive && self.may_read(index)
@@ -30,7 +30,8 @@ impl Pipeline {
         found.map(|_| self.order_cursor)
     }
 
-    /// Whether no other sub-group is being updated or written that must have ended before.
+    /// Whether a chunk may be handed over: no other sub-group that must have ended before is still
+    /// being updated or written.
     pub(super) fn may_lend(&self, index: usize) -> bool {
         let is_bound = !self.overlap.write && self.kind().is_some_and(SweepKind::is_update);
         let is_under_way =
@@ -38,7 +39,7 @@ impl Pipeline {
         !is_bound || !self.is_any_other(index, is_under_way)
     }
 
-    /// Whether no earlier sub-group is still to be updated that must have been before.
+    /// Whether a chunk may be read: no earlier sub-group that must be updated before is still due.
     pub(super) fn may_read(&self, index: usize) -> bool {
         let is_bound = !self.overlap.read && self.kind().is_some_and(SweepKind::is_update);
         let is_to_come = |it: &Chunk| it.is_due || it.state == ChunkState::Lent;
@@ -52,8 +53,8 @@ impl Pipeline {
         others.map(|(chunk, _)| chunk).any(is_it)
     }
 
-    /// In a sweep in order, a chunk that keeps its buffer from the one that comes next. (Memory
-    /// may hold later chunks from before.)
+    /// In a sweep in order, a chunk in memory whose buffer the next chunk needs: memory may hold
+    /// later chunks from before.
     pub(super) fn next_to_drop(&mut self) -> Option<usize> {
         let is_moving = self.swapping_in + self.swapping_out > 0;
         if !self.is_in_order() || self.free_buffers > 0 || is_moving {

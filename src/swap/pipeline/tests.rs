@@ -399,7 +399,7 @@ fn a_failure_stops_everything_and_what_is_in_memory_is_forgotten() {
     assert_eq!(pipeline.next(), Action::Wait);
     assert_eq!(pipeline.end_swap_in(ChunkIndex(1)), Fate::Free);
     assert_eq!(pipeline.next(), Action::Finish);
-    pipeline.pardon();
+    pipeline.clear_failure();
     pipeline.forget();
     assert_eq!(pipeline.free_buffers, 2);
     // Between two sweeps, the next one ends with it.
