@@ -68,7 +68,7 @@ const USUAL: Model = Model {
 };
 
 impl Model {
-    /// What a start finds, as `optswap::internals::step::resume` and `choose_record` go about it; and whether
+    /// What a start finds, as `step::resume` and `choose_record` go about it; and whether
     /// it is right.
     fn resume(&self, world: &World) -> Result<Start, String> {
         let of = |drives: &Drives| drives.now.places;

@@ -11,11 +11,9 @@ mod support;
 use std::sync::Arc;
 
 use half::bf16;
-use handed_over::{CHUNK_BYTES, micro_batch};
+use handed_over::{CHUNK_BYTES, batch_of, micro_batch};
 use optswap::internals::config::{AccumulateIn, EngineName, GradientPlace};
-use optswap::internals::optim::reference::Reference;
-use optswap::internals::state::Rounding;
-use optswap::internals::step::ReferenceUpdate;
+use optswap::internals::{optim::reference::Reference, state::Rounding, step::ReferenceUpdate};
 use optswap::{
     Bytes, Checkpoints, Codec, Communicator, Config, CreateOptions, ErrorKind, Gradients,
     NO_PARAMETERS, NoParameters, ParamIndex, Result, StepOptions, StepOutcome, SwappedOptimizer,
@@ -24,6 +22,10 @@ use optswap::{
 use support::Drives;
 use support::by_hand::{Rule, adamw, rmsprop, rmsprop_config, sizes, small_config, update_all};
 use support::world::{all, inventory, masters, on_ranks, shard_gradients};
+
+fn create(config: &Config, ranks: usize, comm: Arc<dyn Communicator>) -> Result<SwappedOptimizer> {
+    SwappedOptimizer::create(config, inventory(&sizes(ranks)), comm, CreateOptions::default())
+}
 
 fn has_gradient(param: ParamIndex, step: u64) -> bool {
     !(u64::from(param.0) + step).is_multiple_of(3)
@@ -50,7 +52,7 @@ fn back_propagate(optimizer: &mut SwappedOptimizer, step: u64) -> Result<()> {
             let parts = shard[piece.in_shard()].chunks(PIECE).enumerate();
             for (number, part) in parts.collect::<Vec<_>>().into_iter().rev() {
                 let offset = piece.param_offset + (number * PIECE) as u64;
-                optimizer.gradient_sink().add(piece.param, offset, part, batch == 1)?;
+                optimizer.gradient_sink().add(piece.param, offset, part, batch_of(batch == 1))?;
             }
         }
     }
@@ -63,14 +65,14 @@ fn some_gradients<'a>(
     shard: &'a [f32],
     step: u64,
 ) -> Gradients<'a, f32> {
-    let mut gradients = Gradients::new();
+    let mut given = Vec::new();
     let pieces = optimizer.partition().pieces().iter().rev();
     for piece in pieces.filter(|piece| has_gradient(piece.param, step)) {
         let (first, rest) = shard[piece.in_shard()].split_at(piece.elems as usize / 3);
-        gradients.swap_out(piece.param, piece.param_offset + first.len() as u64, rest);
-        gradients.swap_out(piece.param, piece.param_offset, first);
+        given.push((piece.param, piece.param_offset + first.len() as u64, rest));
+        given.push((piece.param, piece.param_offset, first));
     }
-    gradients
+    Gradients::Pieces(given)
 }
 
 /// The same update in memory.
@@ -109,11 +111,13 @@ fn step(
         }
         (_, AccumulateIn::F32) => {
             back_propagate(optimizer, number)?;
-            update_all(optimizer.begin_update_gradients::<f32, _>(params, options)?, rule)?
+            let gradients = Gradients::<f32>::HandedOver;
+            update_all(optimizer.begin_update(&gradients, params, options)?, rule)?
         }
         (_, AccumulateIn::Bf16) => {
             back_propagate(optimizer, number)?;
-            update_all(optimizer.begin_update_gradients::<bf16, _>(params, options)?, rule)?
+            let gradients = Gradients::<bf16>::HandedOver;
+            update_all(optimizer.begin_update(&gradients, params, options)?, rule)?
         }
     };
     verifier
@@ -125,19 +129,25 @@ fn step(
     Ok(chunks)
 }
 
-/// A warm first step, gradients out, swap in with the next one prefetched, update, swap out.
-fn train_as_stage_3_does(config: &Config, comm: Arc<dyn Communicator>) -> Result<String> {
-    let sizes = sizes(comm.size());
-    let mut optimizer =
-        SwappedOptimizer::create(config, inventory(&sizes), comm, CreateOptions::default())?;
+/// Writes the masters; gives a twin in memory and the parameters.
+fn begin(optimizer: &mut SwappedOptimizer) -> Result<(Verifier, Vec<bf16>)> {
     let fill = masters(optimizer.partition().flat().start);
     optimizer.initialize_parameters(&mut NoParameters, &fill)?;
+    let mut verifier = Verifier::new(optimizer, &fill)?;
+    verifier.check(optimizer, NO_PARAMETERS)?;
+    let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
+    optimizer.emit_parameters(&mut params)?;
+    Ok((verifier, params))
+}
+
+/// A warm first step, gradients out, swap in with the next one prefetched, update, swap out.
+fn train_as_stage_3_does(config: &Config, comm: Arc<dyn Communicator>) -> Result<String> {
+    let ranks = comm.size();
+    let mut optimizer = create(config, ranks, comm)?;
+    let (mut verifier, mut params) = begin(&mut optimizer)?;
     let kept = optimizer.plan().gradients().resident_chunks();
     let is_auto = config.gradients.place == GradientPlace::Auto;
     assert!(!is_auto || (1..16).contains(&kept), "a part in memory: {kept}");
-    let mut verifier = Verifier::new(&optimizer, &fill)?;
-    let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
-    optimizer.emit_parameters(&mut params)?;
     for number in 1..=5 {
         // A learning-rate schedule, per group.
         optimizer.param_groups_mut()[1].lr = 0.01 / number as f64;
@@ -289,13 +299,8 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let mut config = rmsprop_config(&drives, true);
     config.durability.commit_every = 1;
     let twins = all(on_ranks(2, |comm| {
-        let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
-        let fill = masters(optimizer.partition().flat().start);
-        optimizer.initialize_parameters(&mut NoParameters, &fill)?;
-        let mut verifier = Verifier::new(&optimizer, &fill)?;
-        verifier.check(&mut optimizer)?;
-        let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
-        optimizer.emit_parameters(&mut params)?;
+        let mut optimizer = create(&config, 2, comm)?;
+        let (mut verifier, mut params) = begin(&mut optimizer)?;
         for _ in 1..=3 {
             step(&mut optimizer, &mut verifier, rmsprop, &mut params)?;
         }
@@ -305,10 +310,10 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let twins = std::sync::Mutex::new(twins.into_iter().map(Some).collect::<Vec<_>>());
     all(on_ranks(2, |comm| {
         let rank = comm.rank().index();
-        let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
+        let mut optimizer = create(&config, 2, comm)?;
         assert_eq!(optimizer.resumed().map(|resumed| resumed.attempt), Some(3));
         let (mut verifier, mut params) = twins.lock().unwrap()[rank].take().unwrap();
-        verifier.check(&mut optimizer)?;
+        verifier.check(&mut optimizer, NO_PARAMETERS)?;
         step(&mut optimizer, &mut verifier, rmsprop, &mut params)?;
         let names: Vec<_> = optimizer.plan().tensors().iter().map(|it| it.name.clone()).collect();
         assert_eq!(names, ["master", "square_avg", "momentum_buffer"]);
@@ -319,9 +324,7 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let mut other = config.clone();
     other.optimizer.own.as_mut().unwrap().state.pop();
     for config in [&other, &{ small_config(&drives, true) }] {
-        let refused = on_ranks(2, |comm| {
-            SwappedOptimizer::create(config, inventory(&sizes(2)), comm).map(drop)
-        });
+        let refused = on_ranks(2, |comm| create(config, 2, comm).map(drop));
         for result in refused {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage);
@@ -351,16 +354,17 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
         let mut params = vec![(); shard.len()];
         let options = StepOptions::default();
         update_all(optimizer.begin_update(&gradients, &mut params, options)?, rmsprop)?;
-        let saved = Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"")?;
+        let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
+        let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
         let digest = optimizer.state_digest(NO_PARAMETERS)?;
         optimizer.close();
         Ok((saved.directory, digest))
     }));
     let (directory, digest) = &saved[0];
     let load = |config: &Config, comm: Arc<dyn Communicator>| {
-        let made = SwappedOptimizer::create(config, inventory(&sizes(1)), Arc::clone(&comm));
-        let mut optimizer = made?;
-        Checkpoints::open(config, comm).unwrap().load(&mut optimizer, directory)?;
+        let mut optimizer = create(config, 1, Arc::clone(&comm))?;
+        let checkpoints = Checkpoints::open(config, comm).unwrap();
+        checkpoints.load(&mut optimizer, directory, &mut NoParameters)?;
         optimizer.state_digest(NO_PARAMETERS)
     };
     let loaded = all(on_ranks(3, |comm| load(&config, comm)));
@@ -393,15 +397,11 @@ fn purged_state_begins_anew_and_masters_stay() {
         let drives = Drives::new(2);
         let config = rmsprop_config(&drives, is_durable);
         all(on_ranks(2, |comm| {
-            let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
-            let fill = masters(optimizer.partition().flat().start);
-            optimizer.initialize_parameters(&mut NoParameters, &fill)?;
-            let mut verifier = Verifier::new(&optimizer, &fill)?;
-            let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
-            optimizer.emit_parameters(&mut params)?;
+            let mut optimizer = create(&config, 2, comm)?;
+            let (mut verifier, mut params) = begin(&mut optimizer)?;
             step(&mut optimizer, &mut verifier, rmsprop, &mut params)?;
             let mut before = vec![0.0; params.len()];
-            optimizer.inspect(|view| {
+            optimizer.inspect(NO_PARAMETERS, |view| {
                 before[view.run.in_shard()].copy_from_slice(view.master);
                 Ok(())
             })?;
@@ -412,7 +412,7 @@ fn purged_state_begins_anew_and_masters_stay() {
             };
             // A twin that begins here has other state and counts of 0.
             let mut verifier = Verifier::new(&optimizer, from_here)?;
-            verifier.check(&mut optimizer)?;
+            verifier.check(&mut optimizer, NO_PARAMETERS)?;
             step(&mut optimizer, &mut verifier, rmsprop, &mut params)?;
             Ok(())
         }));
@@ -445,6 +445,6 @@ fn without_write_overlap_a_sub_group_is_on_the_drives_when_it_is_swapped_out() {
                 offset += elems.div_ceil(4096) * 4096 * 12;
             }
         }
-        groups.finish()
+        groups.finish(Ok(()))
     }));
 }

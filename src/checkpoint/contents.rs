@@ -1,4 +1,4 @@
-//! What lies on drives between two runs, parameter by parameter.
+//! The state that lies on drives between two runs, parameter by parameter.
 
 use std::path::PathBuf;
 
@@ -9,28 +9,28 @@ use super::stored_shard::StoredShard;
 use crate::error::Result;
 use crate::units::ChunkIndex;
 
-/// A job as it lies on drives.
+/// What drives hold of a job.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct JobContents {
     /// Its name.
     pub job: String,
     /// The commit, in words.
     pub commit: String,
-    /// Steps attempted up to it.
+    /// Number of steps attempted before it.
     pub attempts: u64,
-    /// The numbers of its shards that lie here.
+    /// The numbers of the shards that were found.
     pub shards: Vec<u32>,
-    /// How many it has.
+    /// How many shards the job has.
     pub shards_total: u32,
     /// The number of the inventory that these are shards of.
     pub inventory: u32,
     /// How many inventories the job has.
     pub inventories: u32,
-    /// Where this lies, one directory per drive and shard.
+    /// The directories with these shards, one per drive and shard.
     pub directories: Vec<PathBuf>,
-    /// State tensors and their codecs, in the order in which they lie in an extent.
+    /// State tensors and their codecs, in the order in which a chunk stores them.
     pub tensors: Vec<(String, String)>,
-    /// The parameters of which anything lies here, in inventory order.
+    /// The parameters of which these shards have elements, in inventory order.
     pub parameters: Vec<ParameterContents>,
 }
 
@@ -41,9 +41,9 @@ pub struct ParameterContents {
     pub name: String,
     /// Its dimensions.
     pub shape: Vec<usize>,
-    /// Its elements that lie here.
+    /// Number of its elements in these shards.
     pub elems: u64,
-    /// Updates that it has taken.
+    /// Number of updates that it has taken.
     pub updates: u64,
     /// The master, then the moments.
     pub tensors: Vec<TensorSummary>,
@@ -56,7 +56,7 @@ pub struct TensorSummary {
     pub mean: f64,
     /// The square root of the mean of the squares.
     pub rms: f64,
-    /// The least.
+    /// The smallest.
     pub min: f32,
     /// The largest.
     pub max: f32,
@@ -91,11 +91,13 @@ impl Sums {
     }
 }
 
-/// Reads the committed state of every job on these drives, or of one, and what could not be read; a
-/// job of several inventories is told once for each. Every chunk is compared with its checksums.
+/// Reads the committed state of every job on these drives, or of one, and compares every chunk with
+/// its checksums. Returns the contents, with an entry for each inventory of a job, and the shards
+/// that could not be read.
 ///
 /// # Errors
-/// As [`super::verify_drives`].
+/// Unavailable if there is no durable job, or a drive cannot be read; I/O or state lost if a
+/// shard's layout is damaged or missing.
 pub fn contents_of(
     drives: &[PathBuf],
     job: Option<&str>,

@@ -1,5 +1,5 @@
-//! Copies within a file system that can share blocks (XFS, btrfs): a checkpoint in no time, whose
-//! blocks are only copied when the next steps overwrite the originals.
+//! Checkpoints within a file system that can share blocks (XFS, btrfs): they take almost no time,
+//! and their blocks are only copied when later steps overwrite the originals.
 
 use super::save::ShardWriter;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,8 +9,8 @@ use crate::units::ChunkIndex;
 /// Clones all chunks of this rank's shard into the writer's file.
 ///
 /// # Errors
-/// If the state files do not lie in the checkpoint's file system, or it does not share blocks.
-/// Nothing has been promised then.
+/// Unavailable if the state files do not lie in the checkpoint's file system, or it does not share
+/// blocks. The writer is then as before.
 pub(super) fn clone_shard(optimizer: &SwappedOptimizer, writer: &mut ShardWriter) -> Result<()> {
     optimizer.can_clone_to(writer.file())?;
     let chunks = optimizer.partition().chunks().len();

@@ -1,4 +1,4 @@
-//! The directories of checkpoints: making one, finding those that are there, removing old ones.
+//! The directories of checkpoints: creating one, listing them, and removing old ones.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,11 @@ use super::manifest::{MANIFEST, Manifest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Bytes;
 
-/// Makes the directory of a checkpoint of so many bytes.
+/// Creates the directory of a checkpoint of so many bytes.
+///
+/// # Errors
+/// Usage for a name that is not allowed; cannot create if the directory cannot be created, or the
+/// file system has too little space.
 pub(super) fn create_directory(directory: &Path, name: &str, bytes: u64) -> Result<()> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
@@ -23,7 +27,7 @@ pub(super) fn create_directory(directory: &Path, name: &str, bytes: u64) -> Resu
         .map_err(|errno| refused("the file system does not answer").because(errno))?;
     let free = space.f_bavail * space.f_frsize;
     if bytes > free {
-        // Gone again if it is new; one that holds a checkpoint stays.
+        // This removes the directory only if it is empty, and so new.
         let _ = std::fs::remove_dir(directory);
         return Err(refused("there is no room for a checkpoint")
             .with("needed", Bytes(bytes).human())
@@ -50,7 +54,7 @@ pub(super) fn list(directory: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Saves that were cut off, under names of our own choice.
+/// Removes saves that were cut off, of those whose names begin with `step-`.
 fn remove_unfinished(directory: &Path, just_saved: &Path) {
     let Ok(listing) = std::fs::read_dir(directory) else { return };
     for path in listing.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -63,7 +67,7 @@ fn remove_unfinished(directory: &Path, just_saved: &Path) {
     }
 }
 
-/// What earlier saves under this name have left, finished or not.
+/// Removes what earlier saves under this name have left, whether they were finished or not.
 pub(super) fn remove_other_generations(directory: &Path, manifest: &Manifest) {
     let Ok(listing) = std::fs::read_dir(directory) else { return };
     for path in listing.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -82,7 +86,7 @@ pub(super) fn remove_old(directory: &Path, just_saved: &Path, keep_last: usize) 
     checkpoints.retain(|(_, directory)| directory != just_saved);
     let surplus = checkpoints.len().saturating_sub(keep_last - 1);
     for (_, directory) in checkpoints.drain(..surplus) {
-        // The manifest goes first, so that nobody takes the rest for a checkpoint.
+        // The manifest goes first, so that the rest is not taken for a checkpoint.
         let removed = std::fs::remove_file(directory.join(MANIFEST))
             .and_then(|()| std::fs::remove_dir_all(&directory));
         if let Err(error) = removed {

@@ -1,4 +1,4 @@
-//! The manifest: what a checkpoint is, in JSON with a checksum, replaced atomically.
+//! The manifest, which describes a checkpoint in JSON with a checksum, and is replaced atomically.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,22 +13,23 @@ use crate::state::{Codec, Hyperparameters, Inventory, LossScalerState, Parameter
 use crate::wire::{Frame, Unsealed, crc32c};
 
 const FORMAT: &str = "optswap checkpoint";
-/// Of one inventory with the default cut.
+/// The version of manifests of one inventory with the default cut.
 const VERSION: u32 = 1;
-/// Of several inventories, or of shards in pieces.
+/// The version of manifests of several inventories, or of shards in pieces.
 const VERSION_OF_PIECES: u32 = 2;
 const INDEX: Frame = Frame { magic: *b"OPTSWIDX", version: 1 };
 pub(super) const MANIFEST: &str = "manifest.json";
 
-/// What a checkpoint is.
+/// The description of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The job that saved it.
     pub job: String,
-    /// Which save under this name: data files carry it in their names.
+    /// Identifies the save among those under the same name; the names of data files have it in
+    /// them.
     pub generation: String,
-    /// Steps attempted.
+    /// Number of steps attempted before it was saved.
     pub attempts: u64,
     /// The model's parameters, in inventory order.
     pub parameters: Vec<Parameter>,
@@ -38,16 +39,17 @@ pub struct Manifest {
     pub tensors: Vec<(String, Codec)>,
     /// Hyper-parameters of every group, as they were.
     pub groups: Vec<Hyperparameters>,
-    /// What the loss was last multiplied by.
+    /// The last loss scale.
     pub loss_scale: f32,
-    /// What the loss scaler remembered; none in checkpoints of other programs and of older ones.
+    /// What the loss scaler remembered; `None` in checkpoints of other programs and of older
+    /// versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scaler: Option<LossScalerState>,
-    /// What the caller handed over, in hexadecimal digits.
+    /// The bytes that the caller handed over, in hexadecimal digits.
     pub user_blob: String,
     /// One entry per shard, in the order of the flat space, or of ranks if they are in pieces.
     pub shards: Vec<ShardEntry>,
-    /// The job's other inventories, from number 1 on. All above is of number 0.
+    /// The job's other inventories, from number 1 on. The fields above describe number 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<OtherInventory>,
 }
@@ -85,7 +87,7 @@ pub(super) struct ChunkEntry {
     pub checksums: Vec<u32>,
 }
 
-/// The file as it is written.
+/// The file with format, version and checksum.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Signed<T> {
@@ -100,7 +102,7 @@ impl Manifest {
     /// Reads the manifest of a checkpoint's directory.
     ///
     /// # Errors
-    /// Unavailable if there is none or another version wrote it; I/O if it is damaged.
+    /// Unavailable if there is none, or its format or version is not known; I/O if it is damaged.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
         let named = |kind, message: &str| Error::new(kind, message).with("path", path.display());
@@ -146,17 +148,18 @@ impl Manifest {
         serde_json::to_string_pretty(&signed).map(|text| text + "\n").map_err(failed)
     }
 
-    /// Whether it has what only version 2 knows.
+    /// Whether it needs version 2.
     pub(super) fn has_pieces(&self) -> bool {
         !self.others.is_empty() || self.shards.iter().any(|shard| !shard.pieces.is_empty())
     }
 
-    /// How many inventories it is of.
+    /// Number of inventories.
     pub fn inventories(&self) -> u32 {
         1 + self.others.len() as u32
     }
 
-    /// The part of it that is of one inventory, as if there were no other.
+    /// The manifest of one of the inventories, as if there were no other; `None` if there are not
+    /// so many.
     pub fn of_inventory(mut self, number: u32) -> Option<Self> {
         let others = std::mem::take(&mut self.others);
         if number > 0 {
@@ -168,7 +171,7 @@ impl Manifest {
         Some(self)
     }
 
-    /// What must hold for the rest of the code to believe it.
+    /// Checks what the rest of the code relies on.
     fn check(&self) -> Result<(), String> {
         let first = (&self.parameters, &self.update_counts, &self.shards);
         let others = self.others.iter().map(|it| (&it.parameters, &it.update_counts, &it.shards));
@@ -183,7 +186,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Replaces the manifest: from here on this is the checkpoint.
+    /// Replaces the manifest, which makes this the checkpoint of the directory.
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         let next = directory.join(format!("manifest.{}", self.generation));
         write_durably(&next, self.text()?.as_bytes())?;
@@ -200,12 +203,13 @@ impl Manifest {
     /// The parameters as an inventory.
     ///
     /// # Errors
-    /// As [`Inventory::new`]; a manifest that was read has none.
+    /// Usage if the parameters are no inventory. A manifest that was read has been checked for
+    /// that.
     pub fn inventory(&self) -> Result<Inventory> {
         Inventory::new(self.parameters.clone())
     }
 
-    /// What the caller had handed over.
+    /// The bytes that the caller had handed over.
     pub fn user_blob(&self) -> Vec<u8> {
         let digits = self.user_blob.as_bytes().chunks(2);
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
@@ -213,7 +217,7 @@ impl Manifest {
     }
 }
 
-/// A path with something more at its end.
+/// The path with this text at its end.
 pub(super) fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut longer = path.as_os_str().to_owned();
     longer.push(ending);
@@ -264,8 +268,8 @@ fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Makes names durable. Some file systems refuse to flush a directory; their names are durable
-/// anyway, or not at all.
+/// Flushes a directory, so that the names in it are durable. Some file systems refuse that; how
+/// durable names are is then up to them.
 fn sync_directory(path: &Path) {
     if let Ok(directory) = File::open(path) {
         let _ = directory.sync_all();

@@ -1,4 +1,4 @@
-//! Where the elements of the flat space lie in the shards of a checkpoint, whatever their cut.
+//! Where each range of the flat space lies in the shards of a checkpoint, whatever their cut.
 
 use std::ops::Range;
 
@@ -29,21 +29,21 @@ pub struct ShardEntry {
 pub(super) struct Place {
     pub flat: Range<u64>,
     pub shard: usize,
-    /// Where its first element is, counted as the shard's index counts.
+    /// The position of its first element, as the shard's index counts.
     pub position: u64,
 }
 
-/// All of them, in the order of the flat space, without gaps.
+/// All places, in the order of the flat space and without gaps.
 #[derive(Debug)]
 pub(super) struct Places {
     places: Vec<Place>,
 }
 
 impl Places {
-    /// Of an inventory's shards.
+    /// The places of an inventory's shards.
     ///
     /// # Errors
-    /// In words: what does not hold together.
+    /// Says in which way the shards do not fit each other or the inventory.
     pub fn of(inventory: &Inventory, shards: &[ShardEntry]) -> Result<Self, String> {
         let mut all = Vec::new();
         for (number, shard) in shards.iter().enumerate() {
@@ -52,7 +52,7 @@ impl Places {
             }
             all.append(&mut places_of(number, shard)?);
         }
-        // What is contiguous comes in order, so that a shard's place in the list is its own.
+        // Contiguous shards are listed in the order of the flat space.
         if shards.iter().all(|shard| shard.pieces.is_empty()) {
             let out = all.iter().scan(0, |next, place| {
                 let fits = place.flat.start == *next;
@@ -67,7 +67,7 @@ impl Places {
         Ok(Self { places: without_copies(inventory, all)? })
     }
 
-    /// Where an element is.
+    /// The place with an element of the flat space.
     pub fn at(&self, flat: u64) -> Option<&Place> {
         let place = self.places.partition_point(|place| place.flat.end <= flat);
         self.places.get(place)
@@ -86,13 +86,13 @@ fn places_of(shard: usize, entry: &ShardEntry) -> Result<Vec<Place>, String> {
         places.push(Place { flat: *start..end(*start, *elems)?, shard, position });
         position = end(position, *elems)?;
     }
-    match position == entry.elems && entry.flat_start == 0 {
-        true => Ok(places),
-        false => Err(format!("the pieces of its shard `{}` do not add up", entry.file)),
+    if position != entry.elems || entry.flat_start != 0 {
+        return Err(format!("the pieces of its shard `{}` do not add up", entry.file));
     }
+    Ok(places)
 }
 
-/// Leaves out what an earlier place has already: copies of replicated parameters.
+/// Leaves out copies of replicated parameters, which an earlier place has already.
 fn without_copies(inventory: &Inventory, places: Vec<Place>) -> Result<Vec<Place>, String> {
     let (mut kept, mut covered) = (Vec::with_capacity(places.len()), 0);
     let total = inventory.total_elems();
@@ -115,10 +115,10 @@ fn without_copies(inventory: &Inventory, places: Vec<Place>) -> Result<Vec<Place
             kept.push(place);
         }
     }
-    match covered == total {
-        true => Ok(kept),
-        false => Err("its shards do not cover its parameters".to_owned()),
+    if covered != total {
+        return Err("its shards do not cover its parameters".to_owned());
     }
+    Ok(kept)
 }
 
 #[cfg(test)]

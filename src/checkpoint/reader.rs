@@ -1,5 +1,5 @@
-//! Reading a checkpoint by ranges of the flat space, with one chunk in memory at a time; with more
-//! where shards are in pieces, since neighbours lie far from each other then.
+//! Reading ranges of the flat space from a checkpoint, with one chunk in memory at a time, or with
+//! more if shards are in pieces, since neighbouring elements are then far from each other.
 
 use std::fs::File;
 use std::ops::Range;
@@ -20,15 +20,16 @@ pub struct CheckpointReader {
     manifest: Manifest,
     tensors: Vec<StateTensor>,
     places: Places,
-    /// The shards that were read last, by number, the newest at the end; few, as there may be
-    /// thousands.
+    /// The shards that were read last, with their numbers, the newest at the end. Only a few are
+    /// kept open, since there may be thousands.
     open: Vec<(usize, OpenShard)>,
-    /// The chunks that were read last, the newest at the end: neighbours often need them again.
+    /// The chunks that were read last, the newest at the end: the next range often needs them
+    /// again.
     resident: Vec<Resident>,
     read_bytes: u64,
 }
 
-/// What is kept of a checkpoint whose shards are in pieces.
+/// How much is kept of a checkpoint whose shards are in pieces.
 const OPEN_SHARDS_MAX: usize = 64;
 const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
@@ -40,7 +41,7 @@ struct OpenShard {
 struct Resident {
     shard: usize,
     chunk: usize,
-    /// As the shard's index counts.
+    /// Its elements, as the shard's index counts.
     positions: Range<u64>,
     /// Every state tensor, decoded.
     values: Vec<Vec<f32>>,
@@ -48,18 +49,20 @@ struct Resident {
 }
 
 impl CheckpointReader {
-    /// Opens a checkpoint's directory: its inventory number 0, the only one of most jobs.
+    /// Opens inventory number 0 of a checkpoint's directory, which is the only one of most jobs.
     ///
     /// # Errors
-    /// As [`Manifest::read`]; usage if it has state tensors that no optimizer has.
+    /// Unavailable if there is no checkpoint, or its version is not known; I/O if its manifest is
+    /// damaged; usage if it has a state tensor that no optimizer can have.
     pub fn open(directory: &Path) -> Result<Self> {
         Self::open_inventory(directory, 0)
     }
 
-    /// As [`Self::open`], with this inventory.
+    /// Opens one inventory of a checkpoint's directory.
     ///
     /// # Errors
-    /// As [`Self::open`]; usage if there is no such inventory.
+    /// Unavailable if there is no checkpoint, or its version is not known; I/O if its manifest is
+    /// damaged; usage if there is no such inventory, or a state tensor that no optimizer can have.
     pub fn open_inventory(directory: &Path, number: u32) -> Result<Self> {
         let manifest = Manifest::read(directory)?;
         let count = manifest.inventories();
@@ -86,15 +89,15 @@ impl CheckpointReader {
         Ok(Self { directory, manifest, tensors, places, open, resident, read_bytes: 0 })
     }
 
-    /// Its state tensors.
+    /// The checkpoint's state tensors.
     pub fn tensors(&self) -> &[StateTensor] {
         &self.tensors
     }
 
-    /// Checks that it is of an optimizer with these state tensors; their codecs may differ.
+    /// Checks that the checkpoint has state tensors of these names; their codecs may differ.
     ///
     /// # Errors
-    /// Usage, with both.
+    /// Usage, with the names of both.
     pub fn check_tensors(&self, tensors: &[StateTensor]) -> Result<()> {
         fn names(tensors: &[StateTensor]) -> Vec<&str> {
             tensors.iter().map(|tensor| &*tensor.name).collect()
@@ -110,12 +113,12 @@ impl CheckpointReader {
             .hint("set optimizer.kind, or optimizer.own, to the one that was used"))
     }
 
-    /// What it is.
+    /// The checkpoint's manifest, of this inventory alone.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Where it is.
+    /// The checkpoint's directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -125,7 +128,7 @@ impl CheckpointReader {
         self.read_bytes
     }
 
-    /// Checks that it is of this model.
+    /// Checks that the checkpoint has the parameters of this model.
     ///
     /// # Errors
     /// Usage, naming the first parameter that differs.
@@ -149,10 +152,12 @@ impl CheckpointReader {
             .with("expected", describe(ours)))
     }
 
-    /// Copies the state of a range of the flat space into one slice per state tensor.
+    /// Copies the state of the elements of the flat space from `flat_start` on into one slice per
+    /// state tensor, all of the same length.
     ///
     /// # Errors
-    /// I/O: a file cannot be read, or a chunk is not what was saved.
+    /// I/O if a file cannot be read or a chunk differs from its checksums; usage if the range ends
+    /// beyond the flat space.
     pub fn read_flat(&mut self, flat_start: u64, out: &mut [&mut [f32]]) -> Result<()> {
         let end = flat_start + out.first().map_or(0, |out| out.len() as u64);
         let mut at = flat_start;
@@ -175,15 +180,15 @@ impl CheckpointReader {
         Ok(())
     }
 
-    /// Number of chunks of each shard.
+    /// Number of chunks of a shard.
     ///
     /// # Errors
-    /// I/O: an index cannot be read.
+    /// I/O if its index cannot be read.
     pub(super) fn chunks_of(&mut self, shard: usize) -> Result<usize> {
         Ok(self.shard(shard)?.index.chunks.len())
     }
 
-    /// Reads one chunk and compares it with its checksums.
+    /// Reads one chunk, compares it with its checksums, and returns its bytes.
     pub(super) fn check_chunk(&mut self, shard: usize, chunk: usize) -> Result<u64> {
         self.resident.clear();
         let resident = self.read_chunk(shard, chunk)?;
@@ -222,7 +227,6 @@ impl CheckpointReader {
     }
 
     fn shard(&mut self, shard: usize) -> Result<&OpenShard> {
-        let entry = &self.manifest.shards[shard];
         let known = self.open.iter().position(|(number, _)| *number == shard);
         if let Some(at) = known {
             let open = self.open.remove(at);
@@ -232,45 +236,49 @@ impl CheckpointReader {
             if self.open.len() >= most {
                 self.open.remove(0);
             }
-            let path = self.directory.join(&entry.file);
-            let damaged =
-                |message: &str| Error::new(ErrorKind::Io, message).with("path", path.display());
-            let file = File::open(&path).map_err(|error| {
-                damaged("a file of the checkpoint cannot be opened").because(error).hint(
-                    "if the checkpoint has just been saved again under this name, open it again",
-                )
-            })?;
-            let index = ShardIndex::read(&path)?;
-            let is_halved = self.tensors.iter().any(|it| it.codec == Codec::Remainder16);
-            let sums = self.tensors.len() + usize::from(is_halved);
-            let mut flat = entry.flat_start;
-            for chunk in &index.chunks {
-                let fits = chunk.flat_start == flat
-                    && chunk.elems <= chunk.padded_elems
-                    && chunk.padded_elems <= 1 << 32
-                    && chunk.checksums.len() == sums;
-                if !fits {
-                    return Err(damaged("the index of a checkpoint's shard is inconsistent"));
-                }
-                flat += chunk.elems;
-            }
-            if index.generation != self.manifest.generation
-                || flat != entry.flat_start + entry.elems
-            {
-                return Err(damaged("the index of a checkpoint's shard is of another shard"));
-            }
-            self.open.push((shard, OpenShard { file, index }));
+            let open = self.open_shard(shard)?;
+            self.open.push((shard, open));
         }
         let open = self.open.last().map(|(_, open)| open);
         open.ok_or_else(|| Error::internal("a shard is not open"))
     }
 
+    fn open_shard(&self, shard: usize) -> Result<OpenShard> {
+        let entry = &self.manifest.shards[shard];
+        let path = self.directory.join(&entry.file);
+        let damaged =
+            |message: &str| Error::new(ErrorKind::Io, message).with("path", path.display());
+        let file = File::open(&path).map_err(|error| {
+            damaged("a file of the checkpoint cannot be opened")
+                .because(error)
+                .hint("if the checkpoint has just been saved again under this name, open it again")
+        })?;
+        let index = ShardIndex::read(&path)?;
+        let is_halved = self.tensors.iter().any(|it| it.codec == Codec::Remainder16);
+        let sums = self.tensors.len() + usize::from(is_halved);
+        let mut flat = entry.flat_start;
+        for chunk in &index.chunks {
+            let fits = chunk.flat_start == flat
+                && chunk.elems <= chunk.padded_elems
+                && chunk.padded_elems <= 1 << 32
+                && chunk.checksums.len() == sums;
+            if !fits {
+                return Err(damaged("the index of a checkpoint's shard is inconsistent"));
+            }
+            flat += chunk.elems;
+        }
+        let is_of_shard =
+            index.generation == self.manifest.generation && flat == entry.flat_start + entry.elems;
+        if !is_of_shard {
+            return Err(damaged("the index of a checkpoint's shard is of another shard"));
+        }
+        Ok(OpenShard { file, index })
+    }
+
     fn read_chunk(&mut self, shard: usize, chunk: usize) -> Result<Resident> {
         let path = self.directory.join(&self.manifest.shards[shard].file);
-        let space = match self.manifest.shards[shard].pieces.is_empty() {
-            true => "flat space",
-            false => "shard",
-        };
+        let is_contiguous = self.manifest.shards[shard].pieces.is_empty();
+        let space = if is_contiguous { "flat space" } else { "shard" };
         let parameters = |entry: &ChunkEntry| {
             let end = entry.flat_start + entry.elems;
             format!("elements {}..{end} of the {space}", entry.flat_start)

@@ -1,5 +1,5 @@
-//! Checking what lies on drives and in checkpoints between two runs, in parallel, and repairing
-//! chunks on drives from a checkpoint that has them.
+//! Checking the state on drives and in checkpoints between two runs, in parallel, and repairing
+//! chunks on drives from a checkpoint that has the same bytes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -13,36 +13,36 @@ use crate::storage::commit::{Places, Verdict, judge};
 use crate::storage::{FoundShard, stamps};
 use crate::units::ChunkIndex;
 
-/// Something wrong.
+/// A defect that a check has found.
 #[derive(Debug)]
 pub struct Finding {
     /// The job.
     pub job: String,
     /// The shard.
     pub shard: u32,
-    /// What is wrong, where.
+    /// What is wrong, and where.
     pub error: Error,
 }
 
-/// What a check has seen.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct VerifyReport {
     /// One line per shard: job, shard, commit.
     pub shards: Vec<String>,
-    /// Chunks compared.
+    /// Number of chunks compared.
     pub chunks: u64,
-    /// Bytes read.
+    /// Number of bytes read.
     pub bytes: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }
 
-/// What a scrub has done.
+/// The result of a scrub.
 #[derive(Debug, Default)]
 pub struct ScrubReport {
     /// Chunks compared.
     pub chunks: u64,
-    /// Chunks that were corrupt and are right again.
+    /// Number of corrupt chunks that were repaired.
     pub repaired: u64,
     /// What is still wrong.
     pub findings: Vec<Finding>,
@@ -51,8 +51,8 @@ pub struct ScrubReport {
 /// Compares the committed state of every job on these drives, or of one, with its checksums.
 ///
 /// # Errors
-/// Unavailable if there is none, or if drives cannot be looked at. What is wrong with the state is
-/// in the report.
+/// Unavailable if there is no durable job, or a drive cannot be read; I/O or state lost if a
+/// shard's layout is damaged or missing. Everything else that is wrong is in the report.
 pub fn verify_drives(drives: &[PathBuf], job: Option<&str>) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let (shards, findings) = open_all(drives, job, false)?;
@@ -78,7 +78,9 @@ pub fn verify_drives(drives: &[PathBuf], job: Option<&str>) -> Result<VerifyRepo
 /// Compares a checkpoint with its checksums.
 ///
 /// # Errors
-/// As [`CheckpointReader::open`]. What is wrong with its data is in the report.
+/// Unavailable if there is no checkpoint, or its version is not known; I/O if its manifest is
+/// damaged; usage if it has a state tensor that no optimizer can have. What is wrong with its data
+/// is in the report.
 pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
     let manifest = Manifest::read(directory)?;
     let mut report = VerifyReport::default();
@@ -130,11 +132,13 @@ pub fn verify_checkpoint(directory: &Path) -> Result<VerifyReport> {
     Ok(report)
 }
 
-/// Checks as [`verify_drives`] and writes every corrupt chunk anew from a checkpoint, where that
-/// has the very bytes that the record promises.
+/// Compares the committed state of every job on these drives, or of one, with its checksums, and
+/// rewrites every corrupt chunk from a checkpoint if that has the bytes of the checksums.
 ///
 /// # Errors
-/// As [`verify_drives`] and [`CheckpointReader::open`].
+/// Unavailable if there is no durable job or no checkpoint, or a drive cannot be read; I/O or state
+/// lost if the manifest or a shard's layout is damaged or missing; usage if the checkpoint has a
+/// state tensor that no optimizer can have. Chunks that stay corrupt are in the report.
 pub fn scrub(drives: &[PathBuf], job: Option<&str>, checkpoint: &Path) -> Result<ScrubReport> {
     let manifest = CheckpointReader::open(checkpoint)?.manifest().clone();
     let (shards, findings) = open_all(drives, job.or(Some(&manifest.job)), true)?;
@@ -230,7 +234,7 @@ pub(super) fn open_all(
     Ok((shards, findings))
 }
 
-/// Looks at every chunk of all shards, in parallel; gives what is wrong.
+/// Calls `look` for every chunk of all shards, in parallel, and returns what is wrong.
 fn for_every_chunk(
     shards: &[StoredShard],
     look: impl Fn(&StoredShard, ChunkIndex) -> Result<()> + Sync,

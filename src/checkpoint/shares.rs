@@ -1,4 +1,4 @@
-//! What each rank adds to a manifest: its shard's entry, and one rank of each inventory that.
+//! The parts of a manifest that ranks exchange: the entry of each rank's shard, and each inventory.
 
 use super::manifest::{Manifest, OtherInventory};
 use super::places::ShardEntry;
@@ -19,7 +19,8 @@ pub(super) fn flat_pieces(plan: &Plan) -> Vec<[u64; 2]> {
     }
 }
 
-/// An entry on its way: in a manifest, what is empty is left out, which these bytes do not allow.
+/// An entry as ranks exchange it. A [`ShardEntry`] leaves out empty fields, which the encoding of
+/// messages does not allow.
 type Sent = (String, u64, u64, u64, Vec<[u64; 2]>);
 
 fn sent(entry: ShardEntry) -> Sent {
@@ -40,7 +41,7 @@ pub(super) fn gather_entries(
 
 type SentInventory = (u32, Vec<Parameter>, Vec<u64>, Vec<Sent>);
 
-/// Collective: this rank's manifest, of its own inventory, as one of all inventories.
+/// Collective: turns a manifest of this rank's own inventory into one of all inventories.
 pub(super) fn with_others(
     mut manifest: Manifest,
     group: &Group,

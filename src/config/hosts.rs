@@ -152,11 +152,13 @@ fn name(text: &str) -> Result<(Vec<Part>, &str), String> {
             parts.push(Part::Text(plain.to_owned()));
         }
         let Some(inside) = after.strip_prefix('[') else {
-            return match (after.starts_with(']'), parts.is_empty()) {
-                (true, _) => Err("a `]` without a `[`".to_owned()),
-                (false, true) => Err("a host's name is empty".to_owned()),
-                (false, false) => Ok((parts, after)),
-            };
+            if after.starts_with(']') {
+                return Err("a `]` without a `[`".to_owned());
+            }
+            if parts.is_empty() {
+                return Err("a host's name is empty".to_owned());
+            }
+            return Ok((parts, after));
         };
         let (ranges, after) = inside.split_once(']').ok_or("a `[` without a `]`")?;
         parts.push(Part::Numbers(ranges.split(',').map(Range::parse).collect::<Result<_, _>>()?));

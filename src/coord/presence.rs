@@ -149,7 +149,7 @@ impl Presence {
     pub fn share(comm: &dyn Communicator) -> Result<Arc<Self>> {
         let topology = Topology::discover(comm)?;
         let mut locals: Vec<Rank> = topology.local_ranks().collect();
-        // The name is random, so that nobody can guess it and no two jobs have the same.
+        // The name is random, so that it cannot be guessed and no two jobs have the same.
         let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
         let mine = format!("optswap-{}-{}", std::process::id(), random.trim());
         let name = gather_all(comm, &mine)?.swap_remove(locals[0].index());

@@ -1,4 +1,4 @@
-//! Aligned memory for direct I/O: one mapping, cut into buffers that are handed around by value.
+//! Aligned memory for direct I/O: one mapping, cut into buffers that are moved by value.
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -27,11 +27,12 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     fn map(len: usize) -> std::io::Result<Self> {
-        // Pages that somebody has reserved, where there are enough; otherwise such as the kernel
-        // makes on advice.
-        let reserved = match len.is_multiple_of(HUGE_PAGE_BYTES) {
-            true => map_anonymous(len, MapFlags::HUGETLB),
-            false => Err(rustix::io::Errno::INVAL),
+        // Reserved huge pages, if there are enough; otherwise those that the kernel makes on
+        // advice.
+        let reserved = if len.is_multiple_of(HUGE_PAGE_BYTES) {
+            map_anonymous(len, MapFlags::HUGETLB)
+        } else {
+            Err(rustix::io::Errno::INVAL)
         };
         let pages = if reserved.is_ok() { "reserved huge pages" } else { "huge pages on advice" };
         let base = reserved.or_else(|_| map_anonymous(len, MapFlags::empty()))?;
@@ -62,8 +63,8 @@ impl Drop for Arena {
     }
 }
 
-/// One buffer: exclusive access to its own range of the arena. It is moved, never copied, so that
-/// whoever holds it is the only one who can touch the memory.
+/// One buffer: exclusive access to its own range of the arena. It is moved and never copied, so
+/// that only its holder can access the memory.
 #[derive(Debug)]
 pub struct Buffer {
     arena: Arc<Arena>,
@@ -80,11 +81,11 @@ pub fn allocate_buffers(count: usize, bytes: usize) -> Result<Vec<Buffer>> {
     allocate_sized(&[(count, bytes)])
 }
 
-/// As [`allocate_buffers`], for several counts and sizes, in one mapping: first all of the first
-/// size, and so on.
+/// Maps memory for several numbers of buffers of several sizes, in one mapping and in this order.
+/// Each size in bytes is a multiple of 4,096.
 ///
 /// # Errors
-/// As [`allocate_buffers`].
+/// Unavailable if the system refuses the memory.
 pub fn allocate_sized(sizes: &[(usize, usize)]) -> Result<Vec<Buffer>> {
     let lens = sizes.iter().flat_map(|(count, bytes)| std::iter::repeat_n(*bytes, *count));
     let lens: Vec<usize> = lens.filter(|len| *len > 0).collect();
@@ -121,8 +122,8 @@ impl Buffer {
         (self.arena.base.as_ptr() as usize, self.arena.len)
     }
 
-    /// Where the buffer begins. Pointers from here outlive borrows: whoever keeps one must also
-    /// keep the buffer, unused, as [`super::Transfers`] does.
+    /// The address of the buffer's first byte. The pointer is not bound to a borrow: its user must
+    /// keep the buffer and not access it otherwise, as [`super::Transfers`] does.
     pub(super) fn as_ptr(&self) -> *mut u8 {
         // SAFETY: `offset + len` is within the arena (established in `allocate_buffers`).
         unsafe { self.arena.base.as_ptr().add(self.offset) }

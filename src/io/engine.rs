@@ -1,4 +1,4 @@
-//! The engine's contract: single operations in, single results out.
+//! The contract of an engine, which executes single operations.
 
 use std::io;
 use std::sync::Arc;
@@ -52,23 +52,23 @@ pub enum Wait {
     No,
     /// Until a result, a wake-up or this moment.
     Until(Instant),
-    /// Until so many results, or this moment; a wake-up may count as one of them. An engine to
-    /// which it makes no difference ends it at the first result.
+    /// Until so many results, or this moment; a wake-up may count as a result. An engine that gains
+    /// nothing from waiting for several may end the wait at the first one.
     Several(usize, Instant),
 }
 
 /// Ends a wait in [`Engine::reap`] from another thread.
 pub trait Waker: Send + Sync {
-    /// Ends the current wait, or the next one if nobody waits.
+    /// Ends the current wait; if there is none, the next one ends at once.
     fn wake(&self);
 }
 
 /// Executes single operations. All calls come from the thread that opened the engine.
 pub trait Engine {
-    /// What it is, for logs: the engine and the features in use.
+    /// The engine and the features that it uses, for logs.
     fn describe(&self) -> String;
 
-    /// Hands operations over; never waits for them. They are under way at the latest when
+    /// Hands operations over without waiting for them. They are in flight at the latest when
     /// [`Engine::reap`] is called.
     ///
     /// # Safety
@@ -79,7 +79,7 @@ pub trait Engine {
     /// Only if the engine itself is broken; failed operations are results.
     unsafe fn submit(&mut self, ops: &[EngineOp]) -> io::Result<()>;
 
-    /// Collects results into `done`; with nothing to collect it waits as `wait` says.
+    /// Adds all results to `done`. If there are none yet, waits for them as `wait` says.
     ///
     /// # Errors
     /// Only if the engine itself is broken.

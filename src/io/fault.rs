@@ -1,5 +1,5 @@
-//! Faults on purpose. The wrapped engine behaves as told at chosen operations, so that every
-//! promise about failures can be tested. A rank survives short operations and transient errnos,
+//! An engine that injects faults into another one at chosen operations, so that everything that is
+//! promised about failures can be tested. A rank survives short operations and transient errnos,
 //! stops on any other errno, reports a stall when its I/O timeout is over, and finds torn writes
 //! and flipped bits by their checksums when it reads them.
 
@@ -15,13 +15,13 @@ pub(super) struct FaultEngine {
     faults: Vec<FaultConfig>,
     next_op: u64,
     answers: Vec<OpDone>,
-    /// Operations whose result is a lie, as the caller asked for them.
-    lies: Vec<(FaultKind, EngineOp)>,
-    /// Operations on slow drives, and when the drive is done with them.
+    /// Operations whose result will be false, as the caller asked for them.
+    false_results: Vec<(FaultKind, EngineOp)>,
+    /// Operations on slow drives, and when the drive will have finished them.
     slow: Vec<(u64, Instant)>,
-    /// When each drive is done with everything that it was given.
+    /// When each drive will have finished everything that was submitted to it.
     free_at: Vec<Instant>,
-    /// Results that are there before their time.
+    /// Results that have arrived too early.
     early: Vec<(OpDone, Instant)>,
 }
 
@@ -32,14 +32,14 @@ impl FaultEngine {
             faults,
             next_op: 0,
             answers: Vec::new(),
-            lies: Vec::new(),
+            false_results: Vec::new(),
             slow: Vec::new(),
             free_at: Vec::new(),
             early: Vec::new(),
         }
     }
 
-    /// The operation as the engine beneath shall see it, if it shall see it.
+    /// The operation that the engine beneath is to execute; `None` if it gets none.
     fn distort(&mut self, op: &EngineOp) -> Option<EngineOp> {
         let number = self.next_op;
         self.next_op += 1;
@@ -58,11 +58,11 @@ impl FaultEngine {
                 if half == 0 {
                     return self.answer(op, Ok(op.len));
                 }
-                self.lies.push((FaultKind::Torn, *op));
+                self.false_results.push((FaultKind::Torn, *op));
                 Some(EngineOp { len: half, ..*op })
             }
             (FaultKind::Bitflip, Direction::SwapIn) => {
-                self.lies.push((FaultKind::Bitflip, *op));
+                self.false_results.push((FaultKind::Bitflip, *op));
                 Some(*op)
             }
             (FaultKind::Torn, Direction::SwapIn) | (FaultKind::Bitflip, Direction::SwapOut) => {
@@ -75,7 +75,7 @@ impl FaultEngine {
         }
     }
 
-    /// If its drive is slow, the operation has its turn after those before it.
+    /// If its drive is slow, queues the operation behind those before it.
     fn slow_down(&mut self, op: &EngineOp, number: u64) {
         let is_on = |fault: &&FaultConfig| fault.drive.is_none_or(|drive| drive == op.file);
         let slow = self.faults.iter().filter(|fault| fault.kind == FaultKind::Slow);
@@ -89,7 +89,7 @@ impl FaultEngine {
         self.slow.push((op.id, *free_at));
     }
 
-    /// Takes back the results whose time has not come.
+    /// Keeps back the results that have arrived too early.
     fn hold_back(&mut self, done: &mut Vec<OpDone>) {
         let now = Instant::now();
         done.retain(|result| {
@@ -109,10 +109,12 @@ impl FaultEngine {
         None
     }
 
-    /// Turns a true result into the lie that was asked for.
-    fn lie(&mut self, done: &mut OpDone) {
-        let Some(at) = self.lies.iter().position(|(_, op)| op.id == done.id) else { return };
-        let (kind, op) = self.lies.swap_remove(at);
+    /// Turns a true result into the false one that the fault asks for.
+    fn falsify(&mut self, done: &mut OpDone) {
+        let Some(at) = self.false_results.iter().position(|(_, op)| op.id == done.id) else {
+            return;
+        };
+        let (kind, op) = self.false_results.swap_remove(at);
         match (kind, done.result) {
             (FaultKind::Torn, Ok(_)) => done.result = Ok(op.len),
             (_, Ok(moved)) if moved > 0 => {
@@ -145,7 +147,7 @@ impl Engine for FaultEngine {
         };
         let mut reaped = Vec::new();
         let result = self.inner.reap(wait, &mut reaped);
-        reaped.iter_mut().for_each(|done| self.lie(done));
+        reaped.iter_mut().for_each(|done| self.falsify(done));
         self.hold_back(&mut reaped);
         let now = Instant::now();
         let ripe = self.early.extract_if(.., |(_, due)| *due <= now);

@@ -1,8 +1,9 @@
-//! Moving bytes between aligned buffers and files, and telling the truth about it.
+//! Moving bytes between aligned buffers and files.
 //!
 //! [`Transfers`] owns a buffer from the moment a transfer starts until its last byte has moved or
-//! failed; it splits, resumes short I/O and keeps within the depth. Beneath it an [`Engine`] knows
-//! single operations only: io_uring, a pool of threads, or either one with faults injected.
+//! failed. It splits transfers into operations, resumes short ones and keeps within the depth.
+//! Beneath it an [`Engine`] executes single operations: by io_uring, by a pool of threads, or by
+//! either with injected faults.
 //!
 //! Nothing here knows chunks, ranks or tensors.
 

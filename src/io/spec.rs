@@ -24,8 +24,8 @@ pub struct EngineSpec {
 }
 
 impl EngineSpec {
-    /// Opens the engine, with these buffers registered where the kernel allows it. Logs what was
-    /// chosen and why.
+    /// Opens the engine and registers these buffers where the kernel allows it. The log says which
+    /// engine was chosen and why.
     ///
     /// # Errors
     /// Unavailable if io_uring was asked for by name and is refused.

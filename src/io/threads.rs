@@ -1,6 +1,5 @@
-//! The thread-pool engine: pread and pwrite, the plainest thing that works everywhere. It is the
-//! fallback where io_uring is refused, and the specification that the io_uring engine is tested
-//! against.
+//! The thread-pool engine: pread and pwrite, which work everywhere. It is the fallback where
+//! io_uring is refused, and the io_uring engine is tested against it.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,9 +11,9 @@ use std::time::Instant;
 
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait, Waker};
 
-/// More threads than this on one drive gain nothing: each moves whole stripe units.
+/// More threads than this on one drive gain nothing, since each moves whole stripe units.
 const THREADS_PER_FILE_MAX: usize = 8;
-/// Threads of all drives together, as long as each has two.
+/// The most threads of all drives together, unless drives would have fewer than two each.
 const THREADS_MAX: usize = 16;
 
 #[derive(Default)]
@@ -29,30 +28,30 @@ struct Outbox {
     woken: bool,
 }
 
-/// The work of one file. Files have threads of their own, so that a slow drive keeps no other one
-/// from its work.
+/// The queue of one file. Each file has threads of its own, so that a slow drive does not delay the
+/// others.
 #[derive(Default)]
-struct Desk {
+struct FileQueue {
     inbox: Mutex<Inbox>,
     work: Condvar,
 }
 
 #[derive(Default)]
 struct Shared {
-    desks: Vec<Desk>,
+    queues: Vec<FileQueue>,
     outbox: Mutex<Outbox>,
-    news: Condvar,
+    changed: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing under these locks can panic half-way through a change.
+    // No code can panic while it holds these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Waker for Shared {
     fn wake(&self) {
         lock(&self.outbox).woken = true;
-        self.news.notify_one();
+        self.changed.notify_one();
     }
 }
 
@@ -63,8 +62,8 @@ pub(super) struct ThreadEngine {
 
 impl ThreadEngine {
     pub fn open(files: &[File], depth: usize) -> io::Result<Self> {
-        let desks = files.iter().map(|_| Desk::default()).collect();
-        let shared = Arc::new(Shared { desks, ..Shared::default() });
+        let queues = files.iter().map(|_| FileQueue::default()).collect();
+        let shared = Arc::new(Shared { queues, ..Shared::default() });
         let mut engine = Self { shared, threads: Vec::new() };
         let per_file = (THREADS_MAX / files.len().max(1)).clamp(2, THREADS_PER_FILE_MAX);
         for (number, file) in files.iter().enumerate() {
@@ -80,14 +79,14 @@ impl ThreadEngine {
 }
 
 fn work(shared: &Shared, number: usize, file: &File) {
-    let desk = &shared.desks[number];
+    let queue = &shared.queues[number];
     loop {
-        let mut inbox = lock(&desk.inbox);
+        let mut inbox = lock(&queue.inbox);
         let op = loop {
             match inbox.ops.pop_front() {
                 Some(op) => break op,
                 None if inbox.closed => return,
-                None => inbox = desk.work.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+                None => inbox = queue.work.wait(inbox).unwrap_or_else(PoisonError::into_inner),
             }
         };
         drop(inbox);
@@ -97,7 +96,7 @@ fn work(shared: &Shared, number: usize, file: &File) {
             error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error())
         });
         lock(&shared.outbox).done.push(OpDone { id: op.id, result });
-        shared.news.notify_one();
+        shared.changed.notify_one();
     }
 }
 
@@ -124,9 +123,9 @@ impl Engine for ThreadEngine {
 
     unsafe fn submit(&mut self, ops: &[EngineOp]) -> io::Result<()> {
         for op in ops {
-            let desk = &self.shared.desks[op.file as usize];
-            lock(&desk.inbox).ops.push_back(*op);
-            desk.work.notify_one();
+            let queue = &self.shared.queues[op.file as usize];
+            lock(&queue.inbox).ops.push_back(*op);
+            queue.work.notify_one();
         }
         Ok(())
     }
@@ -139,7 +138,7 @@ impl Engine for ThreadEngine {
                 if now >= deadline {
                     break;
                 }
-                let waited = self.shared.news.wait_timeout(outbox, deadline - now);
+                let waited = self.shared.changed.wait_timeout(outbox, deadline - now);
                 outbox = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
             outbox.woken = false;
@@ -155,12 +154,12 @@ impl Engine for ThreadEngine {
 
 impl Drop for ThreadEngine {
     fn drop(&mut self) {
-        for desk in &self.shared.desks {
-            lock(&desk.inbox).closed = true;
-            desk.work.notify_all();
+        for queue in &self.shared.queues {
+            lock(&queue.inbox).closed = true;
+            queue.work.notify_all();
         }
         for thread in self.threads.drain(..) {
-            // A worker cannot panic; there is nothing to report in a drop anyway.
+            // A worker cannot panic, and a drop could not report it.
             let _ = thread.join();
         }
     }

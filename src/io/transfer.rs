@@ -13,17 +13,17 @@ use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timers::Tracer;
 
-/// Longer operations gain nothing: the kernel cuts them. Many short ones share a drive more evenly,
-/// among directions and among ranks.
+/// The longest operation. Longer ones gain nothing, since the kernel cuts them, and short ones
+/// share a drive more evenly among directions and among ranks.
 const OP_BYTES_MAX: usize = 1 << 20;
 
-/// From so many operations in flight on, their results are collected several at a time: as many as
-/// leave the drives most of what they have to do, and not later than a moment.
+/// From this many operations in flight on, results are collected several at a time, but no more
+/// than leave the drives enough to do, and after at most [`PATIENCE`].
 const DEEP: usize = 32;
 const LOOKS_PER_DEPTH: usize = 2;
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Some bytes of a transfer: where they are in the buffer and in which file.
+/// Some bytes of a transfer: where they are in the buffer and in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// Index of the file.
@@ -45,18 +45,18 @@ pub struct Transfer {
     pub direction: Direction,
     /// The memory; it belongs to the transfer until it is finished.
     pub buffer: Buffer,
-    /// What goes where.
+    /// Which bytes of the buffer belong where.
     pub parts: Vec<Part>,
 }
 
-/// Why a part did not move.
+/// Why a part was not moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoCause {
-    /// The system's answer.
+    /// The system's error number.
     Errno(i32),
-    /// A read came back with nothing: the file is shorter than it should be.
+    /// A read returned no bytes: the file is shorter than it should be.
     EndOfFile,
-    /// A write came back with nothing.
+    /// A write wrote no bytes.
     WroteNothing,
 }
 
@@ -75,7 +75,7 @@ pub struct IoFault {
     pub cause: IoCause,
 }
 
-/// A transfer's end: the buffer comes back in any case.
+/// A finished transfer, which returns the buffer in any case.
 #[derive(Debug)]
 pub struct Finished {
     /// The transfer's token.
@@ -84,7 +84,7 @@ pub struct Finished {
     pub direction: Direction,
     /// The memory, free for the next use.
     pub buffer: Buffer,
-    /// Every byte has moved, or what went wrong first.
+    /// Whether every byte has moved, or else the first fault.
     pub result: Result<(), IoFault>,
 }
 
@@ -96,11 +96,11 @@ struct Active {
     fault: Option<IoFault>,
 }
 
-/// A part on its way: what is left of it.
+/// What is left of a part that is being moved.
 struct Moving {
     active: usize,
     part: Part,
-    /// When what is in flight of it went to the engine.
+    /// When its operation in flight went to the engine.
     submitted: Instant,
 }
 
@@ -111,7 +111,7 @@ struct Lane {
     in_flight: usize,
 }
 
-/// The keeper of all transfers in flight.
+/// Executes transfers, any number at a time, on an engine.
 pub struct Transfers {
     /// Not dropped, and so leaked, if the engine breaks with operations in flight.
     engine: ManuallyDrop<Box<dyn Engine>>,
@@ -119,7 +119,7 @@ pub struct Transfers {
     /// Holds every buffer that the engine may be using; leaked together with it.
     active: ManuallyDrop<Slab<Active>>,
     moving: Slab<Moving>,
-    /// Parts that wait for a place in the engine, and how many have one, by file and direction.
+    /// Parts that wait for the engine, and the number of those in flight, by file and direction.
     lanes: Vec<[Lane; 2]>,
     in_flight: usize,
     accounts: Accounts,
@@ -149,18 +149,19 @@ impl Transfers {
         }
     }
 
-    /// Operations that have come back since the beginning, whatever their result: a number that
-    /// stands still is a stall.
+    /// Number of operations that have completed since the beginning, failed ones included. If it
+    /// does not change, I/O stalls.
     pub fn completed_ops(&self) -> u64 {
         self.completed_ops
     }
 
-    /// Transfers that have not finished.
+    /// Number of transfers that have not finished.
     pub fn active(&self) -> usize {
         self.active.len()
     }
 
-    /// Operations are spans as well, while the tracer is on; the chunk of a span is the token.
+    /// Records operations as spans as well, while the tracer is on; the chunk of a span is the
+    /// token.
     pub fn traced(mut self, tracer: Arc<Tracer>) -> Self {
         self.accounts.trace(tracer);
         self
@@ -171,7 +172,7 @@ impl Transfers {
         self.accounts.take()
     }
 
-    /// Takes a transfer in; it moves when [`Self::poll`] is called.
+    /// Adds a transfer; calls of [`Self::poll`] execute it.
     pub fn start(&mut self, transfer: Transfer) {
         let Transfer { token, direction, buffer, parts } = transfer;
         let parts: Vec<Part> = parts.into_iter().flat_map(cut).collect();
@@ -191,14 +192,14 @@ impl Transfers {
         }
     }
 
-    /// Whether so much is in flight that results come soon, whatever else happens.
+    /// Whether so many operations are in flight that some will complete soon.
     pub fn comes_back_soon(&self) -> bool {
         self.in_flight >= DEEP
     }
 
-    /// With many operations in flight it is enough to look after every few results: the drives have
-    /// plenty to do, and each look costs the processor a system call. The drive with the least to
-    /// do decides: it would be idle, and look slow, if its results were collected late.
+    /// How to wait: with many operations in flight, for several results at once, since each wait
+    /// costs a system call and the drives have enough to do. The drive with the fewest operations
+    /// decides how many: if its results were collected late, it would be idle, and look slow.
     fn patience(&self, wait: Wait) -> Wait {
         match wait {
             Wait::Until(deadline) if self.comes_back_soon() => {
@@ -211,7 +212,8 @@ impl Transfers {
         }
     }
 
-    /// Moves things on: submits what fits, waits as told, and collects finished transfers.
+    /// Submits as many operations as fit, waits as `wait` says, and adds finished transfers to
+    /// `finished`.
     ///
     /// # Errors
     /// If the engine itself is broken. Failed transfers are in `finished`.
@@ -228,12 +230,13 @@ impl Transfers {
             self.complete(op, now, finished);
         }
         self.done = done;
-        // Rests of short operations and parts that waited for a place go at once.
+        // The rest of short operations, and parts that waited, are submitted at once.
         self.submit_backlog().map_err(broken)
     }
 
-    /// The next part to go: of the file and direction with the fewest in flight. Drives read and
-    /// write at the same time, so neither what came first nor a slow drive may take every place.
+    /// The next part to submit: of the file and direction with the fewest in flight. Drives read
+    /// and write at the same time, so neither the parts that came first nor a slow drive may take
+    /// up the whole depth.
     fn next_part(&mut self) -> Option<usize> {
         let waiting = self.lanes.iter_mut().flatten().filter(|lane| !lane.backlog.is_empty());
         let lane = waiting.min_by_key(|lane| lane.in_flight)?;
@@ -274,7 +277,7 @@ impl Transfers {
         lane.in_flight -= 1;
         self.in_flight -= 1;
         let cause = match done.result {
-            // A signal or a moment's shortage: the same again.
+            // A signal, or memory that is short for a moment: the operation is repeated.
             Err(libc::EINTR | libc::EAGAIN) => return lane.backlog.push_front(key),
             Err(errno) => IoCause::Errno(errno),
             Ok(0) if direction == Direction::SwapIn => IoCause::EndOfFile,
@@ -285,7 +288,7 @@ impl Transfers {
                 moving.part.buffer_offset += moved;
                 moving.part.len -= moved;
                 if moving.part.len > 0 {
-                    // Short I/O is normal; the rest goes first.
+                    // Short I/O is normal; the rest goes before other parts.
                     return lane.backlog.push_front(key);
                 }
                 return self.finish_part(key, None, finished);
@@ -309,7 +312,7 @@ impl Transfers {
         }
     }
 
-    /// Where one of the unfinished parts is going, for the message of a time-out.
+    /// Describes one of the unfinished parts, for the message of a time-out.
     pub fn any_unfinished(&self) -> Option<IoFault> {
         let (_, moving) = self.moving.iter().next()?;
         let part = moving.part;
@@ -322,7 +325,7 @@ impl Transfers {
         })
     }
 
-    /// Gives up: the kernel may still use the buffers in flight, so they are never freed.
+    /// Leaks all buffers in flight, since the kernel may still use them.
     pub fn abandon(self) {
         std::mem::forget(self);
     }
@@ -358,8 +361,8 @@ fn op_for(key: usize, moving: &Slab<Moving>, active: &Slab<Active>) -> EngineOp 
 
 impl Drop for Transfers {
     fn drop(&mut self) {
-        // Buffers in flight belong to the kernel until it says otherwise. Whoever cannot wait for
-        // that calls `abandon` instead.
+        // The kernel uses buffers in flight until their operations end. A caller that cannot wait
+        // for that calls `abandon` instead.
         let mut finished = Vec::new();
         while self.active() > 0 {
             let soon = Instant::now() + Duration::from_secs(1);

@@ -31,14 +31,15 @@ impl Waker for EventWaker {
 pub(super) struct UringEngine {
     ring: IoUring,
     waker: Arc<EventWaker>,
-    /// The eventfd's counter goes here; boxed, so that it stays where the kernel writes it.
+    /// The kernel writes the eventfd's counter here; boxed, so that it does not move.
     wake_count: Box<[u8; 8]>,
     wake_armed: bool,
     setup: &'static str,
     registered: bool,
 }
 
-/// Set-up modes from the best to the plainest; older kernels refuse the first ones with EINVAL.
+/// Tries the set-up modes from the best to the plainest; older kernels refuse the first ones with
+/// EINVAL.
 fn build_ring(entries: u32) -> io::Result<(IoUring, &'static str)> {
     let deferred = IoUring::builder()
         .setup_single_issuer()
@@ -64,7 +65,7 @@ impl UringEngine {
     pub fn open(files: &[File], buffers: &[Buffer], depth: usize) -> io::Result<Self> {
         // One entry more for the wake-up read, so that the submission queue cannot be full.
         let (ring, setup) = build_ring(depth as u32 + 1)?;
-        // Waiting for a while needs it; Linux 5.11 and later have it.
+        // Waits with a deadline need this feature of Linux 5.11.
         if !ring.params().is_feature_ext_arg() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -119,7 +120,7 @@ impl UringEngine {
         entry.user_data(op.id)
     }
 
-    /// Queues the read that ends a wait when somebody calls `wake`.
+    /// Queues the read that ends a wait when another thread calls `wake`.
     fn arm_wake(&mut self) {
         if self.wake_armed {
             return;
@@ -154,7 +155,7 @@ impl UringEngine {
     }
 }
 
-/// Registers the buffers, if there are any; says whether there are.
+/// Registers the buffers; false if there are none.
 fn register(ring: &IoUring, buffers: &[Buffer]) -> io::Result<bool> {
     let describe = |buffer: &Buffer| libc_iovec(buffer);
     let vectors: Vec<_> = buffers.iter().map(describe).collect();
@@ -166,7 +167,7 @@ fn register(ring: &IoUring, buffers: &[Buffer]) -> io::Result<bool> {
     unsafe { ring.submitter().register_buffers(&vectors) }.map(|()| true)
 }
 
-/// What the kernel allows, tried with a small ring that is gone afterwards.
+/// What the kernel allows, tried with a small ring that is closed afterwards.
 #[derive(Debug)]
 pub struct UringTrial {
     /// The set-up mode that was accepted.
@@ -176,13 +177,13 @@ pub struct UringTrial {
 }
 
 impl UringTrial {
-    /// Locked for a moment.
+    /// Bytes that are locked during the trial.
     pub const BUFFER_BYTES: usize = 4 << 20;
 
     /// Tries io_uring as the engine would use it.
     ///
     /// # Errors
-    /// What the kernel answers if it refuses io_uring.
+    /// The kernel's answer, if it refuses io_uring.
     pub fn run() -> io::Result<Self> {
         let buffers = allocate_buffers(1, Self::BUFFER_BYTES).map_err(io::Error::other)?;
         let (ring, setup) = build_ring(8)?;
@@ -206,20 +207,20 @@ impl Engine for UringEngine {
             // SAFETY: our caller's promise, passed on.
             unsafe { self.push(&entry) };
         }
-        // They go with the call that waits for results.
+        // The call that waits for results submits them.
         Ok(())
     }
 
     fn reap(&mut self, wait: Wait, done: &mut Vec<OpDone>) -> io::Result<()> {
         let (before, was_armed) = (done.len(), self.wake_armed);
         self.collect(done);
-        // A wake-up that has come by itself also ends the wait: arming anew would lose it.
+        // A wake-up that is the only result also ends the wait: arming again first would lose it.
         let was_woken = was_armed && !self.wake_armed;
         let has_results = done.len() > before || was_woken;
         if has_results && self.ring.submission().is_empty() {
             return Ok(());
         }
-        // With deferred task run, results only appear to those who wait, if for no time at all.
+        // With deferred task run, results appear only in a call that waits, if for no time at all.
         let (count, deadline) = match wait {
             _ if has_results => (0, None),
             Wait::No => (1, None),
@@ -231,7 +232,7 @@ impl Engine for UringEngine {
         self.arm_wake();
         let timeout = Timespec::from(left);
         let arguments = SubmitArgs::new().timespec(&timeout);
-        // What is not accepted for the moment stays queued, and goes with the next call.
+        // Entries that are not accepted now stay queued for the next call.
         match self.ring.submitter().submit_with_args(count, &arguments) {
             Err(error) if !is_transient(&error) => return Err(error),
             _ => {}
@@ -266,8 +267,8 @@ impl Drop for UringEngine {
             }
             self.collect(&mut ignored);
         }
-        // Files are let go now, and with them their locks: the kernel takes a closed ring apart
-        // later, on a busy machine seconds later.
+        // Releases the files, and with them their locks, now: the kernel frees a closed ring later,
+        // on a busy machine seconds later.
         let _ = self.ring.submitter().unregister_files();
     }
 }

@@ -12,16 +12,19 @@ use crate::storage::{filesystem_of, is_memory_filesystem, may_create_in, same_di
 /// Variables that batch systems set inside of a job: Slurm, PBS, LSF, Flux.
 const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID"];
 
-/// Where systems have a place for a job's own files, in the order in which they are looked for
-/// within one.
+/// Where systems have a directory for a job's own files, in the order in which they are tried
+/// inside of a batch job.
 const JOB_PLACES: [&str; 5] =
     ["$TMPDIR", "$LOCAL_SCRATCH", "$PBS_JOBFS", "/local/scratch", "/mnt/bb/$USER"];
 
-/// This node's drives by the first rule that names any; wildcards are taken away. `site` is the
-/// value of `--site`. Says what it took, unless the caller has named it.
+/// This node's drives by the first rule that names any: `named` by flags, `configured` in the
+/// configuration, the site's description (`site` is the value of `--site`), and the environment.
+/// Wildcards are expanded. The log says which drives were taken if neither flags nor the
+/// configuration named them. `None` if no rule names a drive.
 ///
 /// # Errors
-/// Usage errors of the rule that counts.
+/// Usage if the rule that counts has a malformed pattern, one that matches no directory, or a
+/// description that is wrong; unavailable if the site's drives are missing.
 pub fn choose_drives(
     named: &[PathBuf],
     configured: &[PathBuf],
@@ -64,7 +67,7 @@ fn announce(ChosenDrives { paths, rule, .. }: &ChosenDrives) {
 /// small files, most often on the system's own disk.
 ///
 /// # Errors
-/// As [`expand_wildcards`], for `$OPTSWAP_DRIVES`.
+/// Usage if a pattern in `$OPTSWAP_DRIVES` is malformed or matches no directory.
 pub fn discover_drives(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<ChosenDrives>> {
     let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
     let list = set("OPTSWAP_DRIVES").unwrap_or_default();
@@ -92,8 +95,8 @@ pub fn discover_drives(variable: &dyn Fn(&str) -> Option<String>) -> Result<Opti
     Ok(found.and_then(|(path, rule)| one(path.clone(), rule)))
 }
 
-/// Whether a job may have its files there. What a variable names and is not there is no reason to
-/// look further: the error says so.
+/// Whether a job may have its files there. A directory that a variable names counts even if it is
+/// missing: the error that follows says so.
 fn is_place(path: &str, rule: &str) -> bool {
     let path = Path::new(path);
     let is_usable = rule.starts_with('$') || (path.is_dir() && may_create_in(path).is_ok());

@@ -1,10 +1,10 @@
-//! What a run was started with beside its own command line: the launcher's, and variables that
-//! change how ranks, threads and messages behave. For whoever runs it again.
+//! How a run was started: its command line, the launcher's, and environment variables that change
+//! how ranks, threads and messages behave. Results have them, so that the run can be repeated.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Beginnings of the names of variables that are told.
+/// Beginnings of the names of variables that results have.
 const PREFIXES: [&str; 10] = [
     "OPTSWAP_",
     "OMPI_MCA_",
@@ -17,7 +17,7 @@ const PREFIXES: [&str; 10] = [
     "OMP_",
     "MALLOC_",
 ];
-/// Whole names.
+/// Names of further variables that results have.
 const NAMES: [&str; 10] = [
     "SLURM_JOB_ID",
     "SLURM_JOB_NODELIST",
@@ -30,7 +30,7 @@ const NAMES: [&str; 10] = [
     "PBS_JOBID",
     "LSB_JOBID",
 ];
-/// Those that mpirun itself sets, anew for every run.
+/// Beginnings of the names of variables that mpirun sets differently for every run.
 const OF_ONE_RUN: [&str; 5] = [
     "OMPI_MCA_orte_",
     "OMPI_MCA_ess",
@@ -41,7 +41,7 @@ const OF_ONE_RUN: [&str; 5] = [
 /// Programs that start ranks, by the beginnings of their names.
 const LAUNCHERS: [&str; 8] =
     ["mpirun", "mpiexec", "orterun", "prterun", "srun", "flux", "jsrun", "torchrun"];
-/// A launcher is no further above this process.
+/// A launcher is at most so many processes above this one.
 const ANCESTORS_MAX: usize = 6;
 
 /// The command line of this process, for results that say how a run was started.
@@ -49,9 +49,9 @@ pub fn command_line() -> Vec<String> {
     std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
-/// The variables of this process that matter.
+/// The environment variables of this process that change how ranks, threads and messages behave.
 pub fn settings() -> BTreeMap<String, String> {
-    // A name or value that is no text is none of these.
+    // A name or value that is no valid text is none of these.
     let all = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     all.filter(|(name, _)| is_setting(name)).collect()
@@ -62,8 +62,8 @@ fn is_setting(name: &str) -> bool {
     NAMES.contains(&name) || (begins(&PREFIXES) && !begins(&OF_ONE_RUN))
 }
 
-/// The command line of the launcher, if one on this host started this process: srun and mpirun
-/// start ranks on other hosts through daemons, which tell nothing.
+/// The command line of the launcher, if it runs on this host. On other hosts srun and mpirun start
+/// ranks through daemons, whose command lines say nothing.
 pub fn launcher_command() -> Option<Vec<String>> {
     let mut pid = std::process::id();
     for _ in 0..ANCESTORS_MAX {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_told_and_what_is_of_one_run_is_not() {
+    fn settings_are_kept_but_not_those_of_one_run() {
         for name in ["OMPI_MCA_pml", "RAYON_NUM_THREADS", "OPTSWAP_SITE", "SLURM_NTASKS"] {
             assert!(is_setting(name), "{name}");
         }

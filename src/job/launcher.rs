@@ -1,18 +1,18 @@
-//! What the launcher says, as a cross-check. MPI itself tells rank and size; but a launcher of
-//! another MPI starts N processes that each believe to be alone, and they must not train N times.
+//! What the launcher says about rank and size, to check MPI against it. Under the launcher of
+//! another MPI, each of N processes finds itself alone, and they must not train the model N times.
 
 use crate::error::{Error, Result};
 
-/// What the environment tells of how this process was started.
+/// How this process was started, according to its environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launcher {
-    /// Processes started together, if a launcher is known.
+    /// Number of processes that were started together, if a launcher is known.
     pub size: Option<usize>,
-    /// This process among them.
+    /// The number of this process among them.
     pub rank: Option<usize>,
-    /// Processes of these on this host.
+    /// Number of these processes on this host.
     pub local_size: Option<usize>,
-    /// This process among those.
+    /// The number of this process among those on this host.
     pub local_rank: Option<usize>,
     /// Open MPI's mpirun started it.
     open_mpi: bool,
@@ -28,7 +28,7 @@ pub struct Launcher {
     pals: bool,
     /// IBM's jsrun started it.
     jsrun: bool,
-    /// torchrun, or a program like it, started it: no MPI comes from there.
+    /// torchrun, or a program like it, started it, which offers no MPI.
     torchrun: bool,
 }
 
@@ -46,7 +46,7 @@ const OPEN_MPI: Variables = Variables {
     local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
     local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
 };
-/// Of Hydra: MPICH's mpirun and those made of it.
+/// The variables of Hydra: MPICH's mpirun and others built from it.
 const PMI: Variables = Variables {
     size: "PMI_SIZE",
     rank: "PMI_RANK",
@@ -117,7 +117,7 @@ impl Launcher {
         launcher
     }
 
-    /// In words: who started this process, and which servers it may ask for the others.
+    /// In words: which launcher started this process, and which servers know the other ranks.
     pub fn describe(&self) -> String {
         let known = [
             (self.open_mpi, "Open MPI's mpirun"),
@@ -130,15 +130,18 @@ impl Launcher {
             (self.pmi, "a PMI server"),
         ];
         let found: Vec<_> = known.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();
-        match (found.is_empty(), self.size) {
-            (true, _) => "started without a launcher".to_owned(),
-            (false, None) => format!("started with {}", found.join(", ")),
-            (false, Some(size)) => format!("one of {size}, started with {}", found.join(", ")),
+        if found.is_empty() {
+            return "started without a launcher".to_owned();
+        }
+        let started = format!("started with {}", found.join(", "));
+        match self.size {
+            Some(size) => format!("one of {size}, {started}"),
+            None => started,
         }
     }
 
-    /// Refuses what MPI would not survive, or would not notice, before it is started. `library` is
-    /// the name of the MPI library that is built in, if one is.
+    /// Refuses starts that MPI would not survive, or would not notice, before MPI is started.
+    /// `library` is the name of the MPI library that is built in, if one is.
     ///
     /// # Errors
     /// Usage (exit code 64), with the line that fixes it.
@@ -190,12 +193,12 @@ impl Launcher {
         }
     }
 
-    /// Whether Open MPI can learn of the other ranks.
+    /// Whether Open MPI can find the other ranks.
     fn serves_open_mpi(&self) -> bool {
         self.open_mpi || self.pmix || (self.flux && self.pmi)
     }
 
-    /// Refuses to be one of several that each believe to be alone.
+    /// Refuses to be one of several processes for each of which MPI has only itself.
     ///
     /// # Errors
     /// Usage (exit code 64), with the line that fixes it.
@@ -203,37 +206,36 @@ impl Launcher {
         let Some(size) = self.size.filter(|size| *size > 1 && world_size == 1) else {
             return Ok(());
         };
-        let fix = match self.flux {
-            true => "start them with flux run -o pmi=pmix (Open MPI 5), or build with MPICH",
-            false => {
-                "the launcher and the MPI library do not fit: start them with the mpirun of the \
-                 MPI that this program was built with, or with srun --mpi=pmix (Open MPI) or \
-                 --mpi=pmi2 (MPICH)"
-            }
+        let fix = if self.flux {
+            "start them with flux run -o pmi=pmix (Open MPI 5), or build with MPICH"
+        } else {
+            "the launcher and the MPI library do not fit: start them with the mpirun of the MPI \
+             that this program was built with, or with srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)"
         };
         let alone = "processes were started together, but MPI says that each is alone";
         Err(Error::usage(format!("{size} {alone}")).hint(fix))
     }
 
-    /// Where the launcher says something else than MPI, in words. `local` are this process's place
-    /// among the ranks of its node, and their number.
+    /// In words, where the launcher differs from MPI, which says that this process is `rank` of
+    /// `size`, and number `local_rank` of the `local_size` ranks of its node. `None` where they
+    /// agree.
     pub fn disagreement(
         &self,
         (rank, size): (usize, usize),
         (local_rank, local_size): (usize, usize),
     ) -> Option<String> {
-        let differs = |told: Option<usize>, found: usize| told.is_some_and(|told| told != found);
+        let differs = |said: Option<usize>, found: usize| said.is_some_and(|said| said != found);
         if differs(self.size, size) || differs(self.rank, rank) {
-            let (told_rank, told_size) = (shown(self.rank), shown(self.size));
+            let (its_rank, its_size) = (shown(self.rank), shown(self.size));
             return Some(format!(
-                "the launcher calls this process {told_rank} of {told_size}, MPI calls it {rank} \
+                "the launcher calls this process {its_rank} of {its_size}, MPI calls it {rank} \
                  of {size}: MPI counts"
             ));
         }
         if differs(self.local_size, local_size) || differs(self.local_rank, local_rank) {
-            let (told_rank, told_size) = (shown(self.local_rank), shown(self.local_size));
+            let (its_rank, its_size) = (shown(self.local_rank), shown(self.local_size));
             return Some(format!(
-                "the launcher calls rank {rank} number {told_rank} of {told_size} on its node, MPI \
+                "the launcher calls rank {rank} number {its_rank} of {its_size} on its node, MPI \
                  calls it number {local_rank} of {local_size}: MPI counts. Ranks in containers of \
                  one node need its shared memory to see each other"
             ));
@@ -279,9 +281,13 @@ mod tests {
         assert!(started(&nested).check_world_size(1).is_ok());
     }
 
-    #[test]
-    fn every_launcher_tells_rank_and_place() {
-        for (variables, expected) in [
+    /// Variables of a launcher; and what they say: size, rank, ranks on the host, rank among those
+    /// (9 for none), and words of the description.
+    type Started =
+        (Vec<(&'static str, &'static str)>, (usize, usize, Option<usize>, usize, &'static str));
+
+    fn launchers() -> [Started; 7] {
+        [
             (
                 vec![
                     ("OMPI_COMM_WORLD_SIZE", "8"),
@@ -338,7 +344,12 @@ mod tests {
                 ],
                 (8, 7, Some(8), 7, "one of 8, started with torchrun"),
             ),
-        ] {
+        ]
+    }
+
+    #[test]
+    fn every_launcher_gives_rank_and_place() {
+        for (variables, expected) in launchers() {
             let launcher = started(&variables);
             let (size, rank, local_size, local_rank, words) = expected;
             assert_eq!((launcher.size, launcher.rank), (Some(size), Some(rank)), "{variables:?}");

@@ -1,5 +1,5 @@
-//! Log lines on the terminal: tagged with host and rank, rank 0 alone unless asked for more. And in
-//! a file of each rank, as JSON, if asked for.
+//! Log lines: on the terminal, tagged with host and rank, by default of rank 0 alone; and if
+//! wanted, in a file of each rank, as JSON.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -62,7 +62,7 @@ impl FromStr for LogRanks {
     }
 }
 
-/// What a level looks like on a terminal, beside its name; most lines need no colour.
+/// The colour of a level's name on a terminal; most lines have none.
 fn colour(level: &Level) -> Option<&'static str> {
     match *level {
         Level::ERROR => Some("31"),
@@ -102,7 +102,8 @@ impl<S: Subscriber> Layer<S> for JsonLines {
         for (name, value) in fields.others {
             line[name] = value;
         }
-        // One write, so that lines of two threads do not mix. There is nowhere to complain.
+        // One write, so that lines of two threads do not mix. A failure cannot be reported
+        // anywhere.
         let _ = (&self.file).write_all(format!("{line}\n").as_bytes());
     }
 }
@@ -169,7 +170,7 @@ where
     }
 }
 
-/// Opens this rank's file of log lines in a directory, which is made if it is not there. Lines of
+/// Opens this rank's file of log lines in a directory, which is created if it is missing. Lines of
 /// an earlier start of the job stay.
 pub(super) fn open_file(dir: &Path, rank: Rank) -> Result<LogFile> {
     let path = dir.join(format!("log-rank{:05}.jsonl", rank.0));
@@ -187,15 +188,18 @@ pub(super) fn open_file(dir: &Path, rank: Rank) -> Result<LogFile> {
 }
 
 /// Starts logging to stderr, and to a file if there is one. `RUST_LOG` sets the level (default
-/// `info`); on stderr, a rank that is not to log says nothing but which rank it waits for (of the
-/// others, only one says so, and if rank 0 is the late one, it cannot be rank 0) and which drive of
-/// its node has changed, if it is the first there. Colours only on a terminal, and not if
-/// `NO_COLOR` is set. A subscriber that the program has set up itself stays.
+/// `info`).
+///
+/// On stderr, a rank with `is_logging` false writes only which rank it waits for, since rank 0 may
+/// be the one that is late, and which drive of its node has changed, which the node's first rank
+/// reports. Colours appear only on a terminal, and not if `NO_COLOR` is set. A subscriber that the
+/// program has set up itself stays.
 pub(super) fn start(tag: &str, is_logging: bool, file: Option<LogFile>) {
     let wanted = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let filter = match is_logging {
-        true => wanted(),
-        false => EnvFilter::new(format!("{STALL_TARGET}=warn,{DRIVES_TARGET}=warn")),
+    let filter = if is_logging {
+        wanted()
+    } else {
+        EnvFilter::new(format!("{STALL_TARGET}=warn,{DRIVES_TARGET}=warn"))
     };
     let no_color = std::env::var("NO_COLOR").is_ok_and(|value| !value.is_empty());
     let lines = tracing_subscriber::fmt::layer()

@@ -1,5 +1,5 @@
-//! What a site's description says of this node: its drives, with variables and wildcards taken
-//! away, and where checkpoints go.
+//! What a site's description says about this node: its drives, with variables and wildcards
+//! replaced, and where checkpoints go.
 
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct NodeSite {
     site: Site,
     host: String,
-    /// Where the description was found.
+    /// The description's name, for messages.
     from: String,
 }
 
 /// Reads the description that `--site` names, or else `$OPTSWAP_SITE`.
 ///
 /// # Errors
-/// As [`Site::read`].
+/// Usage if the file cannot be read, has an unknown key, or has a value that is out of range.
 pub fn find_site(
     named: Option<&Path>,
     variable: &dyn Fn(&str) -> Option<String>,
@@ -82,18 +82,18 @@ impl NodeSite {
     }
 }
 
-/// The bandwidths, if all are told and some differ.
+/// The bandwidths as weights; empty unless all are known and some differ.
 fn weights(speeds: &[Option<f64>]) -> Vec<f64> {
-    let told: Vec<f64> = speeds.iter().flatten().copied().collect();
-    let differ = told.windows(2).any(|pair| pair[0].total_cmp(&pair[1]).is_ne());
-    if told.len() == speeds.len() && differ { told } else { Vec::new() }
+    let known: Vec<f64> = speeds.iter().flatten().copied().collect();
+    let differ = known.windows(2).any(|pair| pair[0].total_cmp(&pair[1]).is_ne());
+    if known.len() == speeds.len() && differ { known } else { Vec::new() }
 }
 
 /// The directories that an entry names on this node.
 ///
 /// # Errors
-/// Usage if a variable is not set, or nothing matches; unavailable if not as many drives are there
-/// as the entry tells, or they are not mounted.
+/// Usage if a variable is not set, or nothing matches; unavailable if there are not as many drives
+/// as the entry says, or they are not mounted.
 pub fn directories_of(
     drive: &SiteDrive,
     variable: &dyn Fn(&str) -> Option<String>,
@@ -128,9 +128,9 @@ fn is_mount_point(directory: &Path) -> bool {
     device(directory).is_some_and(|own| device(&above).is_some_and(|other| other != own))
 }
 
-/// Puts `$NAME` and `${NAME}` in their place.
+/// Replaces `$NAME` and `${NAME}` by the variables' values.
 fn substitute(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
-    // A path that is no text has no variables that anybody could have meant.
+    // A path that is no valid text is taken to have no variables.
     let Some(text) = path.to_str().filter(|text| text.contains('$')) else {
         return Ok(path.to_owned());
     };
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_put_in_their_place() {
+    fn variables_are_replaced() {
         for (path, expected) in [
             ("/nvme0/$USER", "/nvme0/me"),
             ("/x/${USER}_$JOB_1/y", "/x/me_7/y"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn speeds_become_weights_where_they_tell_a_difference() {
+    fn speeds_become_weights_where_they_differ() {
         assert_eq!(weights(&[Some(2.0), Some(1.0)]), [2.0, 1.0]);
         assert!(weights(&[Some(2.0), Some(2.0)]).is_empty());
         assert!(weights(&[Some(2.0), None, Some(1.0)]).is_empty());

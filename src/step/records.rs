@@ -252,7 +252,7 @@ impl Recorder {
             counters: Counter::ALL.iter().map(counter).collect(),
             kernel_read_bytes: self.kernel.read_bytes,
             kernel_written_bytes: self.kernel.written_bytes,
-            series: self.ring.told(comm.size()),
+            series: self.ring.last_steps(comm.size()),
             picture,
         }
     }

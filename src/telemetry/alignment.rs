@@ -1,8 +1,8 @@
-//! Whose clock shows what: every rank's against rank 0's, from a few barriers.
+//! The difference between every rank's clock and rank 0's, measured by a few barriers.
 //!
-//! Nobody leaves a barrier before all have entered it. So a rank's entry is before rank 0's exit,
+//! No rank leaves a barrier before all have entered it. So a rank's entry is before rank 0's exit,
 //! and rank 0's entry before the rank's exit, which bounds the difference of their clocks from both
-//! sides; of many barriers, the narrowest bounds count.
+//! sides. Of many barriers, the narrowest bounds count.
 
 use std::time::Instant;
 
@@ -17,11 +17,11 @@ const ROUNDS: usize = 32;
 /// A rank's clock at one moment, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
-    /// When, on the rank's clock.
+    /// The moment, on the rank's clock.
     pub at_ns: i64,
-    /// How much more it shows than rank 0's.
+    /// By how much the rank's clock is ahead of rank 0's.
     pub ahead_ns: i64,
-    /// By so much that may be wrong.
+    /// How much `ahead_ns` may be wrong.
     pub error_ns: i64,
 }
 
@@ -31,7 +31,7 @@ type Stamps = Vec<(i64, i64)>;
 /// Collective: reads the clocks of all ranks.
 ///
 /// # Errors
-/// As every collective.
+/// Those of the communicator: peer if a rank does not answer in time.
 pub(super) fn read_clocks(comm: &dyn Communicator, tracer: &Tracer) -> Result<Vec<Reading>> {
     let now = || tracer.ns(Instant::now()) as i64;
     let mut mine = Stamps::with_capacity(ROUNDS);
@@ -52,7 +52,7 @@ fn reading(stamps: &Stamps, of_rank_0: &Stamps) -> Reading {
     Reading { at_ns, ahead_ns: (least + most) / 2, error_ns: (most - least).abs() / 2 }
 }
 
-/// A rank's clock against rank 0's, from one reading before and one after: offset and drift.
+/// Converts a rank's clock to rank 0's by offset and drift, from one reading before and one after.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Alignment {
     before: Reading,
@@ -60,24 +60,22 @@ pub struct Alignment {
 }
 
 impl Alignment {
-    /// From two readings.
+    /// The conversion that follows from two readings.
     pub fn new(before: Reading, after: Reading) -> Self {
         Self { before, after }
     }
 
-    /// A moment of the rank's clock on rank 0's.
+    /// A moment on the rank's clock, as rank 0's clock shows it.
     pub fn on_rank_0(&self, ns: u64) -> i64 {
         let ns = ns as i64;
         let between = (self.after.at_ns - self.before.at_ns) as f64;
         let gained = (self.after.ahead_ns - self.before.ahead_ns) as f64;
-        let drifted = match between > 0.0 {
-            true => gained * ((ns - self.before.at_ns) as f64 / between),
-            false => 0.0,
-        };
+        let drifted =
+            if between > 0.0 { gained * ((ns - self.before.at_ns) as f64 / between) } else { 0.0 };
         ns - self.before.ahead_ns - drifted.round() as i64
     }
 
-    /// By so much that may be wrong, in nanoseconds.
+    /// How much a conversion may be wrong, in nanoseconds.
     pub fn error_ns(&self) -> i64 {
         self.before.error_ns.max(self.after.error_ns)
     }

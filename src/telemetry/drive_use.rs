@@ -1,4 +1,5 @@
-//! What the ranks of a node did to each of its drives together, against what it can do.
+//! What all ranks of a node together moved on each of its drives, compared with what the drive can
+//! do.
 
 use std::collections::BTreeMap;
 
@@ -24,56 +25,58 @@ pub struct DriveUse {
     pub writes: u64,
     /// Seconds with an operation of the busiest rank in flight.
     pub busy_s: f64,
-    /// Of those, with reads alone.
+    /// The part of these in which nothing was written.
     pub reads_alone_s: f64,
-    /// Of those, with writes alone.
+    /// The part of these in which nothing was read.
     pub writes_alone_s: f64,
-    /// The longest of the ranks' steps, in seconds, all together; or `busy_s`, if that is longer.
+    /// Seconds of all steps of the rank that took longest; or `busy_s`, if that is longer.
     pub step_s: f64,
-    /// Half of the reads took no longer, and 99 of 100, in seconds: the slowest rank's.
+    /// Median and 99th percentile of the latencies of reads, in seconds, of the slowest rank.
     pub read_latency_s: [f64; 2],
-    /// The same of writes.
+    /// The same for writes.
     pub write_latency_s: [f64; 2],
-    /// The most operations of a rank in flight.
+    /// The most operations that a rank had in flight.
     pub depth_max: u32,
-    /// What the drive can do.
+    /// The drive's measured bandwidths, if they are known.
     pub limit: Option<DriveLimit>,
-    /// What it moved in its best step, bytes per second; 0 if that is not known.
+    /// Bytes per second in its best step; 0 if that is not known.
     pub best_bytes_per_s: f64,
 }
 
 impl DriveUse {
-    /// What it moved in both directions, per second of the steps.
+    /// Bytes moved in both directions, per second of the steps.
     pub fn bytes_per_s(&self) -> f64 {
         ratio((self.read_bytes + self.written_bytes) as f64, self.step_s)
     }
 
-    /// How near to its limit it was: at 1 it could not have done it faster.
+    /// The time that the drive needs at its limit, as a fraction of the steps' time: at 1 it could
+    /// not have been faster. `None` if its limit is not known.
     pub fn share_of_limit(&self) -> Option<f64> {
         let limit = self.limit?;
         let (read, written) = (self.read_bytes as f64, self.written_bytes as f64);
-        // What runs both ways at the mixed rate; the rest one way.
+        // As much as is moved both ways runs at the mixed rate, the rest at that of its direction.
         let both = 2.0 * read.min(written);
-        let alone = match read > written {
-            true => ratio(read - written, limit.read_bytes_per_s),
-            false => ratio(written - read, limit.write_bytes_per_s),
+        let alone = if read > written {
+            ratio(read - written, limit.read_bytes_per_s)
+        } else {
+            ratio(written - read, limit.write_bytes_per_s)
         };
         let least_s = ratio(both, limit.mixed_bytes_per_s) + alone;
         (self.step_s > 0.0 && least_s > 0.0).then(|| least_s / self.step_s)
     }
 
-    /// How near it was to its best step.
+    /// Its bandwidth as a fraction of that in its best step, if that is known.
     pub fn share_of_best(&self) -> Option<f64> {
         (self.best_bytes_per_s > 0.0).then(|| self.bytes_per_s() / self.best_bytes_per_s)
     }
 }
 
-/// 0 for nothing.
+/// `part / whole`; 0 if the whole is 0.
 pub(super) fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// Every drive of the world with what all ranks did to it, nodes and paths in order.
+/// Every drive of the world with what all ranks moved on it, sorted by node and path.
 pub(super) fn drive_uses(records: &[RankRecord]) -> Vec<DriveUse> {
     let mut uses: BTreeMap<(String, String), (DriveUse, Vec<u64>)> = BTreeMap::new();
     for record in records {
@@ -86,7 +89,7 @@ pub(super) fn drive_uses(records: &[RankRecord]) -> Vec<DriveUse> {
             it.written_bytes += totals.written_bytes;
             it.reads += totals.reads;
             it.writes += totals.writes;
-            // What is written behind a step may be in flight after it.
+            // Writes that go on after a step keep the drive busy for longer than the step.
             let busy_s = totals.busy_ns as f64 / 1e9;
             it.step_s = it.step_s.max(record.seconds(Timer::Step)).max(busy_s);
             let seconds = |ns: u64| ns as f64 / 1e9;
@@ -134,7 +137,7 @@ fn new_use(record: &RankRecord, drive: String) -> DriveUse {
     }
 }
 
-/// Adds what this rank moved per second in each of the told steps to what others did.
+/// Adds this rank's bytes per second in each of the last steps to those of other ranks.
 fn add_rates(rates: &mut Vec<u64>, record: &RankRecord, drive: usize) {
     let series = &record.series;
     let Some(of) = series.drives.get(drive) else { return };

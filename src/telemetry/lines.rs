@@ -1,5 +1,5 @@
-//! The lines of a rank's metrics file: JSON objects, one per step, told apart by `event`. Those who
-//! watch a job read them back.
+//! The lines of a rank's metrics file: JSON objects, one per step, whose kind is in `event`.
+//! Programs that watch a job read them back.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub enum Line {
     End(EndLine),
 }
 
-/// Who writes.
+/// The start of a process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartLine {
     /// Seconds since 1970.
@@ -32,17 +32,17 @@ pub struct StartLine {
     pub job: String,
     /// The rank.
     pub rank: u32,
-    /// How many there are.
+    /// Number of ranks.
     pub ranks: u32,
-    /// Where it runs.
+    /// The host that it runs on.
     pub host: String,
-    /// Its process.
+    /// Its process number.
     pub pid: u32,
     /// Elements of its shard.
     pub elems: u64,
     /// Its drives: the directories that the user named.
     pub drives: Vec<PathBuf>,
-    /// What they can do, where that is known.
+    /// The drives' measured bandwidths, where they are known.
     pub limits: Vec<Option<DriveLimit>>,
 }
 
@@ -57,11 +57,12 @@ pub struct StepLine {
     pub skipped: bool,
     /// The whole of `step()`, in seconds.
     pub step_s: f64,
-    /// Before it, from the end of the step before, without waiting for other ranks.
+    /// Seconds from the end of the step before to the beginning of this one, without waiting for
+    /// other ranks.
     pub between_s: f64,
-    /// Of `step_s`, what was not waiting for other ranks.
+    /// The part of `step_s` that was not spent waiting for other ranks.
     pub own_s: f64,
-    /// Waiting for other ranks, in the step and before it.
+    /// Seconds spent waiting for other ranks, in the step and before it.
     pub waiting_s: f64,
     /// Where the step's time went.
     pub sections: SectionTimes,
@@ -131,7 +132,7 @@ fn seconds(ns: u64) -> f64 {
 }
 
 impl StepLine {
-    /// Of what was recorded.
+    /// The line of a step, from its sample and those of its drives.
     pub fn new(sample: &StepSample, drives: &[DriveSample]) -> Self {
         let section = |section: Section| seconds(sample.sections_ns[section as usize]);
         let drive = |it: &DriveSample| DriveLine {
@@ -169,7 +170,7 @@ impl StepLine {
     }
 }
 
-/// Now, as files have it.
+/// The time now, in seconds since 1970.
 pub(super) fn unix_seconds() -> f64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0.0, |now| now.as_secs_f64())

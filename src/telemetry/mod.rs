@@ -1,8 +1,8 @@
-//! What a job tells about itself: records of its ranks, tables and a verdict over the world, and
+//! What a job reports about itself: records of its ranks, tables and a verdict over the world, and
 //! the files that are written while it runs (metrics, traces) and at its end.
 //!
-//! Recording costs a fixed amount per event and takes a fixed amount of memory. Files are written
-//! by a thread of their own, so a step waits for none.
+//! Recording costs a fixed amount of time per event and a fixed amount of memory. A thread of its
+//! own writes the files, so that no step waits for a file system.
 
 mod alignment;
 mod drive_use;

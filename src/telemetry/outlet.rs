@@ -1,6 +1,6 @@
-//! Where a rank's files are written: lines of metrics after every step, the Prometheus file every
-//! few seconds, a trace when its steps are over, results at the end. A thread of its own writes, so
-//! that a slow file system holds up no step; what it cannot write is a warning, once.
+//! Writes a rank's files: lines of metrics after every step, the Prometheus file every few seconds,
+//! a trace when its steps are over, results at the end. Metrics are written by a thread of its own,
+//! so that a slow file system delays no step. If it cannot write them, it warns once.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -24,7 +24,7 @@ use crate::io::DriveTotals;
 use crate::timers::Tracer;
 use crate::wire;
 
-/// The Prometheus file is replaced so often, at most.
+/// The Prometheus file is replaced at most this often.
 const PROMETHEUS_EVERY: Duration = Duration::from_secs(2);
 
 /// The files of one rank.
@@ -49,8 +49,9 @@ impl Outlet {
     /// are the directories that the user named.
     ///
     /// # Errors
-    /// Agreed: usage if ranks differ about it; cannot create if a directory or file cannot be
-    /// made. As every collective.
+    /// Agreed by all ranks: usage if they differ about what is wanted; cannot create if a directory
+    /// or file cannot be created; unavailable if the thread cannot be started. Also those of the
+    /// communicator: peer if a rank does not answer in time.
     pub fn open(
         config: &Config,
         comm: &dyn Communicator,
@@ -90,31 +91,14 @@ impl Outlet {
         let labels =
             Labels { job: config.job.clone(), rank, host: comm.host().to_owned(), drives: names };
         let report = &config.report;
-        let lines = match &report.dir {
-            Some(dir) => {
-                make_directory(dir)?;
-                let path = dir.join(format!("metrics-rank{rank:05}.jsonl"));
-                let opened = OpenOptions::new().append(true).create(true).open(&path);
-                Some(opened.map_err(|error| refused(&path, error))?)
-            }
-            None => None,
-        };
-        let prometheus = report
-            .prometheus_dir
-            .as_ref()
-            .or(report.dir.as_ref())
-            .map(|dir| dir.join(format!("optswap-{}-rank{rank:05}.prom", config.job)));
+        let lines = report.dir.as_deref().map(|dir| open_lines(dir, rank)).transpose()?;
         if let Some(dir) = &report.prometheus_dir {
             make_directory(dir)?;
         }
-        let (sender, messages) = channel();
-        let spawned = std::thread::Builder::new()
-            .name("optswap-report".to_owned())
-            .spawn(move || write_all(messages, lines, prometheus.as_deref()));
-        let writer = spawned.map_err(|error| {
-            let failed = "the thread that writes metrics cannot be started";
-            Error::new(ErrorKind::Unavailable, failed).because(error)
-        })?;
+        let prometheus_dir = report.prometheus_dir.as_ref().or(report.dir.as_ref());
+        let prometheus = prometheus_dir
+            .map(|dir| dir.join(format!("optswap-{}-rank{rank:05}.prom", config.job)));
+        let (sender, writer) = start_writer(lines, prometheus)?;
         let lifetime = Lifetime {
             drives: vec![DriveTotals::default(); drives.len()],
             elems,
@@ -132,18 +116,7 @@ impl Outlet {
             clocks: Vec::new(),
             has_traced: report.trace_steps.is_empty(),
         };
-        outlet.line(&Line::Start(StartLine {
-            unix_s: unix_seconds(),
-            optswap: env!("CARGO_PKG_VERSION").to_owned(),
-            job: config.job.clone(),
-            rank,
-            ranks: comm.size() as u32,
-            host: comm.host().to_owned(),
-            pid: std::process::id(),
-            elems,
-            drives: drives.to_vec(),
-            limits: drives.iter().map(|root| DriveLimit::of(root)).collect(),
-        }));
+        outlet.line(&Line::Start(start_line(&config.job, comm, elems, drives)));
         Ok(outlet)
     }
 
@@ -160,12 +133,12 @@ impl Outlet {
         }
     }
 
-    /// The drives have moved something.
+    /// Adds what the drives have moved.
     pub fn add_moved(&mut self, moved: &[DriveTotals]) {
         self.lifetime.drives.iter_mut().zip(moved).for_each(|(sum, more)| sum.add(more));
     }
 
-    /// A step has ended.
+    /// Writes the end of a step.
     pub fn step(&mut self, sample: &StepSample, drives: &[DriveSample]) {
         let line = StepLine::new(sample, drives);
         self.lifetime.add_step(sample, line.unix_s);
@@ -180,17 +153,18 @@ impl Outlet {
     /// Collective: writes the trace if the steps before this one were the last to be traced.
     ///
     /// # Errors
-    /// As every collective. A file that cannot be written is a warning.
+    /// Those of the communicator: peer if a rank does not answer in time. A file that cannot be
+    /// written is a warning.
     pub fn write_due_trace(
         &mut self,
         step: u64,
         comm: &dyn Communicator,
         tracer: &Tracer,
     ) -> Result<()> {
-        match self.has_traced || step <= self.config.report.trace_steps.last() {
-            true => Ok(()),
-            false => self.write_trace(comm, tracer),
+        if self.has_traced || step <= self.config.report.trace_steps.last() {
+            return Ok(());
         }
+        self.write_trace(comm, tracer)
     }
 
     fn write_trace(&mut self, comm: &dyn Communicator, tracer: &Tracer) -> Result<()> {
@@ -206,7 +180,7 @@ impl Outlet {
         };
         let mut file = path.as_deref().map(|path| begin_trace(path, &job));
         for (from, after) in after.into_iter().enumerate() {
-            // One rank after the other, so that rank 0 holds the spans of one.
+            // One rank after the other, so that rank 0 needs memory for the spans of one rank only.
             let received = send_to_rank_0(comm, from, &mine)?;
             if let (Some(Ok(file)), Some(of)) = (&mut file, received) {
                 let alignment = Alignment::new(self.clocks[from], after);
@@ -229,11 +203,12 @@ impl Outlet {
         Ok(())
     }
 
-    /// Collective: writes the trace, if that has not been done, and the results. `unsaid` is what
-    /// moved since the last line.
+    /// Collective: writes the trace, if that has not been done, and on rank 0 the results, with the
+    /// command line that started the run.
     ///
     /// # Errors
-    /// As every collective. A file that cannot be written is a warning.
+    /// Those of the communicator: peer if a rank does not answer in time. A file that cannot be
+    /// written is a warning.
     pub fn finish(
         &mut self,
         comm: &dyn Communicator,
@@ -262,13 +237,14 @@ impl Outlet {
         Ok(())
     }
 
-    /// Ends the files. `unsaid` is what the drives moved since the last line.
-    pub fn close(&mut self, unsaid: &[DriveSample]) {
+    /// Writes the last lines and ends the thread. `since_last_line` is what the drives have moved
+    /// since the last line.
+    pub fn close(&mut self, since_last_line: &[DriveSample]) {
         let Some(sender) = self.sender.take() else { return };
         let end = Line::End(EndLine {
             unix_s: unix_seconds(),
-            read_bytes: unsaid.iter().map(|it| it.read_bytes).sum(),
-            written_bytes: unsaid.iter().map(|it| it.written_bytes).sum(),
+            read_bytes: since_last_line.iter().map(|it| it.read_bytes).sum(),
+            written_bytes: since_last_line.iter().map(|it| it.written_bytes).sum(),
         });
         self.lifetime.is_running = false;
         let last = prometheus::text(&self.labels, &self.lifetime);
@@ -289,6 +265,45 @@ impl Drop for Outlet {
     }
 }
 
+fn start_line(job: &str, comm: &dyn Communicator, elems: u64, drives: &[PathBuf]) -> StartLine {
+    StartLine {
+        unix_s: unix_seconds(),
+        optswap: env!("CARGO_PKG_VERSION").to_owned(),
+        job: job.to_owned(),
+        rank: comm.rank().0,
+        ranks: comm.size() as u32,
+        host: comm.host().to_owned(),
+        pid: std::process::id(),
+        elems,
+        drives: drives.to_vec(),
+        limits: drives.iter().map(|root| DriveLimit::of(root)).collect(),
+    }
+}
+
+/// Opens a rank's file of metrics. Lines of an earlier start of the job stay.
+fn open_lines(dir: &Path, rank: u32) -> Result<File> {
+    make_directory(dir)?;
+    let path = dir.join(format!("metrics-rank{rank:05}.jsonl"));
+    let opened = OpenOptions::new().append(true).create(true).open(&path);
+    opened.map_err(|error| refused(&path, error))
+}
+
+/// Starts the thread that writes metrics.
+fn start_writer(
+    lines: Option<File>,
+    prometheus: Option<PathBuf>,
+) -> Result<(Sender<Message>, JoinHandle<()>)> {
+    let (sender, messages) = channel();
+    let spawned = std::thread::Builder::new()
+        .name("optswap-report".to_owned())
+        .spawn(move || write_all(messages, lines, prometheus.as_deref()));
+    let writer = spawned.map_err(|error| {
+        let failed = "the thread that writes metrics cannot be started";
+        Error::new(ErrorKind::Unavailable, failed).because(error)
+    })?;
+    Ok((sender, writer))
+}
+
 fn refused(path: &Path, error: io::Error) -> Error {
     Error::new(ErrorKind::CannotCreate, "a place for reports cannot be made")
         .with("path", path.display())
@@ -300,7 +315,7 @@ fn make_directory(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|error| refused(dir, error))
 }
 
-/// The body of the thread.
+/// The body of the thread: writes all messages until the sender is gone.
 fn write_all(messages: Receiver<Message>, mut lines: Option<File>, prometheus: Option<&Path>) {
     let mut has_warned = false;
     for message in messages {
@@ -317,9 +332,9 @@ fn write_all(messages: Receiver<Message>, mut lines: Option<File>, prometheus: O
     }
 }
 
-/// A reader sees the old text or the new one.
+/// Replaces a file atomically: a reader finds the old text or the new one.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    // Readers of the directory take only what ends in `.prom`.
+    // Programs that read the directory take only files whose names end in `.prom`.
     let new = path.with_extension("new");
     fs::write(&new, text)?;
     fs::rename(&new, path)
@@ -336,8 +351,8 @@ fn end_trace(writer: TraceWriter<BufWriter<File>>, path: &Path) -> io::Result<()
     Ok(())
 }
 
-/// Collective: rank 0 gets what this rank has. All ranks get the bytes, of one rank at a time: an
-/// all-to-all in which most ranks have nothing to send would save that, but not every MPI survives
+/// Collective: sends the spans of rank `from` to rank 0. All ranks receive the bytes: an
+/// all-to-all, in which most ranks would send nothing, would save that, but not every MPI survives
 /// one in which a rank has nothing at all.
 fn send_to_rank_0(
     comm: &dyn Communicator,
@@ -352,8 +367,5 @@ fn send_to_rank_0(
     counts[from] = length[0] as usize;
     let mut received = vec![0; counts[from]];
     comm.all_gather_bytes(&bytes, &counts, &mut received)?;
-    match rank {
-        0 => wire::decode(&received).map(Some),
-        _ => Ok(None),
-    }
+    if rank == 0 { wire::decode(&received).map(Some) } else { Ok(None) }
 }

@@ -7,7 +7,7 @@ use super::series::StepSample;
 use crate::io::DriveTotals;
 use crate::timers::{Latency, Section};
 
-/// Who the metrics are of: the values of their labels.
+/// The values of the metrics' labels.
 #[derive(Clone, Debug)]
 pub(super) struct Labels {
     pub job: String,
@@ -65,7 +65,7 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// As the format wants label values.
+/// A label's value with the escapes of the format.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

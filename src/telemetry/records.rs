@@ -1,4 +1,4 @@
-//! What one rank records about its steps, in the form in which ranks exchange it and files have it.
+//! A rank's record of its steps, in the form in which ranks exchange it and files store it.
 
 use std::path::{Path, PathBuf};
 
@@ -14,17 +14,17 @@ use crate::timers::{Counter, Section, Span, Timer, Total};
 pub struct RankRecord {
     /// The rank.
     pub rank: u32,
-    /// Where it runs.
+    /// The host that it runs on.
     pub host: String,
     /// Elements of its shard.
     pub elems: u64,
-    /// Steps recorded.
+    /// Number of recorded steps.
     pub steps: u64,
-    /// What moved, per drive.
+    /// What moved on each drive.
     pub drives: Vec<DriveRecord>,
     /// Where the time went.
     pub timers: Vec<TimerRecord>,
-    /// What else was counted.
+    /// The counters.
     #[serde(default)]
     pub counters: Vec<CounterRecord>,
     /// Bytes that the kernel read from storage for this process during the steps
@@ -35,7 +35,7 @@ pub struct RankRecord {
     /// The last steps one by one.
     #[serde(default)]
     pub series: Series,
-    /// What happened when in one of the steps; only a few ranks tell it.
+    /// The spans of one of the steps; only a few ranks exchange them.
     #[serde(default)]
     pub picture: Vec<Span>,
 }
@@ -47,12 +47,12 @@ pub struct DriveRecord {
     pub path: PathBuf,
     /// Bytes, operations, latencies.
     pub totals: DriveTotals,
-    /// What the drive can do, if it was ever measured.
+    /// The drive's bandwidths, if they were ever measured.
     #[serde(default)]
     pub limit: Option<DriveLimit>,
 }
 
-/// What a drive can do, from its profile.
+/// A drive's bandwidths, from its profile.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DriveLimit {
     /// Reading alone, bytes per second.
@@ -90,7 +90,8 @@ impl DriveRecord {
 }
 
 impl DriveLimit {
-    /// Of the drive that this directory is on. A profile that cannot be read tells nothing.
+    /// The bandwidths of the drive that this directory is on; `None` if it has no profile that can
+    /// be read.
     pub fn of(root: &Path) -> Option<Self> {
         let profile = DriveProfile::read(root).ok().flatten()?;
         Some(Self {
@@ -128,7 +129,7 @@ impl RankRecord {
         found.map_or(0.0, |record| record.total.total_ns as f64 / 1e9)
     }
 
-    /// The value of a counter.
+    /// The value of a counter; 0 if the record does not have it.
     pub fn counted(&self, counter: Counter) -> u64 {
         let found = self.counters.iter().find(|record| record.name == counter.name());
         found.map_or(0, |record| record.value)

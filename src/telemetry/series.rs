@@ -1,4 +1,4 @@
-//! The last steps one by one, in memory of fixed size.
+//! Samples of the last steps, in memory of fixed size.
 
 use std::collections::VecDeque;
 
@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::timers::Section;
 
-/// So many steps are kept by every rank.
+/// Number of steps that every rank keeps.
 const STEPS_KEPT: usize = 4096;
-/// So many are handed over by all ranks of a world together.
-const STEPS_TOLD: usize = 65_536;
-const STEPS_TOLD_MIN: usize = 64;
+/// Number of steps that all ranks of a world together exchange.
+const STEPS_EXCHANGED: usize = 65_536;
+/// Number of steps that each rank exchanges at least.
+const STEPS_EXCHANGED_MIN: usize = 64;
 
 /// One step of one rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -21,11 +22,11 @@ pub struct StepSample {
     pub skipped: bool,
     /// The whole of `step()`.
     pub step_ns: u64,
-    /// From the end of the step before, without waiting for others in collectives.
+    /// Time from the end of the step before, without waiting for other ranks in collectives.
     pub between_ns: u64,
-    /// Of `step_ns`, what was not waiting for other ranks.
+    /// The part of `step_ns` that was not spent waiting for other ranks.
     pub own_ns: u64,
-    /// Waiting for other ranks, in the step and before it.
+    /// Time spent waiting for other ranks, in the step and before it.
     pub waiting_ns: u64,
     /// Where the step's time went, in the order of [`Section::ALL`].
     pub sections_ns: [u64; Section::ALL.len()],
@@ -56,7 +57,7 @@ pub struct DriveSample {
     pub depth_max: u32,
 }
 
-/// Keeps the last samples; the oldest goes when a new one comes.
+/// Keeps the last samples; a new one replaces the oldest.
 #[derive(Debug)]
 pub struct Ring {
     drives: usize,
@@ -65,7 +66,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Takes the memory for samples of so many drives.
+    /// Allocates the memory for the samples of so many drives.
     pub fn new(drives: usize) -> Self {
         Self {
             drives,
@@ -84,16 +85,16 @@ impl Ring {
         self.drive_samples.extend(drives.iter().take(self.drives));
     }
 
-    /// Forgets everything.
+    /// Forgets all samples.
     pub fn clear(&mut self) {
         self.steps.clear();
         self.drive_samples.clear();
     }
 
-    /// What is told to the others, of so many ranks.
-    pub fn told(&self, ranks: usize) -> Series {
-        let told = (STEPS_TOLD / ranks.max(1)).clamp(STEPS_TOLD_MIN, STEPS_KEPT);
-        let skipped = self.steps.len().saturating_sub(told);
+    /// The last steps, as many as a rank of so many exchanges with the others.
+    pub fn last_steps(&self, ranks: usize) -> Series {
+        let steps = (STEPS_EXCHANGED / ranks.max(1)).clamp(STEPS_EXCHANGED_MIN, STEPS_KEPT);
+        let skipped = self.steps.len().saturating_sub(steps);
         let column = |value: fn(&StepSample) -> u64| -> Vec<u64> {
             self.steps.iter().skip(skipped).map(value).collect()
         };
@@ -126,11 +127,11 @@ pub struct Series {
     pub step: Vec<u64>,
     /// The whole of `step()`.
     pub step_ns: Vec<u64>,
-    /// Before it, from the end of the step before, without waiting for others.
+    /// Time from the end of the step before, without waiting for other ranks.
     pub between_ns: Vec<u64>,
-    /// Of `step_ns`, what was not waiting for other ranks.
+    /// The part of `step_ns` that was not spent waiting for other ranks.
     pub own_ns: Vec<u64>,
-    /// Waiting for other ranks, in the step and before it.
+    /// Time spent waiting for other ranks, in the step and before it.
     pub waiting_ns: Vec<u64>,
     /// What each drive did.
     pub drives: Vec<DriveSeries>,
@@ -148,7 +149,7 @@ pub struct DriveSeries {
 }
 
 impl Series {
-    /// Steps that are told.
+    /// Number of steps.
     pub fn len(&self) -> usize {
         self.step.len()
     }
@@ -158,12 +159,12 @@ impl Series {
         self.step.is_empty()
     }
 
-    /// What the rank itself took for a step, before it and in it: what others wait for.
+    /// The rank's own time for a step, before it and in it, for which the others wait.
     pub fn late_ns(&self, index: usize) -> u64 {
         self.between_ns[index] + self.own_ns[index]
     }
 
-    /// From the end of the step before to the end of this one.
+    /// Time from the end of the step before to the end of this one.
     pub fn wall_ns(&self, index: usize) -> u64 {
         self.late_ns(index) + self.waiting_ns[index]
     }
@@ -174,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_steps_are_told() {
+    fn the_last_steps_are_kept() {
         let mut ring = Ring::new(2);
         for step in 1..=STEPS_KEPT as u64 + 10 {
             let sample = StepSample { step, step_ns: 10 * step, ..StepSample::default() };
@@ -182,11 +183,14 @@ mod tests {
                 |drive| DriveSample { read_bytes: 100 * step + drive, ..Default::default() };
             ring.push(sample, &[drive(0), drive(1)]);
         }
-        let series = ring.told(1);
+        let series = ring.last_steps(1);
         assert_eq!((series.len(), series.step[0]), (STEPS_KEPT, 11));
         assert_eq!(series.drives[1].read_bytes[0], 1101);
-        let few = ring.told(100_000);
-        assert_eq!((few.len(), few.drives[0].read_bytes.len()), (STEPS_TOLD_MIN, STEPS_TOLD_MIN));
+        let few = ring.last_steps(100_000);
+        assert_eq!(
+            (few.len(), few.drives[0].read_bytes.len()),
+            (STEPS_EXCHANGED_MIN, STEPS_EXCHANGED_MIN)
+        );
         assert_eq!(few.step.last(), Some(&(STEPS_KEPT as u64 + 10)));
         assert_eq!(few.drives[0].read_bytes.last(), Some(&(100 * (STEPS_KEPT as u64 + 10))));
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::alignment::Alignment;
 use crate::timers::{NO_CHUNK, Section, Span, SpanKind, Timer};
 
-/// What a rank hands over for the trace.
+/// The spans of a rank, as it sends them to rank 0.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RankSpans {
     pub rank: u32,
@@ -22,14 +22,14 @@ pub(super) struct RankSpans {
     pub dropped: u64,
 }
 
-/// Numbers of tracks: those of a drive begin at its own number.
+/// Numbers of tracks. Those of a drive begin at a multiple of [`TRACKS_PER_DIRECTION`].
 const STEP_TRACK: u64 = 1;
 const COMPUTE_TRACK: u64 = 2;
 const COLLECTIVE_TRACK: u64 = 3;
 const NOT_RUNNING_TRACK: u64 = 4;
 const TRACKS_PER_DIRECTION: u64 = 10_000;
 
-/// Writes the events of ranks one after the other.
+/// Writes the events of one rank after the other.
 pub(super) struct TraceWriter<W: Write> {
     out: W,
     is_first: bool,
@@ -88,8 +88,8 @@ fn events(of: &RankSpans, alignment: &Alignment) -> Vec<Value> {
     events
 }
 
-/// Spans of timers end when they are recorded, a moment after what they measure. So a step seems to
-/// begin a moment after its first part, around which it must be.
+/// Lets every step begin with its first part. A timer's span is recorded a moment after what it
+/// measures and ends then, so a step seems to begin a moment after its first part.
 fn widen_steps(spans: &mut [Span]) {
     let is_step = |span: &Span| span.kind == SpanKind::Timer(Timer::Step as u8);
     for index in 0..spans.len() {
@@ -110,8 +110,8 @@ fn widen_steps(spans: &mut [Span]) {
     }
 }
 
-/// Which tracks there are. Operations on a drive overlap, and slices of a track must not, so a
-/// drive has as many tracks as it had operations in flight at a time.
+/// The tracks of drives. Operations on a drive overlap, which slices of a track must not, so a
+/// drive has as many tracks as it had operations in flight at the same time.
 #[derive(Default)]
 struct Tracks {
     /// When the last span of each track of a drive ends, by first track.
@@ -216,9 +216,9 @@ fn slice(rank: u32, it: &Placed<'_>) -> Value {
     })
 }
 
-/// Arrows from the last read of a chunk over its update to its first write. A read may have been
-/// ahead, in the step before, and a write may be behind, in the step after; a chunk that was still
-/// in memory has no read and no arrow.
+/// Arrows from the last read of a chunk over its update to its first write. The read may lie in the
+/// step before, and the write in the step after. A chunk that was still in memory has no read and
+/// no arrow.
 fn flows(rank: u32, placed: &[Placed<'_>]) -> Vec<Value> {
     let mut chunks: BTreeMap<u32, Vec<&Placed<'_>>> = BTreeMap::new();
     for it in placed.iter().filter(|it| it.span.chunk != NO_CHUNK) {
@@ -251,14 +251,14 @@ fn flows(rank: u32, placed: &[Placed<'_>]) -> Vec<Value> {
     events
 }
 
-/// The arrows of one way of a chunk; each is bound to the slice that is around it.
+/// The arrows of one update of a chunk; each is bound to the slice around it.
 fn arrows(
     rank: u32,
     (read, update): (&Placed<'_>, &Placed<'_>),
     write: Option<&Placed<'_>>,
     events: &mut Vec<Value>,
 ) {
-    // A number: Perfetto takes no other. Different for every way, below 2^53.
+    // Perfetto takes numbers only. This one is unique and below 2^53.
     let id = (u64::from(rank) << 32) + events.len() as u64;
     let mut arrow = |phase: &str, it: &Placed<'_>| {
         events.push(json!({

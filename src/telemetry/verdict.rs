@@ -1,4 +1,5 @@
-//! One line in plain words: what the steps were bound by, and which rank the others waited for.
+//! The verdict: one line that says what the steps were bound by, and which rank the others waited
+//! for.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,7 @@ use super::records::RankRecord;
 use super::stats::median;
 use crate::timers::{Section, Timer};
 
-/// Ranks that wait for less than this share of the time are not worth a word.
+/// A late rank is only named if others waited for it for at least this share of the time.
 const LATE_SHARE_MIN: f64 = 0.02;
 
 /// What the steps were bound by.
@@ -35,17 +36,17 @@ pub enum Bound {
 pub struct LateRank {
     /// Its number.
     pub rank: u32,
-    /// Where it runs.
+    /// The host that it runs on.
     pub host: String,
-    /// How much longer than the median rank it took, all steps together.
+    /// How much longer than the median rank it took, in seconds, all steps together.
     pub late_s: f64,
     /// The step in which it was the latest.
     pub worst_step: u64,
-    /// How late it was then.
+    /// How late it was in that step, in seconds.
     pub worst_step_late_s: f64,
     /// The rank that waited the most.
     pub waiting_rank: u32,
-    /// What share of the time that one waited.
+    /// The share of the time in which that rank waited.
     pub waiting_share: f64,
 }
 
@@ -56,13 +57,13 @@ pub struct Verdict {
     pub bound: Bound,
     /// The busiest drive.
     pub drive: Option<DriveUse>,
-    /// Whom the others waited for, if it is worth a word.
+    /// The rank that the others waited for, if they waited long enough.
     pub late: Option<LateRank>,
-    /// All of it in words.
+    /// The verdict in words.
     pub words: String,
 }
 
-/// Whom the others waited for, in the steps that are told.
+/// The rank that the others waited for, in the steps that all ranks have a record of.
 pub(super) fn late_rank(records: &[RankRecord]) -> Option<LateRank> {
     let steps = records.iter().map(|record| record.series.len()).min()?;
     if records.len() < 2 || steps == 0 {
@@ -76,7 +77,7 @@ pub(super) fn late_rank(records: &[RankRecord]) -> Option<LateRank> {
             series.late_ns(series.len() - steps + index) as f64 / 1e9
         };
         let took: Vec<f64> = records.iter().map(of).collect();
-        // In a world of two, the other one; the median of many is nobody in particular.
+        // A rank of two is compared with the other one, a rank of many with their median.
         let usual = if took.len() == 2 { took[0].min(took[1]) } else { median(&took) };
         for (rank, took) in took.iter().enumerate() {
             let late = (took - usual).max(0.0);
@@ -90,9 +91,9 @@ pub(super) fn late_rank(records: &[RankRecord]) -> Option<LateRank> {
     let (latest, late_s) = late_s.into_iter().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
     let share = |record: &RankRecord| {
         let series = &record.series;
-        let told = series.len() - steps..series.len();
-        let waiting: u64 = told.clone().map(|index| series.waiting_ns[index]).sum();
-        let wall: u64 = told.map(|index| series.wall_ns(index)).sum();
+        let last = series.len() - steps..series.len();
+        let waiting: u64 = last.clone().map(|index| series.waiting_ns[index]).sum();
+        let wall: u64 = last.map(|index| series.wall_ns(index)).sum();
         ratio(waiting as f64, wall as f64)
     };
     let others = records.iter().filter(|record| record.rank != records[latest].rank);
@@ -116,7 +117,7 @@ pub(super) fn late_rank(records: &[RankRecord]) -> Option<LateRank> {
 }
 
 impl Verdict {
-    /// From what all ranks recorded.
+    /// The verdict that follows from the records of all ranks.
     pub fn of(records: &[RankRecord]) -> Self {
         let steps = records.iter().map(|record| record.steps).max().unwrap_or(0);
         let step_s: f64 = records.iter().map(|record| record.seconds(Timer::Step)).sum();
@@ -124,42 +125,13 @@ impl Verdict {
             let words = "no steps, no verdict".to_owned();
             return Self { bound: Bound::Nothing, drive: None, late: None, words };
         }
-        let share = |sections: &[Section]| -> f64 {
-            let seconds = |record: &RankRecord| -> f64 {
-                sections.iter().map(|section| record.section_seconds(*section)).sum()
-            };
-            records.iter().map(seconds).sum::<f64>() / step_s
-        };
-        let drives = share(&[Section::Read, Section::Write]);
-        let computing = share(&[Section::Compute, Section::Gradient, Section::Checksum]);
-        let (ranks, commits) = (share(&[Section::Collective]), share(&[Section::Commit]));
-        let uses = drive_uses(records);
-        let near = |it: &DriveUse| it.share_of_limit().unwrap_or(0.0);
-        let busiest = uses
-            .into_iter()
-            .max_by(|a, b| near(a).total_cmp(&near(b)).then(a.busy_s.total_cmp(&b.busy_s)));
-        let most = [drives, computing, ranks, commits].into_iter().fold(0.0, f64::max);
+        let mut uses = drive_uses(records);
+        uses.sort_by(|a, b| {
+            nearness(a).total_cmp(&nearness(b)).then(a.busy_s.total_cmp(&b.busy_s))
+        });
+        let busiest = uses.pop();
+        let (bound, mut words) = bound_in_words(records, step_s, busiest.as_ref());
         let late = late_rank(records);
-        let percent = |share: f64| format!("{:.0} %", share * 100.0);
-        let (bound, mut words) = if drives >= most {
-            let bound = busiest.as_ref().map_or(Bound::Drives, bound_of);
-            let direction = match bound {
-                Bound::Reads => "reads",
-                Bound::Writes => "writes",
-                _ => "reads and writes",
-            };
-            let on = busiest.as_ref().map_or_else(String::new, |it| describe(it, records));
-            (bound, format!("bound by {direction}{on}"))
-        } else if computing >= most {
-            let on_drives = percent(drives);
-            let said = format!("bound by computing: {} of a step", percent(computing));
-            (Bound::Computing, format!("{said}, and {on_drives} waiting for drives"))
-        } else if ranks >= most {
-            let said = percent(ranks);
-            (Bound::Ranks, format!("bound by waiting for other ranks: {said} of a step"))
-        } else {
-            (Bound::Commits, format!("bound by commits: {} of a step", percent(commits)))
-        };
         match &late {
             Some(late) => words.push_str(&format!("; {}", late.words())),
             None if records.len() > 1 => words.push_str("; no rank holds up the others"),
@@ -182,6 +154,50 @@ fn bound_of(it: &DriveUse) -> Bound {
     }
 }
 
+/// How near a drive was to its limit, for the choice of the drive that is named.
+fn nearness(it: &DriveUse) -> f64 {
+    it.share_of_limit().unwrap_or(0.0)
+}
+
+/// What the steps were bound by, which took `step_s` seconds over all ranks: the largest share of
+/// the time decides.
+fn bound_in_words(
+    records: &[RankRecord],
+    step_s: f64,
+    busiest: Option<&DriveUse>,
+) -> (Bound, String) {
+    let share = |sections: &[Section]| -> f64 {
+        let seconds = |record: &RankRecord| -> f64 {
+            sections.iter().map(|section| record.section_seconds(*section)).sum()
+        };
+        records.iter().map(seconds).sum::<f64>() / step_s
+    };
+    let drives = share(&[Section::Read, Section::Write]);
+    let computing = share(&[Section::Compute, Section::Gradient, Section::Checksum]);
+    let (ranks, commits) = (share(&[Section::Collective]), share(&[Section::Commit]));
+    let most = [drives, computing, ranks, commits].into_iter().fold(0.0, f64::max);
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    if drives >= most {
+        let bound = busiest.map_or(Bound::Drives, bound_of);
+        let direction = match bound {
+            Bound::Reads => "reads",
+            Bound::Writes => "writes",
+            _ => "reads and writes",
+        };
+        let on = busiest.map_or_else(String::new, |it| describe(it, records));
+        (bound, format!("bound by {direction}{on}"))
+    } else if computing >= most {
+        let on_drives = percent(drives);
+        let said = format!("bound by computing: {} of a step", percent(computing));
+        (Bound::Computing, format!("{said}, and {on_drives} waiting for drives"))
+    } else if ranks >= most {
+        let said = percent(ranks);
+        (Bound::Ranks, format!("bound by waiting for other ranks: {said} of a step"))
+    } else {
+        (Bound::Commits, format!("bound by commits: {} of a step", percent(commits)))
+    }
+}
+
 fn describe(it: &DriveUse, records: &[RankRecord]) -> String {
     let is_one_node = records.iter().all(|record| record.host == records[0].host);
     let node = if is_one_node { String::new() } else { format!(" of {}", it.host) };
@@ -197,7 +213,7 @@ fn describe(it: &DriveUse, records: &[RankRecord]) -> String {
 }
 
 impl LateRank {
-    /// In words.
+    /// The late rank in words.
     pub fn words(&self) -> String {
         let Self { rank, host, waiting_rank, worst_step, .. } = self;
         format!(

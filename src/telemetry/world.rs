@@ -8,7 +8,7 @@ use super::verdict::Verdict;
 use crate::timers::{Counter, Timer};
 use crate::units::{Bytes, counted};
 
-/// So many ranks or drives have a line each; of more, some of the slowest and fastest.
+/// Up to this many ranks or drives have a line each; of more, the slowest and the fastest have one.
 const LINES_MAX: usize = 16;
 const SLOWEST: usize = 8;
 const FASTEST: usize = 4;
@@ -50,8 +50,8 @@ pub fn milliseconds_table(records: &[RankRecord]) -> String {
     table.to_string()
 }
 
-/// Which of so many have a line: all of few; of many, those that took longest and shortest, and in
-/// between how many were left out. `seconds` is what each took.
+/// The indices of the ranks or drives that have a line in a table, and how many have none: all of a
+/// few, of many those that took longest and shortest. `seconds` is the time that each took.
 pub fn rank_lines(seconds: &[f64]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..seconds.len()).collect();
     if seconds.len() <= LINES_MAX {
@@ -175,7 +175,7 @@ pub fn world_report(records: &[RankRecord], endurance: Bytes) -> String {
     text
 }
 
-/// What the steps cost the drives of their life.
+/// How many such steps a drive lasts, if its endurance is known.
 fn wear(records: &[RankRecord], endurance: Bytes) -> String {
     let uses = drive_uses(records);
     let most = uses.iter().max_by_key(|it| it.written_bytes);

@@ -1,6 +1,6 @@
 //! The arrays of a chunk go with its sub-group.
 
-use optswap::internals::{error::Result, step::{NoParameters, SubGroup}};
+use optswap::{NoParameters, Result, SubGroup};
 
 pub fn keep(mut sub_group: SubGroup<'_, '_, f32, NoParameters>) -> Result<()> {
     let mut chunk = sub_group.next_chunk()?.unwrap();

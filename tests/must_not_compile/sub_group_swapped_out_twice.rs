@@ -1,6 +1,6 @@
 //! A sub-group that was swapped out is gone.
 
-use optswap::internals::{error::Result, step::{NoParameters, SubGroup}};
+use optswap::{NoParameters, Result, SubGroup};
 
 pub fn twice(sub_group: SubGroup<'_, '_, f32, NoParameters>) -> Result<()> {
     sub_group.swap_out()?;

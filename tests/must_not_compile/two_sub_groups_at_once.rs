@@ -1,6 +1,6 @@
 //! One sub-group is swapped in at a time.
 
-use optswap::internals::{error::Result, step::{NoParameters, SubGroups}};
+use optswap::{NoParameters, Result, SubGroups};
 
 pub fn two(mut groups: SubGroups<'_, '_, f32, NoParameters>) -> Result<()> {
     let first = groups.swap_in()?.unwrap();

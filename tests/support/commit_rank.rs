@@ -43,7 +43,7 @@ pub enum Slot {
     Whole(Made),
 }
 
-/// What counts of `optswap::internals::storage::Record`; numbers are small here, so that worlds are.
+/// What counts of `storage::Record`; numbers are small here, so that worlds are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Record {
     /// The life in which the job was created, for the job's id.

@@ -28,12 +28,12 @@ use crate::storage::ExtentLayout;
 use crate::units::{BLOCK_ELEMS, ParamIndex, round_up};
 use crate::wire::crc32c;
 
-/// Elements that are copied at once.
+/// Number of elements that are copied at once.
 const PIECE_ELEMS: u64 = 1 << 20;
-/// The master's file; moments have files of their own names.
+/// The name of the master's file; those of moments have the moments' names.
 const MODEL: &str = "model";
 
-/// What was written.
+/// What an export or import has written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportSummary {
     /// The files or directory.
@@ -46,15 +46,17 @@ pub struct ExportSummary {
     pub attempts: u64,
 }
 
-/// Writes a checkpoint as safetensors files into a directory; of several inventories, each into one
-/// of its own below it. `told` gets elements done and in all.
+/// Writes a checkpoint as safetensors files into a directory; of several inventories, each into a
+/// directory of its own below it. `on_progress` is called with the number of elements written and
+/// in all.
 ///
 /// # Errors
-/// Errors of reading the checkpoint; cannot create if a file exists or cannot be written.
+/// Unavailable if there is no checkpoint; I/O if it is damaged; usage if it has a state tensor that
+/// no optimizer can have; cannot create if a file exists or cannot be written.
 pub fn export_safetensors(
     checkpoint: &Path,
     directory: &Path,
-    told: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
     let count = Manifest::read(checkpoint)?.inventories();
     let mut all = ExportSummary { paths: Vec::new(), parameters: 0, elems: 0, attempts: 0 };
@@ -63,7 +65,7 @@ pub fn export_safetensors(
         let own = directory.join(format!("inventory-{number:05}"));
         let directory = if count == 1 { directory } else { own.as_path() };
         let reader = CheckpointReader::open_inventory(checkpoint, number)?;
-        let mut written = export_inventory(reader, directory, told)?;
+        let mut written = export_inventory(reader, directory, on_progress)?;
         all.paths.append(&mut written.paths);
         all.parameters += written.parameters;
         all.elems += written.elems;
@@ -75,7 +77,7 @@ pub fn export_safetensors(
 fn export_inventory(
     mut reader: CheckpointReader,
     directory: &Path,
-    told: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
     let manifest = reader.manifest().clone();
     let inventory = manifest.inventory()?;
@@ -101,7 +103,7 @@ fn export_inventory(
             file.write(bytemuck::cast_slice(&piece[..elems]))?;
         }
         flat += elems as u64;
-        told(flat, total);
+        on_progress(flat, total);
     }
     files.into_iter().try_for_each(TensorFile::finish)?;
     Ok(ExportSummary {
@@ -150,7 +152,7 @@ fn cannot_create(path: &Path) -> Error {
     Error::new(ErrorKind::CannotCreate, "a file cannot be written").with("path", path.display())
 }
 
-/// A file under its final name only when it is whole.
+/// A file that gets its final name only when it is complete.
 struct TensorFile {
     path: PathBuf,
     partial: PathBuf,
@@ -179,9 +181,10 @@ impl TensorFile {
     }
 }
 
-/// Makes a checkpoint of safetensors files: a directory as [`export_safetensors`] writes it, or the
-/// files of a model ([`ModelFiles`]) as masters, and moments of zero. Parameters are taken in the
-/// order in which they lie in the files.
+/// Creates a checkpoint from safetensors files: from a directory as [`export_safetensors`] writes
+/// it, or from the files of a model ([`ModelFiles`]) as masters, with moments of zero. Parameters
+/// have the order of the files. `on_progress` is called with the number of elements written and in
+/// all.
 ///
 /// # Errors
 /// Usage if a file is cut short, has overlapping offsets, or the files do not fit each other;
@@ -190,7 +193,7 @@ pub fn import_safetensors(
     from: &Path,
     job: &str,
     checkpoint: &Path,
-    told: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
     let model = ModelFiles::open(from)?;
     let inventory = model.inventory().clone();
@@ -213,7 +216,7 @@ pub fn import_safetensors(
     std::fs::create_dir_all(checkpoint)
         .map_err(|error| cannot_create(checkpoint).because(error))?;
     let manifest = manifest_of(job, &inventory, &tensors, &model.about());
-    write_shard(&model, &moments, &tensors, checkpoint, &manifest, told)?;
+    write_shard(&model, &moments, &tensors, checkpoint, &manifest, on_progress)?;
     manifest.write(checkpoint)?;
     Ok(ExportSummary {
         paths: vec![checkpoint.to_owned()],
@@ -223,7 +226,7 @@ pub fn import_safetensors(
     })
 }
 
-/// The state tensors of the optimizer whose moments lie in a directory, AdamW's if none do.
+/// The state tensors of the optimizer whose moments a directory has, or AdamW's if it has none.
 fn tensors_in(directory: &Path) -> Vec<StateTensor> {
     let tensors_of = |kind: &OptimizerKind| kind.state_tensors(|_| Codec::Fp32);
     let is_there = |tensor: &StateTensor| file_of(directory, &tensor.name).exists();
@@ -270,7 +273,7 @@ fn write_shard(
     tensors: &[StateTensor],
     checkpoint: &Path,
     manifest: &Manifest,
-    told: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
     let path = checkpoint.join(&manifest.shards[0].file);
     let file = File::create(&path).map_err(|error| cannot_create(&path).because(error))?;
@@ -298,7 +301,7 @@ fn write_shard(
         index.chunks.push(ChunkEntry { flat_start: flat, elems, padded_elems, offset, checksums });
         offset += layout.bytes();
         flat += elems;
-        told(flat, total);
+        on_progress(flat, total);
     }
     file.sync_all().map_err(|error| cannot_create(&path).because(error))?;
     index.write(&path)

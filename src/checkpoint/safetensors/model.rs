@@ -1,4 +1,5 @@
-//! A model's weights in safetensors files, as initial masters: one file, or several with an index.
+//! A model's weights in safetensors files, to begin with as masters: one file, or several with an
+//! index.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -29,12 +30,13 @@ struct Index {
 }
 
 impl ModelFiles {
-    /// Opens one file; an index (`model.safetensors.index.json`) with all files that it names; or
-    /// a directory that holds either. Tensors that are no floating-point numbers are left out.
+    /// Opens one file, or an index (`model.safetensors.index.json`) with all files that it names,
+    /// or a directory that holds either. Tensors that are no floating-point numbers are left out.
     ///
     /// # Errors
-    /// Usage: a file that is missing, cut short or has overlapping offsets, a tensor that its file
-    /// does not have, a name in two files, no parameter at all.
+    /// Usage if a file is missing, cut short or has overlapping offsets, if the index names a
+    /// tensor that its file does not have, if a name is in two files, or if there is no parameter
+    /// at all.
     pub fn open(from: &Path) -> Result<Self> {
         let (paths, named) = find(from)?;
         let files =
@@ -62,25 +64,26 @@ impl ModelFiles {
         Ok(Self { files, inventory, file_of, skipped })
     }
 
-    /// Its parameters, in the order in which they lie in the files.
+    /// The model's parameters, in the order of the files.
     pub fn inventory(&self) -> &Inventory {
         &self.inventory
     }
 
-    /// Names of tensors that are no floating-point numbers.
+    /// Names of the tensors that were left out because they are no floating-point numbers.
     pub fn skipped(&self) -> &[String] {
         &self.skipped
     }
 
-    /// What the first file says about itself.
+    /// The description in the first file.
     pub(super) fn about(&self) -> HashMap<String, String> {
         self.files.first().map(TensorSource::about).unwrap_or_default()
     }
 
-    /// Copies values of a parameter from `offset` on, widened to f32.
+    /// Copies values of a parameter from its element `offset` on, converted to f32, until `out` is
+    /// full.
     ///
     /// # Errors
-    /// Usage: the file cannot be read.
+    /// Usage if the file cannot be read.
     pub fn read(&self, param: ParamIndex, offset: u64, out: &mut [f32]) -> Result<()> {
         let name = &self.inventory.parameter(param).name;
         self.files[self.file_of[param.index()]].read(name, offset, out)
@@ -94,7 +97,7 @@ fn names_of<'a>(
     parameters.iter().map(|it| it.name.as_str()).chain(skipped.iter().map(String::as_str))
 }
 
-/// The files, each once, in order of their names, and what an index says lies in which.
+/// The files, each once and sorted by name, and the file of each tensor if there is an index.
 fn find(from: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>)> {
     let path = if from.is_dir() {
         let (one, several) = (from.join(MODEL), from.join(format!("{MODEL}{INDEX_ENDING}")));

@@ -1,4 +1,4 @@
-//! One safetensors file, open for reading: its tensors by name, in pieces, widened to f32.
+//! One safetensors file, open for reading: its tensors by name, in pieces, converted to f32.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,7 +11,7 @@ use safetensors::tensor::Metadata;
 
 use crate::error::{Error, Result};
 
-/// A header beyond this is no header (the format's own limit).
+/// The largest header that the format allows.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 /// A safetensors file, open for reading.
@@ -52,17 +52,17 @@ impl TensorSource {
         Ok(Self { path: path.to_owned(), file, metadata, data_start })
     }
 
-    /// Where it is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its own description.
+    /// The file's own description.
     pub fn about(&self) -> HashMap<String, String> {
         self.metadata.metadata().clone().unwrap_or_default()
     }
 
-    /// Names of its tensors, in the order in which they lie in it.
+    /// Names of its tensors, in the order of their data.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }

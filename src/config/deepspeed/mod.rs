@@ -294,7 +294,7 @@ impl Import {
         self.take(root, key, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// The value of a key, unless it is absent, null or left to somebody else.
+    /// The value of a key, unless it is absent, null or `auto`, which gives a note.
     fn take<T>(
         &mut self,
         root: &Value,

@@ -1,6 +1,6 @@
 //! No unit has two owners, whatever is written in whatever order; and what is committed stays.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -19,7 +19,7 @@ fn check_owners(placement: &Placement) {
     let table = placement.table();
     let mut owners: Vec<u32> = table.units.clone();
     owners.extend(&table.free);
-    for (extent, deal) in &table.on_the_way {
+    for (extent, deal) in &table.in_flight {
         let own = &table.units[placement.places_of(ExtentIndex::from_index(*extent))];
         owners.extend(deal.units.iter().filter(|unit| !own.contains(unit)));
         let different: HashSet<&u32> = deal.units.iter().collect();
@@ -107,6 +107,136 @@ fn what_does_not_fit_is_moved_as_far_as_it_does() {
     assert_eq!(units_per_drive(&placement, &all), [200, 200, 80]);
 }
 
+/// A shard as its drives have it, and what its chunks must read back.
+struct Shard {
+    sizes: Vec<u64>,
+    drives: usize,
+    headroom: f64,
+    is_durable: bool,
+    placement: Placement,
+    slots: Slots,
+    /// Which write of which chunk each unit has; `u32::MAX` while it is being written.
+    bytes: HashMap<(DriveIndex, u64), u32>,
+    /// The newest write of every chunk; 0 for none that can be read back.
+    newest: Vec<u32>,
+    committed: Option<Commit>,
+    in_flight: Vec<(ChunkIndex, Vec<Segment>, u32)>,
+}
+
+#[derive(Clone)]
+struct Commit {
+    slots: Vec<u8>,
+    moved: MovedUnits,
+    shares: Vec<f64>,
+    newest: Vec<u32>,
+}
+
+impl Shard {
+    fn new(chunks: usize, sizes: Vec<u64>, drives: usize, headroom: f64, is_durable: bool) -> Self {
+        Self {
+            placement: Placement::weighted(&sizes, UNIT, &vec![1.0; drives], 1, headroom),
+            sizes,
+            drives,
+            headroom,
+            is_durable,
+            slots: Slots::new(chunks, is_durable),
+            bytes: HashMap::new(),
+            newest: vec![0; chunks],
+            committed: None,
+            in_flight: Vec::new(),
+        }
+    }
+
+    fn new_placement(&self) -> Placement {
+        Placement::weighted(&self.sizes, UNIT, &vec![1.0; self.drives], 1, self.headroom)
+    }
+
+    fn is_in_flight(&self, chunk: ChunkIndex) -> bool {
+        self.in_flight.iter().any(|(busy, ..)| *busy == chunk)
+    }
+
+    fn reweigh(&mut self, random: u32) {
+        let weight = |drive: usize| f64::from(random.rotate_left(8 * drive as u32) % 9) + 0.1;
+        self.placement.reweigh(&(0..self.drives).map(weight).collect::<Vec<_>>());
+    }
+
+    fn begin_write(&mut self, chunk: ChunkIndex, made: u32) {
+        if self.is_in_flight(chunk) {
+            return;
+        }
+        let segments = self.placement.begin_write(self.slots.write_extent(chunk));
+        self.bytes.extend(units_of(&segments).into_iter().map(|unit| (unit, u32::MAX)));
+        self.in_flight.push((chunk, segments, made));
+    }
+
+    fn end_write(&mut self, must_succeed: bool, random: u32) {
+        if self.in_flight.is_empty() {
+            return;
+        }
+        let (chunk, segments, made) =
+            self.in_flight.swap_remove(random as usize % self.in_flight.len());
+        // A scratch job whose write has failed is over.
+        let has_moved = must_succeed || !self.is_durable || random % 5 > 0;
+        self.placement.end_write(self.slots.write_extent(chunk), has_moved);
+        if has_moved {
+            self.bytes.extend(units_of(&segments).into_iter().map(|unit| (unit, made)));
+            self.newest[chunk.index()] = made;
+            self.slots.mark_written(chunk);
+        } else if self.slots.read_extent(chunk) == self.slots.write_extent(chunk) {
+            // It was written in place, so it cannot be read before it is written again.
+            self.newest[chunk.index()] = 0;
+        }
+    }
+
+    /// Commits, and then sometimes goes back to the commit, with this placement or a new one.
+    fn commit(&mut self, random: u32) {
+        if !self.is_durable || !self.in_flight.is_empty() || self.newest.contains(&0) {
+            return;
+        }
+        self.slots.commit();
+        let moved = self.placement.moved_units(&self.slots.committed_extents());
+        let (slots, newest) = (self.slots.committed().to_vec(), self.newest.clone());
+        let commit = Commit { slots, moved, shares: self.placement.shares(), newest };
+        if random.is_multiple_of(3) {
+            self.placement = self.new_placement();
+        }
+        if random.is_multiple_of(2) || random.is_multiple_of(3) {
+            self.slots = Slots::from_committed(commit.slots.clone());
+            let extents = self.slots.committed_extents();
+            self.placement.restore(&extents, &commit.moved, &commit.shares).unwrap();
+            self.newest.clone_from(&commit.newest);
+        }
+        self.committed = Some(commit);
+    }
+
+    /// What is committed can be read back after a crash, whatever is in flight.
+    fn check_committed(&self) {
+        let Some(commit) = &self.committed else { return };
+        let after_crash = self.new_placement();
+        let extents = Slots::from_committed(commit.slots.clone()).committed_extents();
+        after_crash.restore(&extents, &commit.moved, &commit.shares).unwrap();
+        check_owners(&after_crash);
+        for (chunk, extent) in extents.iter().enumerate() {
+            for unit in units_of(&after_crash.segments(*extent)) {
+                assert_eq!(self.bytes.get(&unit), Some(&commit.newest[chunk]));
+            }
+        }
+    }
+
+    /// A chunk that is not being written lies where the table says.
+    fn check_written(&self) {
+        for chunk in (0..self.newest.len()).map(ChunkIndex::from_index) {
+            let newest = self.newest[chunk.index()];
+            if self.is_in_flight(chunk) || newest == 0 {
+                continue;
+            }
+            for unit in units_of(&self.placement.segments(self.slots.read_extent(chunk))) {
+                assert_eq!(self.bytes.get(&unit), Some(&newest));
+            }
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn at_first_no_unit_has_two_owners_and_none_is_missing(
@@ -142,89 +272,20 @@ proptest! {
         is_durable in any::<bool>(),
         events in prop::collection::vec((0u8..8, any::<u32>(), any::<u32>()), 0..120),
     ) {
-        let chunks = extent_units.len();
         let sizes: Vec<u64> = extent_units.iter().map(|units| units * UNIT - 4096).collect();
         let sizes = sizes.repeat(if is_durable { 2 } else { 1 });
-        let fresh = || Placement::weighted(&sizes, UNIT, &vec![1.0; drives], 1, headroom);
-        let mut placement = fresh();
-        let mut slots = Slots::new(chunks, is_durable);
-        // What lies where: which write of which chunk.
-        let mut bytes = std::collections::HashMap::new();
-        let mut newest: Vec<u32> = vec![0; chunks];
-        let mut committed = None;
-        let mut on_the_way: Vec<(ChunkIndex, Vec<Segment>, u32)> = Vec::new();
+        let mut shard = Shard::new(extent_units.len(), sizes, drives, headroom, is_durable);
         for (number, (what, which, other)) in events.into_iter().enumerate() {
-            let chunk = ChunkIndex::from_index(which as usize % chunks);
-            let is_free = on_the_way.iter().all(|(busy, ..)| *busy != chunk);
+            let chunk = ChunkIndex::from_index(which as usize % extent_units.len());
             match what {
-                0 => {
-                    let weight = |drive: usize| f64::from(other.rotate_left(8 * drive as u32) % 9);
-                    let weights: Vec<f64> = (0..drives).map(|it| weight(it) + 0.1).collect();
-                    placement.reweigh(&weights);
-                }
-                1..=4 if is_free => {
-                    let segments = placement.begin_write(slots.write_extent(chunk));
-                    for unit in units_of(&segments) {
-                        bytes.insert(unit, u32::MAX);
-                    }
-                    on_the_way.push((chunk, segments, number as u32 + 1));
-                }
-                5 | 6 if !on_the_way.is_empty() => {
-                    let (chunk, segments, made) =
-                        on_the_way.swap_remove(other as usize % on_the_way.len());
-                    // A scratch job whose write has failed is over.
-                    let has_moved = what == 5 || !is_durable || other % 5 > 0;
-                    placement.end_write(slots.write_extent(chunk), has_moved);
-                    if has_moved {
-                        bytes.extend(units_of(&segments).into_iter().map(|unit| (unit, made)));
-                        newest[chunk.index()] = made;
-                        slots.mark_written(chunk);
-                    } else if slots.read_extent(chunk) == slots.write_extent(chunk) {
-                        // It was written in place: nothing is there until it is written again.
-                        newest[chunk.index()] = 0;
-                    }
-                }
-                7 if is_durable && on_the_way.is_empty() && !newest.contains(&0) => {
-                    slots.commit();
-                    let moved = placement.moved_units(&slots.committed_extents());
-                    let shares = placement.shares();
-                    committed = Some((slots.committed().to_vec(), moved, shares, newest.clone()));
-                    if which.is_multiple_of(3) {
-                        placement = fresh();
-                    }
-                    if which.is_multiple_of(2) || which.is_multiple_of(3) {
-                        let (at, moved, shares, made) = committed.clone().unwrap();
-                        slots = Slots::from_committed(at);
-                        let extents = slots.committed_extents();
-                        placement.restore(&extents, &moved, &shares).unwrap();
-                        newest = made;
-                    }
-                }
-                _ => {}
+                0 => shard.reweigh(other),
+                1..=4 => shard.begin_write(chunk, number as u32 + 1),
+                5 | 6 => shard.end_write(what == 5, other),
+                _ => shard.commit(which),
             }
-            check_owners(&placement);
-            // What is committed is there, whatever is on its way.
-            if let Some((at, moved, shares, made)) = &committed {
-                let after_crash = fresh();
-                let slots = Slots::from_committed(at.clone());
-                let extents = slots.committed_extents();
-                after_crash.restore(&extents, moved, shares).unwrap();
-                check_owners(&after_crash);
-                for (chunk, extent) in extents.iter().enumerate() {
-                    for unit in units_of(&after_crash.segments(*extent)) {
-                        prop_assert_eq!(bytes.get(&unit), Some(&made[chunk]));
-                    }
-                }
-            }
-            // What is not being written is where the table says.
-            for chunk in (0..chunks).map(ChunkIndex::from_index) {
-                let is_busy = on_the_way.iter().any(|(busy, ..)| *busy == chunk);
-                if !is_busy && newest[chunk.index()] > 0 {
-                    for unit in units_of(&placement.segments(slots.read_extent(chunk))) {
-                        prop_assert_eq!(bytes.get(&unit), Some(&newest[chunk.index()]));
-                    }
-                }
-            }
+            check_owners(&shard.placement);
+            shard.check_committed();
+            shard.check_written();
         }
     }
 
