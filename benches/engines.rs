@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use optswap::config::EngineName;
-use optswap::io::{
+use optswap::internals::config::EngineName;
+use optswap::internals::io::{
     Buffer, Direction, EngineSpec, Part, Transfer, Transfers, Wait, allocate_buffers,
 };
 use rustix::time::{ClockId, clock_gettime};

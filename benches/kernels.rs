@@ -11,14 +11,15 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use optswap::config::CodecsConfig;
-use optswap::optim::{
+use optswap::internals::config::CodecsConfig;
+use optswap::internals::optim::{
     AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks, sum_of_squares,
 };
-use optswap::state::{Codec, Hyperparameters, OptimizerKind, Rounding, StateTensor};
-use optswap::step::fill_synthetic_gradients;
-use optswap::storage::Placement;
-use optswap::units::ExtentIndex;
+use optswap::internals::state::{Rounding, StateTensor};
+use optswap::internals::step::fill_synthetic_gradients;
+use optswap::internals::storage::Placement;
+use optswap::internals::units::ExtentIndex;
+use optswap::{Codec, Hyperparameters, OptimizerKind};
 
 /// A chunk of the default size times sixteen: 64 MiB an array, beyond any cache.
 const ELEMS: usize = 16 << 20;

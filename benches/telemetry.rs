@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::Config;
-use optswap::coord::Solo;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::telemetry::median;
+use optswap::internals::telemetry::median;
+use optswap::{
+    Config, Gradients, Inventory, NoParameters, Parameter, Solo, StepOptions, SwappedOptimizer,
+};
 
 const PARAMS: usize = 8 << 20;
 
@@ -36,7 +35,7 @@ fn job(name: &str, drive: &Path, report: Option<&Path>) -> SwappedOptimizer {
     let mut optimizer =
         SwappedOptimizer::create(&config, inventory, Arc::new(Solo::default())).unwrap();
     optimizer
-        .initialize_parameters(|_, masters| {
+        .initialize_parameters(&mut NoParameters, |_, masters| {
             masters.fill(0.01);
             Ok(())
         })
@@ -59,7 +58,7 @@ fn main() {
         // Silent, telling, telling, silent, ...: neither profits from the order.
         let which = (turn + turn / 2) % 2;
         let job = &mut jobs[which];
-        let pieces = Gradients::of_shard(job.partition(), &gradients).unwrap();
+        let pieces = Gradients::Shard(&gradients);
         let outcome = job.step(&pieces, &mut params, StepOptions::default()).unwrap();
         if turn >= 4 {
             seconds[which].push(outcome.duration.as_secs_f64());

@@ -12,11 +12,14 @@
 use std::time::Instant;
 
 use half::bf16;
-use optswap::config::CodecsConfig;
-use optswap::io::allocate_buffers;
-use optswap::optim::{AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks};
-use optswap::state::{Hyperparameters, OptimizerKind, Rounding};
-use optswap::step::fill_synthetic_gradients;
+use optswap::internals::config::CodecsConfig;
+use optswap::internals::io::allocate_buffers;
+use optswap::internals::optim::{
+    AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks,
+};
+use optswap::internals::state::Rounding;
+use optswap::internals::step::fill_synthetic_gradients;
+use optswap::{Hyperparameters, OptimizerKind};
 
 fn argument(name: &str, default: usize) -> usize {
     let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);

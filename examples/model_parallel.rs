@@ -14,17 +14,12 @@ use std::sync::Arc;
 
 use clap::Parser;
 use half::bf16;
-use optswap::coord::{Communicator, agree};
-use optswap::error::{Error, Result};
-use optswap::job;
-use optswap::partition::{Piece, Run};
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{
-    Gradients, Sharding, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_gradients,
-    fill_synthetic_masters,
+use optswap::internals::step::{fill_synthetic_gradients, fill_synthetic_masters};
+use optswap::{
+    Communicator, Error, Gradients, Inventory, Parameter, Result, Run, Sharding, Training,
+    Verifier, agree, run_main,
 };
-use optswap::units::ParamIndex;
-use optswap_args::{self as cli, SwapArgs, say};
+use optswap_args::{SwapArgs, parse, say};
 
 /// Step synthetic gradients through two inventories, cut into slices of every parameter.
 #[derive(Debug, Parser)]
@@ -39,11 +34,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args: Args = match cli::parse() {
+    let args: Args = match parse() {
         Ok(args) => args,
         Err(code) => return code,
     };
-    job::run_main(&args.swap.launch(), |comm| train(&args, &comm))
+    run_main(&args.swap.launch(), |comm| train(&args, &comm))
 }
 
 /// Half of a block: columns of the one matrix, rows of the other, and a whole layer norm.
@@ -53,19 +48,6 @@ fn half_of_model() -> Result<Inventory> {
         Parameter::new("up.weight", [512, 1024]),
         Parameter::new("down.weight", [1024, 512]),
     ])
-}
-
-/// This rank's slice of every parameter: as FSDP and ZeRO-3 have it.
-fn slices(inventory: &Inventory, shared: &dyn Communicator) -> Vec<Piece> {
-    let (rank, ranks) = (u64::from(shared.rank().0), shared.size() as u64);
-    let params = (0..inventory.parameters().len()).map(ParamIndex::from_index);
-    let slice = |param| {
-        let share = inventory.elems(param).div_ceil(ranks);
-        let start = inventory.elems(param).min(share * rank);
-        let end = inventory.elems(param).min(start + share);
-        Piece::new(param, start, end - start)
-    };
-    params.map(slice).collect()
 }
 
 fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
@@ -78,39 +60,37 @@ fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
     let half = comm.rank().0 % 2;
     let shared = comm.split(half)?;
     let inventory = agree(&**comm, half_of_model())?;
-    let sharding = Sharding::own(slices(&inventory, &*shared)).among(shared);
-    let mut optimizer =
-        SwappedOptimizer::create_sharded(&config, inventory.clone(), Arc::clone(comm), &sharding)?;
 
     // What a half has alone differs; the copies of the norm are alike.
-    let seed = |run: &Run| match inventory.parameter(run.param).replicated {
-        true => 2,
-        false => u64::from(half),
+    let seed = |run: &Run| {
+        if inventory.parameter(run.param).replicated { 2 } else { u64::from(half) }
     };
-    let fill = |run: &Run, masters: &mut [f32]| {
-        let flat = inventory.flat_of(run.param, run.param_offset);
-        fill_synthetic_masters(seed(run), flat, masters);
-        Ok(())
-    };
-    let elems = optimizer.partition().elems() as usize;
-    let (mut shard, mut params) = (vec![0.0f32; elems], vec![bf16::ZERO; elems]);
-    optimizer.initialize_parameters_into(&mut params, fill)?;
-    let mut verifier = Verifier::new(&optimizer, fill)?;
+    let flat = |run: &Run| inventory.flat_of(run.param, run.param_offset);
+    let mut job = Training::builder(&config, Arc::clone(comm))
+        .parameters(inventory.parameters().to_vec())
+        .sharding(Sharding::slices().among(shared))
+        .start::<bf16>(|run, masters| {
+            fill_synthetic_masters(seed(run), flat(run), masters);
+            Ok(())
+        })?;
+    let mut shard = vec![0.0f32; job.params().len()];
+    let (optimizer, params) = job.optimizer_and_params();
+    let mut verifier = Verifier::of_state(optimizer, params)?;
     let mut grad_norm = 0.0;
-    for number in 1..=args.steps {
-        for piece in optimizer.partition().pieces() {
-            let flat = inventory.flat_of(piece.param, piece.param_offset);
+    while let Some(step) = job.next_step(args.steps) {
+        for piece in job.optimizer().partition().pieces() {
             let out = &mut shard[piece.in_shard()];
-            fill_synthetic_gradients(seed(piece), number, flat, out, |gradient| gradient);
+            fill_synthetic_gradients(seed(piece), step, flat(piece), out, |gradient| gradient);
         }
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
-        let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
-        verifier.step(&optimizer, &outcome, &shard);
-        verifier.check_with(&mut optimizer, &params)?;
+        let outcome = job.step_on(&Gradients::Shard(&shard))?;
+        let (optimizer, params) = job.optimizer_and_params();
+        verifier.step(optimizer, &outcome, &shard);
+        verifier.check(optimizer, params)?;
         grad_norm = outcome.grad_norm;
     }
-    let digest = optimizer.element_digest_with(&params)?;
-    let (ranks, inventories) = (comm.size(), optimizer.group().count());
+    let (optimizer, params) = job.optimizer_and_params();
+    let digest = optimizer.element_digest(params)?;
+    let (ranks, inventories) = (comm.size(), optimizer.shard_group().count());
     if comm.rank().0 == 0 {
         say(serde_json::json!({
             "ranks": ranks,
@@ -120,6 +100,5 @@ fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
             "verified": true,
         }))?;
     }
-    optimizer.close();
-    Ok(())
+    job.finish()
 }

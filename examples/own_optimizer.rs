@@ -14,16 +14,12 @@ use std::sync::Arc;
 
 use clap::Parser;
 use half::bf16;
-use optswap::coord::{Communicator, agree};
-use optswap::error::Result;
-use optswap::job;
-use optswap::partition::Run;
-use optswap::state::{Hyperparameters, Inventory, OptimizerSpec, Parameter, StateTensorSpec};
-use optswap::step::{
-    Gradients, StepOptions, StepOutcome, SwappedOptimizer, Verifier, fill_synthetic_gradients,
-    fill_synthetic_masters,
+use optswap::internals::step::{fill_synthetic_gradients, fill_synthetic_masters};
+use optswap::{
+    Communicator, Hyperparameters, Inventory, OptimizerSpec, Parameter, Result, Run,
+    StateTensorSpec, Training, Verifier, agree, run_main,
 };
-use optswap_args::{self as cli, SwapArgs, say};
+use optswap_args::{SwapArgs, parse, say};
 
 /// Step synthetic gradients with an update of this program's own.
 #[derive(Debug, Parser)]
@@ -38,19 +34,18 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args: Args = match cli::parse() {
+    let args: Args = match parse() {
         Ok(args) => args,
         Err(code) => return code,
     };
-    job::run_main(&args.swap.launch(), |comm| train(&args, comm))
+    run_main(&args.swap.launch(), |comm| train(&args, comm))
 }
 
 /// RMSprop (Hinton's lecture 6e) of some elements; the second of `betas` is the decay.
-fn rmsprop(hyper: &Hyperparameters, scale: f32, grads: &[f32], arrays: &mut [&mut [f32]]) {
+fn rmsprop(hyper: &Hyperparameters, grads: &[f32], arrays: &mut [&mut [f32]]) {
     let [master, square_avg] = arrays else { return };
     let (lr, alpha, eps) = (hyper.lr as f32, hyper.betas[1] as f32, hyper.eps as f32);
     for (i, grad) in grads.iter().enumerate() {
-        let grad = grad * scale;
         square_avg[i] = alpha * square_avg[i] + (1.0 - alpha) * (grad * grad);
         master[i] -= lr * (grad / (square_avg[i].sqrt() + eps));
     }
@@ -63,65 +58,47 @@ fn train(args: &Args, comm: Arc<dyn Communicator>) -> Result<()> {
     let sizes = [("embedding", 300_000), ("norm.bias", 500), ("head", 120_001)];
     let parameters = sizes.map(|(name, size)| Parameter::new(name, [size]));
     let inventory = agree(&*comm, Inventory::new(parameters.to_vec()))?;
-    let mut optimizer = SwappedOptimizer::create(&config, inventory.clone(), Arc::clone(&comm))?;
-
-    let elems = optimizer.partition().elems() as usize;
-    let (mut shard, mut params) = (vec![0.0f32; elems], vec![bf16::ZERO; elems]);
     let flat = |run: &Run| inventory.flat_start(run.param) + run.param_offset;
-    if optimizer.resumed().is_none() {
-        optimizer.initialize_parameters_into(&mut params, |run, masters| {
+    let mut job = Training::builder(&config, Arc::clone(&comm))
+        .parameters(parameters)
+        .start::<bf16>(|run, masters| {
             fill_synthetic_masters(1, flat(run), masters);
             Ok(())
         })?;
-    } else {
-        optimizer.emit_parameters(&mut params)?;
-    }
-    let mut twin = Verifier::of_state(&mut optimizer, &params)?;
-    while optimizer.attempts() < args.steps {
-        let number = optimizer.attempts() + 1;
-        for piece in optimizer.partition().pieces() {
+
+    let mut shard = vec![0.0f32; job.params().len()];
+    let (optimizer, params) = job.optimizer_and_params();
+    let mut twin = Verifier::of_state(optimizer, params)?;
+    while let Some(step) = job.next_step(args.steps) {
+        for piece in job.optimizer().partition().pieces() {
             let out = &mut shard[piece.in_shard()];
-            fill_synthetic_gradients(1, number, flat(piece), out, |gradient| gradient);
+            fill_synthetic_gradients(1, step, flat(piece), out, |gradient| gradient);
         }
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
-        let outcome = step(&mut optimizer, &gradients, &mut params)?;
-        twin.step_with(&optimizer, &outcome, |twin, its| {
+        job.set_gradients(&shard)?;
+        let outcome = job.step_with(|run, gradient, arrays| {
+            rmsprop(&run.hyper, gradient, arrays);
+            Ok(())
+        })?;
+        let (optimizer, params) = job.optimizer_and_params();
+        twin.step_with(optimizer, &outcome, |twin, its| {
             let arrays = twin.arrays_mut().iter_mut();
             let mut arrays: Vec<_> = arrays.map(|array| &mut array[its.at.clone()]).collect();
-            let grads = &shard[its.at.clone()];
-            rmsprop(&its.hyper, outcome.grad_scale, grads, &mut arrays);
+            let grads = shard[its.at.clone()].iter().map(|grad| grad * outcome.grad_scale);
+            rmsprop(&its.hyper, &grads.collect::<Vec<_>>(), &mut arrays);
             true
         });
-        twin.check_with(&mut optimizer, &params)?;
+        twin.check(optimizer, params)?;
     }
-    let digest = optimizer.state_digest_with(&params)?;
+    let steps = job.optimizer().attempts();
+    let (optimizer, params) = job.optimizer_and_params();
+    let digest = optimizer.state_digest(params)?;
     if comm.rank().0 == 0 {
         say(serde_json::json!({
             "ranks": comm.size(),
-            "steps": optimizer.attempts(),
+            "steps": steps,
             "state_digest": digest,
             "verified": true,
         }))?;
     }
-    optimizer.close();
-    Ok(())
-}
-
-/// Collective: swaps sub-groups in, updates them, and swaps them out.
-fn step(
-    optimizer: &mut SwappedOptimizer,
-    gradients: &Gradients<'_, f32>,
-    params: &mut [bf16],
-) -> Result<StepOutcome> {
-    let mut groups = optimizer.begin_update(gradients, params, StepOptions::default())?;
-    while let Some(mut sub_group) = groups.swap_in()? {
-        while let Some(mut chunk) = sub_group.next_chunk()? {
-            let scale = chunk.grad_scale();
-            chunk.for_each_gradient(|run, gradient, arrays| {
-                rmsprop(&run.hyper, scale, gradient, arrays);
-            });
-        }
-        sub_group.swap_out()?;
-    }
-    groups.finish()
+    job.finish()
 }

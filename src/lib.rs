@@ -3,38 +3,97 @@
 //! Every MPI rank swaps its own partition of the optimizer state through memory once per step, in a
 //! pipeline over all drives of its node; a coordination layer makes the ranks one job.
 //!
-//! Values flow one way through the rooms below; each may use those above it, never those below
-//! (`docs/ARCHITECTURE.md` draws the house, `tests/tidy.rs` holds it true).
+//! A training program describes its parameters, and a [`Training`] does the rest: it goes on from
+//! the drives or from a checkpoint, steps, commits, saves, and stops when asked.
+//!
+//! ```
+//! use std::{process::ExitCode, sync::Arc};
+//!
+//! use optswap::{Communicator, Config, Launch, Parameter, Result, Training, run_main};
+//!
+//! fn main() -> ExitCode {
+//!     run_main(&Launch::default(), train) // starts MPI; logs, signals and the exit code are its own
+//! }
+//!
+//! fn train(comm: Arc<dyn Communicator>) -> Result<()> {
+//!     # let drive = std::env::current_dir().unwrap().join("target/doc-drive");
+//!     # std::fs::create_dir_all(&drive).unwrap();
+//!     let mut config = Config::default();
+//!     config.drives.paths = vec!["/nvme0/me".into(), "/nvme1/me".into()];
+//!     # config.drives.paths = vec![drive];
+//!     config.optimizer.clip_norm = 1.0;
+//!     let mut job = Training::builder(&config, comm)
+//!         .parameters([Parameter::new("w.weight", [512, 32]), Parameter::new("w.bias", [512])])
+//!         .start::<f32>(|_run, masters| {
+//!             masters.fill(0.02); // parameter run.param from element run.param_offset on
+//!             Ok(())
+//!         })?;
+//!     let mut params = vec![0.0; job.total_elems()]; // of the whole model, on every rank
+//!     let mut gradients = vec![0.0; job.total_elems()];
+//!     job.gather_parameters(&mut params)?;
+//!     while let Some(step) = job.next_step(3) {
+//!         job.set_lr_factor((step as f64 / 100.0).min(1.0))?;
+//!         gradients.fill(0.1); // the backward pass, at `params`
+//!         job.reduce_gradients(&gradients)?;
+//!         job.step()?; // commits, checkpoints, stops on SIGTERM
+//!         job.gather_parameters(&mut params)?;
+//!     }
+//!     job.finish() // the files on the drives go
+//! }
+//! ```
+//!
+//! Beneath it, a [`SwappedOptimizer`] is the engine, for programs with a loop of their own: created
+//! and stepped by all ranks together, on whatever thread. Gradients come to it in slices, or through
+//! a [`GradientSink`] from any thread while backward goes on; parameters go to a [`ParameterSink`];
+//! and a program with an update of its own has chunks of state in [`SubGroups`], or by handle in
+//! [`UpdateHandles`].
+//!
+//! `docs/` has a page on each: the training loop, gradients, shards, own optimizers, durability,
+//! configuration, launching.
 
-pub mod units;
-
-pub mod error;
-pub mod timers;
-pub mod wire;
-
-pub mod state;
-
+mod checkpoint;
 pub mod config;
+mod coord;
+mod error;
+mod gradients;
+mod io;
+mod job;
+mod optim;
+mod partition;
+mod plan;
+mod state;
+mod step;
+mod storage;
+mod swap;
+mod telemetry;
+mod timers;
+mod units;
+mod wire;
 
-pub mod partition;
-
-pub mod storage;
-
-pub mod io;
-
-pub mod optim;
-
-pub mod swap;
-
-pub mod coord;
-
-pub mod telemetry;
-
-pub mod step;
-
-pub mod checkpoint;
-
-pub mod job;
+pub use checkpoint::{Checkpoints, ModelFiles, Progress, Saved};
+pub use config::Config;
+pub use coord::{
+    Communicator, Group, Solo, ThreadCommunicator, agree, gather_all, mean_over_ranks,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use gradients::{GradientSink, Gradients, MicroBatch};
+pub use job::{Launch, LogRanks, Origin, Training, TrainingBuilder, run_main};
+pub use optim::{GradElem, ParamElem};
+pub use partition::{Partition, Piece, Run};
+pub use plan::Plan;
+pub use state::{
+    Codec, Hyperparameters, Inventory, LossScaler, OptimizerKind, OptimizerSpec, Parameter,
+    StateTensorSpec,
+};
+pub use step::{
+    Change, CreateOptions, Existing, GradientSection, MemoryRegion, NO_PARAMETERS, NoParameters,
+    ParameterSink, Resumed, Sharding, Shards, StateSection, StateView, StepOptions, StepOutcome,
+    StepResult, Stop, SubGroup, SubGroups, SwappedOptimizer, UpdateChunk, UpdateHandles, UpdateRun,
+    Verifier,
+};
+pub use swap::ChunkHandle;
+pub use telemetry::{RankRecord, RunResult, rank_table, world_report};
+pub use units::{Bytes, ChunkIndex, Elems, ParamIndex, Rank};
 
 /// The rooms as they are, for the program, tests and benchmarks of this workspace. No promise is
 /// made about what is here.
@@ -70,11 +129,17 @@ pub mod internals {
     pub mod optim {
         pub use crate::optim::*;
     }
+    pub mod plan {
+        pub use crate::plan::*;
+    }
     pub mod swap {
         pub use crate::swap::*;
     }
     pub mod coord {
         pub use crate::coord::*;
+    }
+    pub mod gradients {
+        pub use crate::gradients::*;
     }
     pub mod telemetry {
         pub use crate::telemetry::*;
@@ -93,8 +158,16 @@ pub mod internals {
 /// Programs in the documentation must compile.
 #[cfg(doctest)]
 mod pages {
-    #[doc = include_str!("../docs/shards.md")]
-    struct Shards;
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/durability.md")]
+    struct Durability;
+    #[doc = include_str!("../docs/gradients.md")]
+    struct Gradients;
     #[doc = include_str!("../docs/own-optimizer.md")]
     struct OwnOptimizer;
+    #[doc = include_str!("../docs/shards.md")]
+    struct Shards;
+    #[doc = include_str!("../docs/training-loop.md")]
+    struct TrainingLoop;
 }

@@ -173,6 +173,11 @@ impl Partition {
         &self.chunks[chunk.index()]
     }
 
+    /// The chunks in shard order, each with its number.
+    pub fn indexed_chunks(&self) -> impl Iterator<Item = (ChunkIndex, &Chunk)> {
+        self.chunks.iter().enumerate().map(|(at, chunk)| (ChunkIndex::from_index(at), chunk))
+    }
+
     /// The runs of one chunk, in order; they cover its live elements without a gap.
     pub fn runs_of(&self, chunk: ChunkIndex) -> &[Run] {
         &self.runs[self.chunks[chunk.index()].runs.clone()]

@@ -246,7 +246,19 @@ impl Timers {
         timers.map(|timer| self.total(*timer).total_ns).sum()
     }
 
-    /// Sets all totals and counters to zero, so that warm-up does not count.
+    /// Takes over what another recorder has, which begins anew.
+    pub fn absorb(&mut self, other: &mut Self) {
+        for (total, more) in self.totals.iter_mut().zip(&other.totals) {
+            total.total_ns += more.total_ns;
+            total.count += more.count;
+        }
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        other.reset();
+    }
+
+    /// Forgets everything, so that warm-up can be left out.
     pub fn reset(&mut self) {
         *self = Self { tracer: self.tracer.take(), chunk: self.chunk, ..Self::default() };
     }

@@ -5,7 +5,7 @@
 
 mod support;
 
-use optswap::storage::DriveProfile;
+use optswap::internals::storage::DriveProfile;
 use serde_json::Value;
 use support::{Drives, Run, alone, one_at_a_time, optswap, ranks};
 
@@ -67,38 +67,18 @@ fn a_result_tells_how_to_get_it_again() {
     assert!(drives.are_empty());
 }
 
-/// World, node, two drives and two ranks; bytes add up, and the limit is the bytes over the speed.
-#[test]
-fn bytes_add_up_and_are_held_against_the_limit() {
-    let _turn = one_at_a_time();
-    let drives = Drives::new(2);
-    let [path, csv] = ["result.json", "result.csv"].map(|name| drives.write(name, ""));
-    let mut command = ranks(2, &optswap());
-    command.args(SMALL).args(["2", "--drives", &drives.list(2), "--limit-mbps", "100,50"]);
-    command.env("OPTSWAP_TOLD", "yes");
-    let run = Run::of(&command.args(["--json", &path, "--csv", &csv]).output().unwrap());
-    run.expect(0, &[]);
-    let result = json(&path);
-    let of = |scope: &str| -> Vec<Value> {
-        let all = result["throughput"].as_array().unwrap().iter();
-        all.filter(|it| it["scope"] == scope).cloned().collect()
-    };
-    let number = |value: &Value, key: &str| value[key].as_f64().unwrap();
-    let sum = |scope: &str, key: &str| of(scope).iter().map(|it| number(it, key)).sum::<f64>();
-    for scope in ["world", "node", "drive", "rank"] {
-        for key in ["read_bytes", "written_bytes"] {
-            assert_eq!(sum(scope, key), 12.0 * f64::from(1 << 20), "{scope} {key}");
-        }
-    }
-    assert_eq!((of("drive").len(), of("rank").len()), (2, 2));
-    // 150 MB/s each way together; the slower drive has half of the bytes.
-    let world = 12.0 * f64::from(1 << 20) / 150e6;
-    assert!((number(&of("world")[0], "limit_seconds") - world).abs() < 1e-9);
-    let slow = number(&of("drive")[1], "read_bytes") / 50e6;
-    assert!((number(&of("drive")[1], "limit_seconds") - slow).abs() < 1e-9);
-    let percent = world / result["step_seconds_median"].as_f64().unwrap() * 100.0;
-    assert!((number(&result, "limit_percent") - percent).abs() < 1e-6);
-    // Every scope has its own figures, and they agree with each other.
+/// The entries of a scope.
+fn of_scope(result: &Value, scope: &str) -> Vec<Value> {
+    let all = result["throughput"].as_array().unwrap().iter();
+    all.filter(|it| it["scope"] == scope).cloned().collect()
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap()
+}
+
+/// Every scope has its own figures, and they agree with each other.
+fn figures_agree(result: &Value) {
     for it in result["throughput"].as_array().unwrap() {
         let seconds = number(it, "median_seconds");
         let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 1e-9;
@@ -116,6 +96,58 @@ fn bytes_add_up_and_are_held_against_the_limit() {
         assert!(limit.zip(expected).is_none_or(|(a, b)| near(a, b)), "{it}");
         assert_eq!(limit.is_some(), it["scope"] != "rank", "{it}");
     }
+}
+
+/// Latencies of all ranks together: operations add up, percentiles are in order.
+fn latencies_agree(result: &Value) {
+    let operations = |scope: &str, direction: &str| -> u64 {
+        let of = of_scope(result, scope);
+        of.iter().map(|it| it["latency"][direction]["operations"].as_u64().unwrap()).sum()
+    };
+    for direction in ["read", "write"] {
+        let world = operations("world", direction);
+        assert!(world > 0);
+        for scope in ["node", "drive", "rank"] {
+            assert_eq!(operations(scope, direction), world, "{scope} {direction}");
+        }
+        for it in of_scope(result, "drive").iter().chain(&of_scope(result, "world")) {
+            let of = |key: &str| number(&it["latency"][direction], key);
+            let [p50, p99] = [of("p50_seconds"), of("p99_seconds")];
+            let [p999, max] = [of("p999_seconds"), of("max_seconds")];
+            assert!(0.0 < p50 && p50 <= p99 && p99 <= p999 && p999 <= max, "{it}");
+        }
+    }
+}
+
+/// World, node, two drives and two ranks; bytes add up, and the limit is the bytes over the speed.
+#[test]
+fn bytes_add_up_and_are_held_against_the_limit() {
+    let _turn = one_at_a_time();
+    let drives = Drives::new(2);
+    let [path, csv] = ["result.json", "result.csv"].map(|name| drives.write(name, ""));
+    let mut command = ranks(2, &optswap());
+    command.args(SMALL).args(["2", "--drives", &drives.list(2), "--limit-mbps", "100,50"]);
+    command.env("OPTSWAP_TOLD", "yes");
+    let run = Run::of(&command.args(["--json", &path, "--csv", &csv]).output().unwrap());
+    run.expect(0, &[]);
+    let result = json(&path);
+    let of = |scope: &str| of_scope(&result, scope);
+    let sum = |scope: &str, key: &str| of(scope).iter().map(|it| number(it, key)).sum::<f64>();
+    for scope in ["world", "node", "drive", "rank"] {
+        for key in ["read_bytes", "written_bytes"] {
+            assert_eq!(sum(scope, key), 12.0 * f64::from(1 << 20), "{scope} {key}");
+        }
+    }
+    assert_eq!((of("drive").len(), of("rank").len()), (2, 2));
+    // 150 MB/s each way together; the slower drive has half of the bytes.
+    let world = 12.0 * f64::from(1 << 20) / 150e6;
+    assert!((number(&of("world")[0], "limit_seconds") - world).abs() < 1e-9);
+    let slow = number(&of("drive")[1], "read_bytes") / 50e6;
+    assert!((number(&of("drive")[1], "limit_seconds") - slow).abs() < 1e-9);
+    let percent = world / result["step_seconds_median"].as_f64().unwrap() * 100.0;
+    assert!((number(&result, "limit_percent") - percent).abs() < 1e-6);
+    figures_agree(&result);
+    latencies_agree(&result);
     // The table of ranks has the world's rate, here from the mean of the repetitions.
     let seconds = result["step_seconds"].as_array().unwrap();
     let mean = seconds.iter().filter_map(Value::as_f64).sum::<f64>() / seconds.len() as f64;
@@ -128,24 +160,6 @@ fn bytes_add_up_and_are_held_against_the_limit() {
     let launched = result["launcher_command"].as_array().unwrap();
     assert!(launched[0].as_str().is_some_and(|word| word.contains("mpirun")), "{launched:?}");
     assert_eq!(result["environment"]["OPTSWAP_TOLD"], "yes");
-    // Latencies of all ranks together: operations add up, percentiles are in order.
-    let operations = |scope: &str, direction: &str| -> u64 {
-        let of = of(scope);
-        of.iter().map(|it| it["latency"][direction]["operations"].as_u64().unwrap()).sum()
-    };
-    for direction in ["read", "write"] {
-        let world = operations("world", direction);
-        assert!(world > 0);
-        for scope in ["node", "drive", "rank"] {
-            assert_eq!(operations(scope, direction), world, "{scope} {direction}");
-        }
-        for it in of("drive").iter().chain(&of("world")) {
-            let of = |key: &str| number(&it["latency"][direction], key);
-            let [p50, p99] = [of("p50_seconds"), of("p99_seconds")];
-            let [p999, max] = [of("p999_seconds"), of("max_seconds")];
-            assert!(0.0 < p50 && p50 <= p99 && p99 <= p999 && p999 <= max, "{it}");
-        }
-    }
     for words in [
         "latency, ms",
         "99.9 %",

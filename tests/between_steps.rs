@@ -4,21 +4,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
-#[path = "support/small_job.rs"]
-mod small_job;
 mod support;
 
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::{CacheSize, Config, Durability, EngineName, FaultConfig, FaultKind};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::Bytes;
+use optswap::internals::config::{CacheSize, Durability, EngineName, FaultConfig, FaultKind};
+use optswap::{
+    Bytes, Communicator, Config, Gradients, NO_PARAMETERS, Result, StepOptions, SwappedOptimizer,
+};
 use proptest::prelude::*;
-use small_job::{Job, STEPS, on_ranks, undisturbed_digests};
-use support::world::{self, shard_gradients, start, step_into, step_until};
+use support::world::{
+    self, Job, STEPS, all, job_config_for, on_ranks_in_case, shard_gradients, start, step_into,
+    step_until, undisturbed_digests,
+};
 use support::{Drives, one_at_a_time};
 
 const CHUNK_BYTES: u64 = 4096 * 12;
@@ -45,7 +44,7 @@ fn bytes_of_steps(optimizer: &mut SwappedOptimizer, steps: u64) -> Result<[u64; 
 fn digest_of(config: &Config, sizes: &[usize], comm: Arc<dyn Communicator>) -> Result<String> {
     let mut optimizer = start(config, sizes, comm)?;
     step_until(&mut optimizer, 4)?;
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -140,7 +139,7 @@ fn what_was_read_ahead_stays_when_a_step_is_skipped() {
         let mut shard = shard_gradients(&optimizer, 2);
         let mut params = vec![bf16::ZERO; shard.len()];
         shard[0] = f32::NAN;
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         for _ in 0..3 {
             assert!(optimizer.step(&gradients, &mut params, StepOptions::default())?.skipped);
         }
@@ -171,7 +170,7 @@ fn run(config: &Config, flushes: bool, comm: Arc<dyn Communicator>) -> Seen {
             }
         }
         job.optimizer.flush()?;
-        job.optimizer.state_digest()
+        job.optimizer.state_digest(NO_PARAMETERS)
     };
     let error = match try_steps(&mut job) {
         Ok(digest) => {
@@ -204,13 +203,13 @@ fn a_failure_between_steps_is_one_error_of_all_ranks() {
         for (turn, mode) in [Durability::Scratch, Durability::Step].into_iter().enumerate() {
             let drives = Drives::new(2);
             let engine = ENGINES[(op as usize + turn) % 2];
-            let mut config = small_job::config_for(&drives, mode, engine);
+            let mut config = job_config_for(&drives, mode, engine);
             (config.swap.write_behind, config.swap.prefetch) = (true, true);
             config.durability.commit_every = 2;
             config.faults.push(FaultConfig::at(1, op, FaultKind::Eio));
             let flushes = op % 3 == 0;
             let name = format!("operation {op}, {mode:?}, {engine:?}");
-            let seen = on_ranks(2, &name, move |comm| run(&config, flushes, comm));
+            let seen = all(on_ranks_in_case(&name, 2, |comm| Ok(run(&config, flushes, comm))));
             match &seen[0] {
                 Ok(digest) => assert_eq!(*digest, expected, "{name}"),
                 Err(message) => {

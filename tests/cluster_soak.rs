@@ -19,7 +19,7 @@ const LONG: &str = "ARGUMENTS=--steps 600 --layers 1 --dim 32 --heads 2 --contex
 const LONGER: &str = "ARGUMENTS=--steps 6000 --layers 1 --dim 32 --heads 2 --context 32 --batch 8 \
                       --validate-every 100000";
 
-fn up(nodes: &str) -> Option<Cluster> {
+fn up(nodes: &str) -> Cluster {
     Cluster::up(&["--nodes", nodes, "--drives", "2,1", "--size", "64MiB"])
 }
 
@@ -79,7 +79,7 @@ fn compare(cluster: &Cluster, arguments: &str) {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn a_preempted_job_is_requeued_and_ends_with_the_same_bits() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("2") else { return };
+    let cluster = up("2");
     let job = start(&cluster, "20");
     assert_eq!(cluster.exec(&["scancel", "--signal=USR1", &job]).code, 0);
     let text = cluster.wait_for(&job, 120);
@@ -92,7 +92,7 @@ fn a_preempted_job_is_requeued_and_ends_with_the_same_bits() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn slurm_gives_the_nodes_to_an_urgent_job_and_the_ranks_save_before() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("2") else { return };
+    let cluster = up("2");
     // Nothing is saved but what the signal asks for, after step 40.
     let job = start(&cluster, "40");
     let urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive"];
@@ -111,7 +111,7 @@ fn slurm_gives_the_nodes_to_an_urgent_job_and_the_ranks_save_before() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn the_time_limit_comes_near_and_the_job_goes_on_in_another() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("2") else { return };
+    let cluster = up("2");
     let job = start_with(&cluster, "40", &[LONGER, "SBATCH_TIMELIMIT=2", "SBATCH_SIGNAL=USR1@115"]);
     let text = cluster.wait_for(&job, 180);
     assert!(text.contains("JobState=COMPLETED"), "{text}");
@@ -124,7 +124,7 @@ fn the_time_limit_comes_near_and_the_job_goes_on_in_another() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn under_pbs_the_script_goes_on_in_the_next_job() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("2") else { return };
+    let cluster = up("2");
     let results = format!("RESULTS={}", cluster.path("train").display());
     let checkpoints = format!("CHECKPOINT_DIR={}", cluster.path("checkpoints").display());
     let variables = [&results, &checkpoints, LONGER, "WALLTIME_S=21", "GRACE_S=15"].join(",");
@@ -142,7 +142,7 @@ fn under_pbs_the_script_goes_on_in_the_next_job() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn a_host_crashes_and_the_job_goes_on_on_others() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("3") else { return };
+    let cluster = up("3");
     let job = start(&cluster, "20");
     // Slurm's daemon, and every rank there.
     assert_eq!(cluster.local("crash", &["node2"]).code, 0);
@@ -156,7 +156,7 @@ fn a_host_crashes_and_the_job_goes_on_on_others() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn slurms_daemon_dies_and_the_job_is_not_lost() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("3") else { return };
+    let cluster = up("3");
     let job = start(&cluster, "20");
     let kill = "kill -KILL $(cat $(dirname $SLURM_CONF)/slurmd.node2.pid)";
     assert_eq!(cluster.exec(&["sh", "-c", kill]).code, 0);
@@ -172,7 +172,7 @@ fn slurms_daemon_dies_and_the_job_is_not_lost() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn a_cut_link_ends_the_ranks_on_both_sides() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("2") else { return };
+    let cluster = up("2");
     let config = cluster.write(
         "job.toml",
         "[swap]\nchunk_elements = 4096\n[timeouts]\npeer_timeout = 5.0\nstall_warning = 1.0\n",
@@ -208,7 +208,7 @@ fn a_cut_link_ends_the_ranks_on_both_sides() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn a_full_drive_of_one_host_is_named() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("3") else { return };
+    let cluster = up("3");
     let fill = ["--node", "node2", "--", "sh", "-c", "head -c 1G /dev/zero >\"$0\"/full; true"];
     let drive = format!("/run/optswap-{}/drives/nvme0", cluster.name);
     assert_eq!(cluster.local("exec", &[&fill[..], &[&drive]].concat()).code, 0);
@@ -231,7 +231,7 @@ fn a_full_drive_of_one_host_is_named() {
 #[ignore = "takes minutes: launch/soak cluster"]
 fn sixty_four_ranks_on_few_cores_give_the_bits_of_one() {
     let _turn = one_at_a_time();
-    let Some(cluster) = up("4") else { return };
+    let cluster = up("4");
     let bench = ["bench", "--params", "600001", "--steps", "2"];
     let over = cluster.run(64, 4, &optswap(), &bench);
     over.expect(0, &["64 ranks on 4 nodes"]);

@@ -8,15 +8,14 @@ mod support;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::checkpoint::Checkpoints;
-use optswap::config::{CodecsConfig, Config, FaultConfig, FaultKind};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::optim::split_halves;
-use optswap::partition::Run;
-use optswap::state::{OptimizerKind, Rounding};
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_masters};
-use optswap::units::{Bytes, Elems, ParamIndex};
+use optswap::internals::config::{CodecsConfig, FaultConfig, FaultKind};
+use optswap::internals::optim::split_halves;
+use optswap::internals::state::Rounding;
+use optswap::internals::step::fill_synthetic_masters;
+use optswap::{
+    Bytes, Checkpoints, Communicator, Config, CreateOptions, Elems, Gradients, NO_PARAMETERS,
+    NoParameters, OptimizerKind, ParamIndex, Result, Run, StepOptions, SwappedOptimizer, Verifier,
+};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{config_for, durable_config_for, inventory, on_ranks, shard_gradients};
@@ -38,30 +37,31 @@ struct Job {
 
 impl Job {
     fn start(config: &Config, comm: Arc<dyn Communicator>) -> Result<Self> {
-        let mut optimizer = SwappedOptimizer::create(config, inventory(&SIZES), comm)?;
+        let mut optimizer =
+            SwappedOptimizer::create(config, inventory(&SIZES), comm, CreateOptions::default())?;
         let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
         let flat = optimizer.partition().flat().start;
         match optimizer.resumed() {
             Some(_) => optimizer.emit_parameters(&mut params)?,
-            None => optimizer.initialize_parameters_into(&mut params, fill(flat))?,
+            None => optimizer.initialize_parameters(&mut params, fill(flat))?,
         }
         Ok(Self { optimizer, params })
     }
 
     fn step(&mut self, verifier: Option<&mut Verifier>) -> Result<()> {
         let shard = shard_gradients(&self.optimizer, self.optimizer.attempts() + 1);
-        let gradients = Gradients::of_shard(self.optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let options = StepOptions::default();
         let outcome = self.optimizer.step(&gradients, &mut self.params, options)?;
         if let Some(verifier) = verifier {
             verifier.step(&self.optimizer, &outcome, &shard);
-            verifier.check_with(&mut self.optimizer, &self.params)?;
+            verifier.check(&mut self.optimizer, &self.params)?;
         }
         Ok(())
     }
 
     fn digest(&mut self) -> Result<String> {
-        self.optimizer.state_digest_with(&self.params)
+        self.optimizer.state_digest(&self.params)
     }
 }
 
@@ -150,11 +150,12 @@ fn bytes_moved_are_those_of_the_codecs() {
             (config.swap.prefetch, config.swap.write_behind) = (false, false);
             let moved = on_ranks(1, |comm| {
                 let sizes = inventory(&[elems as usize]);
-                let mut optimizer = SwappedOptimizer::create(&config, sizes, comm)?;
+                let mut optimizer =
+                    SwappedOptimizer::create(&config, sizes, comm, CreateOptions::default())?;
                 let mut params = vec![bf16::ZERO; elems as usize];
-                optimizer.initialize_parameters_into(&mut params, fill(0))?;
+                optimizer.initialize_parameters(&mut params, fill(0))?;
                 let shard = shard_gradients(&optimizer, 1);
-                let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+                let gradients = Gradients::Shard(&shard);
                 for _ in 0..3 {
                     optimizer.step(&gradients, &mut params, StepOptions::default())?;
                 }
@@ -188,12 +189,12 @@ fn parameters_are_the_upper_halves_and_come_back_with_a_durable_job() {
                 Ok(())
             })?;
             assert_eq!(job.params, halves);
-            Ok((job.params.clone(), job.optimizer.state_digest()?))
+            Ok((job.params.clone(), job.optimizer.state_digest(NO_PARAMETERS)?))
         });
         let after = on_ranks(2, |comm| {
             let mut job = Job::start(&config, comm)?;
             assert_eq!(job.optimizer.attempts(), 3);
-            Ok((job.params.clone(), job.optimizer.state_digest()?))
+            Ok((job.params.clone(), job.optimizer.state_digest(NO_PARAMETERS)?))
         });
         for (before, after) in before.into_iter().zip(after) {
             assert_eq!(before.unwrap(), after.unwrap());
@@ -249,7 +250,7 @@ fn checkpoints_hold_the_whole_state_for_any_codec_and_number_of_ranks() {
                 }
             }
             job.optimizer.step(&gradients, &mut job.params, StepOptions::default())?;
-            let saved = checkpoints.finish_with(&mut job.optimizer, &job.params)?;
+            let saved = checkpoints.finish(&mut job.optimizer, &job.params)?;
             // And once without a step.
             let again = checkpoints.save_with(&mut job.optimizer, None, b"", &job.params)?;
             let later = job.digest()?;
@@ -264,12 +265,16 @@ fn checkpoints_hold_the_whole_state_for_any_codec_and_number_of_ranks() {
                     config.checkpoint.dir.clone_from(&Some(drives.path().join("checkpoints")));
                     config.drives.paths = elsewhere.paths();
                     let sizes = inventory(&SIZES);
-                    let mut optimizer =
-                        SwappedOptimizer::create(&config, sizes, Arc::clone(&comm))?;
+                    let mut optimizer = SwappedOptimizer::create(
+                        &config,
+                        sizes,
+                        Arc::clone(&comm),
+                        CreateOptions::default(),
+                    )?;
                     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                     let checkpoints = Checkpoints::open(&config, comm).unwrap();
-                    checkpoints.load_into(&mut optimizer, &saved.directory, &mut params)?;
-                    optimizer.state_digest_with(&params)
+                    checkpoints.load(&mut optimizer, &saved.directory, &mut params)?;
+                    optimizer.state_digest(&params)
                 });
                 for loaded in loaded {
                     assert_eq!(loaded.unwrap(), digest, "into {codecs}");
@@ -289,7 +294,7 @@ fn a_neighbour_without_gradient_keeps_its_bits_in_every_codec() {
             job.step(None)?;
             let state_of = |job: &mut Job| {
                 let mut state = Vec::new();
-                job.optimizer.inspect_with(&job.params, |view| {
+                job.optimizer.inspect(&job.params, |view| {
                     if view.run.param == ParamIndex(1) {
                         let moments: Vec<Vec<f32>> =
                             view.moments.iter().map(|it| it.to_vec()).collect();
@@ -298,7 +303,7 @@ fn a_neighbour_without_gradient_keeps_its_bits_in_every_codec() {
                     Ok(())
                 })?;
                 state.sort_by_key(|(offset, ..)| *offset);
-                Ok::<_, optswap::error::Error>(state)
+                Ok::<_, optswap::internals::error::Error>(state)
             };
             let before = state_of(&mut job)?;
             let shard = shard_gradients(&job.optimizer, 2);
@@ -325,18 +330,23 @@ fn what_does_not_fit_a_halved_master_is_a_usage_error_and_changes_nothing() {
     let drives = Drives::new(1);
     let config = with_codecs(config_for(&drives), "remainder16", Rounding::Nearest);
     let results = on_ranks(2, |comm| {
-        let mut fresh = SwappedOptimizer::create(&config, inventory(&SIZES), Arc::clone(&comm))?;
+        let mut fresh = SwappedOptimizer::create(
+            &config,
+            inventory(&SIZES),
+            Arc::clone(&comm),
+            CreateOptions::default(),
+        )?;
         let flat = fresh.partition().flat().start;
-        let error = fresh.initialize_parameters(fill(flat)).unwrap_err();
+        let error = fresh.initialize_parameters(&mut NoParameters, fill(flat)).unwrap_err();
         assert!(error.to_string().contains("must be bf16"), "{error}");
         fresh.close();
 
         let mut job = Job::start(&config, comm)?;
         let before = job.digest()?;
-        let error = job.optimizer.state_digest().unwrap_err();
+        let error = job.optimizer.state_digest(NO_PARAMETERS).unwrap_err();
         assert!(error.to_string().contains("in the parameters"), "{error}");
         let shard = shard_gradients(&job.optimizer, 1);
-        let gradients = Gradients::of_shard(job.optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let mut wide = vec![0.0f32; job.params.len()];
         let error = job.optimizer.step(&gradients, &mut wide, StepOptions::default()).unwrap_err();
         assert!(error.is_agreed() && error.exit_code() == 64, "{error}");

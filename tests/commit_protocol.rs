@@ -37,7 +37,7 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use commit_rank::{Content, Drives, Life, Made, Model, Mutation, Record, Slot, Start, unit_of};
-use optswap::storage::commit::{Places, Stamp, Verdict, judge, place_of};
+use optswap::internals::storage::commit::{Places, Stamp, Verdict, judge, place_of};
 
 /// What a crash leaves, and what is known about it from outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -68,7 +68,7 @@ const USUAL: Model = Model {
 };
 
 impl Model {
-    /// What a start finds, as `optswap::step::resume` and `choose_record` go about it; and whether
+    /// What a start finds, as `optswap::internals::step::resume` and `choose_record` go about it; and whether
     /// it is right.
     fn resume(&self, world: &World) -> Result<Start, String> {
         let of = |drives: &Drives| drives.now.places;

@@ -185,7 +185,7 @@ fn profiles_are_told() {
     let text = "read_bytes_per_s = 3e9\nwrite_bytes_per_s = 1e9\nmixed_bytes_per_s = 2e9\n\
                 probed_at_unix_s = 1\n";
     std::fs::create_dir(drives.paths()[0].join("optswap")).unwrap();
-    let path = optswap::storage::DriveProfile::path(&drives.paths()[0]);
+    let path = optswap::internals::storage::DriveProfile::path(&drives.paths()[0]);
     std::fs::write(&path, text).unwrap();
     assert!(profile()[1].contains("reads 3.00 GB/s, writes 1.00 GB/s, both at once 2.00 GB/s"));
     std::fs::write(&path, "nonsense").unwrap();

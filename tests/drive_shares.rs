@@ -8,10 +8,9 @@ mod support;
 use std::os::unix::fs::FileExt;
 
 use half::bf16;
-use optswap::checkpoint::verify_drives;
-use optswap::config::{Config, EngineName, FaultConfig, FaultKind};
-use optswap::error::{Error, Result};
-use optswap::step::SwappedOptimizer;
+use optswap::internals::checkpoint::verify_drives;
+use optswap::internals::config::{EngineName, FaultConfig, FaultKind};
+use optswap::{Config, Error, NO_PARAMETERS, Result, SwappedOptimizer};
 use support::world::{all, config_for, durable_config_for, on_ranks, start, step_into, step_until};
 use support::{Drives, alone, one_at_a_time, optswap};
 
@@ -29,7 +28,7 @@ fn undisturbed(steps: u64) -> String {
     let digests = all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
         step_until(&mut optimizer, steps)?;
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     digests[0].clone()
 }
@@ -119,7 +118,7 @@ fn a_durable_job_comes_back_from_wherever_its_chunks_lie() {
                 let resumed = optimizer.resumed().expect("it comes back");
                 assert_eq!(resumed.attempt, left_after / every * every, "{case}");
                 step_with_weights(&mut optimizer, STEPS)?;
-                let digest = optimizer.state_digest()?;
+                let digest = optimizer.state_digest(NO_PARAMETERS)?;
                 optimizer.close();
                 Ok(digest)
             }));
@@ -150,7 +149,7 @@ fn a_step_that_fails_while_chunks_move_is_done_again() {
             if failed && case % 2 == 1 {
                 return Ok(None);
             }
-            optimizer.state_digest().map(Some)
+            optimizer.state_digest(NO_PARAMETERS).map(Some)
         });
         let digest = all(digests).remove(0).unwrap_or_else(|| {
             config.faults.clear();
@@ -158,7 +157,7 @@ fn a_step_that_fails_while_chunks_move_is_done_again() {
                 let mut optimizer = start(&config, &SIZES, comm)?;
                 assert!(optimizer.resumed().is_some(), "operation {op}");
                 step_with_weights(&mut optimizer, STEPS)?;
-                optimizer.state_digest()
+                optimizer.state_digest(NO_PARAMETERS)
             });
             all(digests).remove(0)
         });
@@ -250,7 +249,7 @@ fn a_drive_that_becomes_slow_gets_less_and_when_it_recovers_as_much_as_before() 
             let soon = optimizer.drive_shares()[1];
             step_until(&mut optimizer, LATE)?;
             let late = optimizer.drive_shares()[1];
-            let digest = optimizer.state_digest()?;
+            let digest = optimizer.state_digest(NO_PARAMETERS)?;
             optimizer.close();
             Ok((soon, late, digest))
         }));

@@ -11,14 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::checkpoint::{Checkpoints, scrub, verify_drives};
-use optswap::config::{Config, Durability};
-use optswap::coord::Communicator;
-use optswap::error::{Error, ErrorKind, Result};
-use optswap::job::{Origin, Training};
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::storage::{RecordFiles, ShardDirectory};
-use optswap::units::Elems;
+use optswap::internals::checkpoint::{scrub, verify_drives};
+use optswap::internals::config::Durability;
+use optswap::internals::storage::{RecordFiles, ShardDirectory};
+use optswap::{
+    Checkpoints, Communicator, Config, CreateOptions, Elems, Error, ErrorKind, Gradients,
+    NO_PARAMETERS, Origin, Result, StepOptions, SwappedOptimizer, Training,
+};
 use support::Drives;
 use support::world::{
     all, config_for, durable_config_for, inventory, masters, on_ranks, shard_gradients, start,
@@ -34,7 +33,7 @@ fn undisturbed(steps: u64) -> String {
     let digests = all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
         step_until(&mut optimizer, steps)?;
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     digests[0].clone()
 }
@@ -55,7 +54,7 @@ fn come_back(config: &Config, ranks: usize, step: u64, until: u64) -> String {
         let resumed = optimizer.resumed().expect("it comes back").clone();
         assert_eq!(resumed.attempt, step, "{resumed:?}");
         step_until(&mut optimizer, until)?;
-        let digest = optimizer.state_digest()?;
+        let digest = optimizer.state_digest(NO_PARAMETERS)?;
         optimizer.close();
         Ok(digest)
     }));
@@ -92,7 +91,7 @@ fn parameters_and_the_callers_blob_come_back() {
         let mut optimizer = start(&config, &SIZES, comm)?;
         let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
         let shard = shard_gradients(&optimizer, 1);
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let rank = optimizer.communicator().rank().0;
         let user_blob = format!("rank {rank}").into_bytes();
         let options = StepOptions { user_blob: &user_blob, ..StepOptions::default() };
@@ -119,15 +118,15 @@ fn a_skipped_step_is_committed_without_data() {
     all(on_ranks(2, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
         step_until(&mut optimizer, 1)?;
-        let digest = optimizer.state_digest()?;
+        let digest = optimizer.state_digest(NO_PARAMETERS)?;
         let mut shard = shard_gradients(&optimizer, 2);
         shard[0] = f32::NAN;
         let mut params = vec![bf16::ZERO; shard.len()];
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let options = StepOptions { user_blob: b"scaler", ..StepOptions::default() };
         let outcome = optimizer.step(&gradients, &mut params, options)?;
-        assert!(outcome.skipped && outcome.epoch == Some(2), "{outcome:?}");
-        assert_eq!(optimizer.state_digest()?, digest);
+        assert!(outcome.is_skipped() && outcome.epoch == Some(2), "{outcome:?}");
+        assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, digest);
         Ok(())
     }));
     all(on_ranks(2, |comm| {
@@ -309,7 +308,9 @@ fn a_scrub_writes_nothing_that_the_record_does_not_promise() {
 fn train(config: &Config, ranks: usize, until: u64) -> Vec<Result<(Origin, String)>> {
     on_ranks(ranks, |comm| {
         let elems: u64 = SIZES.iter().map(|size| *size as u64).sum();
-        let flat = optswap::partition::contiguous_ranges(elems, ranks)[comm.rank().index()].clone();
+        let flat = optswap::internals::partition::contiguous_ranges(elems, ranks)
+            [comm.rank().index()]
+        .clone();
         let fill = masters(flat.start);
         let mut params: Vec<bf16> = Vec::new();
         let (mut training, origin) =
@@ -317,10 +318,10 @@ fn train(config: &Config, ranks: usize, until: u64) -> Vec<Result<(Origin, Strin
         while training.optimizer().attempts() < until {
             let optimizer = training.optimizer();
             let shard = shard_gradients(optimizer, optimizer.attempts() + 1);
-            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            let gradients = Gradients::Shard(&shard);
             training.step(&gradients, &mut params, StepOptions::default())?;
         }
-        let digest = training.optimizer_mut().state_digest()?;
+        let digest = training.optimizer_mut().state_digest(NO_PARAMETERS)?;
         Ok((origin, digest))
     })
 }
@@ -417,6 +418,9 @@ fn a_job_with_fewer_ranks_removes_what_the_larger_one_left() {
     config.drives.keep_files = true;
     train_and_leave(&config, 3, 1);
     config.drives.keep_files = false;
-    all(on_ranks(2, |comm| SwappedOptimizer::create(&config, inventory(&SIZES), comm).map(drop)));
+    all(on_ranks(2, |comm| {
+        SwappedOptimizer::create(&config, inventory(&SIZES), comm, CreateOptions::default())
+            .map(drop)
+    }));
     assert!(drives.are_empty());
 }

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use optswap::config::{EngineName, FaultConfig, FaultKind};
-use optswap::io::{
+use optswap::internals::config::{EngineName, FaultConfig, FaultKind};
+use optswap::internals::io::{
     Direction, EngineSpec, Finished, IoCause, Part, Transfer, Transfers, Wait, allocate_buffers,
 };
 use proptest::prelude::*;

@@ -8,18 +8,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
-#[path = "support/small_job.rs"]
-mod small_job;
 mod support;
 
 use std::sync::Arc;
 
-use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::storage::ShardDirectory;
-use small_job::{Job, STEPS, config_for, copy_tree, on_ranks, undisturbed_digests};
-use support::{Drives, one_at_a_time};
+use optswap::internals::config::{Durability, EngineName, FaultConfig, FaultKind};
+use optswap::internals::storage::ShardDirectory;
+use optswap::{Communicator, Config, Error, NO_PARAMETERS, Result};
+use support::world::{
+    Job, STEPS, all, job_config_for, on_ranks, on_ranks_in_case, undisturbed_digests,
+};
+use support::{Drives, copy_tree, one_at_a_time};
 
 const RANKS: usize = 2;
 /// Reads or writes of all chunks of a rank: three chunks in three stripe units on two drives.
@@ -27,18 +26,18 @@ const OPS_OF_A_SWEEP: u64 = 9;
 
 /// The operations of rank 1's second step.
 fn second_step() -> std::ops::Range<u64> {
-    let counts = on_ranks(RANKS, "counting", |comm| {
+    let counts = all(on_ranks(RANKS, |comm| {
         let drives = Drives::new(2);
-        let config = config_for(&drives, Durability::Scratch, EngineName::Threads);
-        let mut job = Job::start(&config, comm).unwrap();
-        job.step().unwrap();
-        let records = job.optimizer.gather_records().unwrap();
+        let config = job_config_for(&drives, Durability::Scratch, EngineName::Threads);
+        let mut job = Job::start(&config, comm)?;
+        job.step()?;
+        let records = job.optimizer.gather_records()?;
         let drives = &records[1].drives;
         let reads: u64 = drives.iter().map(|drive| drive.totals.reads).sum();
         let writes: u64 = drives.iter().map(|drive| drive.totals.writes).sum();
         job.optimizer.close();
-        (reads, writes)
-    });
+        Ok((reads, writes))
+    }));
     let (reads, writes) = counts[1];
     // Initialisation writes everything, the start emits the parameters from it, step 1.
     assert_eq!([reads, writes], [OPS_OF_A_SWEEP; 2]);
@@ -67,7 +66,7 @@ fn run(config: &Config, comm: Arc<dyn Communicator>) -> Result<Seen> {
         emitted.push(job.params.clone());
     }
     let step = emitted.len() as u64 - 1 + u64::from(taken.is_ok());
-    let digest = taken.and_then(|()| job.optimizer.state_digest());
+    let digest = taken.and_then(|()| job.optimizer.state_digest(NO_PARAMETERS));
     let error = match digest {
         Ok(digest) => {
             job.optimizer.close();
@@ -99,11 +98,11 @@ fn disturbed(
     op: u64,
     kind: FaultKind,
 ) -> (String, Vec<Seen>) {
-    let mut config = config_for(drives, mode, engine);
+    let mut config = job_config_for(drives, mode, engine);
     config.faults.push(FaultConfig::at(1, op, kind));
     config.timeouts.io_timeout = if kind == FaultKind::Stall { 0.3 } else { 60.0 };
     let name = format!("{kind:?} at operation {op}, {mode:?}, {engine:?}");
-    let seen = on_ranks(RANKS, &name, move |comm| run(&config, comm).unwrap());
+    let seen = all(on_ranks_in_case(&name, RANKS, |comm| run(&config, comm)));
     (name, seen)
 }
 
@@ -224,8 +223,8 @@ fn a_lie_of_a_drive_is_found_and_never_trained_on() {
         counts[usize::from(is_torn)] += 1;
         if mode == Durability::Step && is_torn && digests == 0 {
             // A later start comes back to that commit, and finds the same.
-            let config = config_for(&drives, mode, engine);
-            let again = on_ranks(RANKS, &name, move |comm| Job::start(&config, comm).map(drop));
+            let config = job_config_for(&drives, mode, engine);
+            let again = on_ranks_in_case(&name, RANKS, |comm| Job::start(&config, comm).map(drop));
             for result in again {
                 expect_error(&name, &result.unwrap_err(), &["corrupt"]);
             }
@@ -264,14 +263,14 @@ fn a_lost_operation_ends_the_process_and_the_next_start_goes_on() {
         assert!(ShardDirectory::new(&drives.paths()[0], "default", 1).is_alive(), "{name}");
         let later = Drives::new(2);
         copy_tree(drives.path(), later.path());
-        let config = config_for(&later, mode, engine);
-        let digests = on_ranks(RANKS, &name, move |comm| {
-            let mut job = Job::start(&config, comm).unwrap();
+        let config = job_config_for(&later, mode, engine);
+        let digests = all(on_ranks_in_case(&name, RANKS, |comm| {
+            let mut job = Job::start(&config, comm)?;
             assert_eq!(job.optimizer.resumed().unwrap().attempt, 1);
-            let digest = job.finish().unwrap();
+            let digest = job.finish()?;
             job.optimizer.close();
-            digest
-        });
+            Ok(digest)
+        }));
         assert!(digests.iter().all(|digest| *digest == expected), "{name}: {digests:?}");
     }
     println!("{count} cases");
@@ -284,10 +283,11 @@ fn what_fails_before_the_first_commit_leaves_nothing_behind() {
         // Every operation of the initialisation; then the first that reads.
         for op in 0..=OPS_OF_A_SWEEP {
             let drives = Drives::new(2);
-            let mut config = config_for(&drives, mode, EngineName::Auto);
+            let mut config = job_config_for(&drives, mode, EngineName::Auto);
             config.faults.push(FaultConfig::at(1, op, FaultKind::Eio));
             let name = format!("operation {op}, {mode:?}");
-            for result in on_ranks(RANKS, &name, move |comm| Job::start(&config, comm).map(drop)) {
+            for result in on_ranks_in_case(&name, RANKS, |comm| Job::start(&config, comm).map(drop))
+            {
                 let what = if op < OPS_OF_A_SWEEP { "swap-out" } else { "swap-in" };
                 expect_error(&name, &result.unwrap_err(), &["rank 1 of 2", what, "os error 5"]);
             }

@@ -121,38 +121,78 @@ fn refused_memory_is_an_error_before_anything_is_created() {
     assert!(drives.are_empty());
 }
 
-#[test]
-fn a_full_checkpoint_directory_does_not_stop_training() {
-    let drives = Drives::new(1);
-    let full = drives.path().join("full");
-    std::fs::create_dir(&full).unwrap();
-    let mount = ["-t", "tmpfs", "-o", "size=64k", "tmpfs"];
-    let mounted = Command::new("mount").args(mount).arg(&full).status();
-    let Ok(true) = mounted.map(|status| status.success()) else {
-        return println!("skipped: mounting a small file system needs root");
-    };
-    let full_path = full.display().to_string();
-    let more = ["--checkpoint-dir", &full_path, "--checkpoint-every", "2", "--steps", "5"];
-    let run = again(&drives, &drives.paths()[0], &more);
-    let _ = Command::new("umount").arg(&full).status();
-    // All steps are taken; that the last state is not saved is the end's error.
-    assert!(run.result().is_some_and(|result| result["steps"] == 5), "{run:?}");
-    run.expect(73, &["no checkpoint", "no room", "checkpoint.keep_last"]);
+mod needs_root {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs root and loop devices: launch/test"]
+    fn a_full_checkpoint_directory_does_not_stop_training() {
+        let drives = Drives::new(1);
+        let full = drives.path().join("full");
+        std::fs::create_dir(&full).unwrap();
+        let mount = ["-t", "tmpfs", "-o", "size=64k", "tmpfs"];
+        let mounted = Command::new("mount").args(mount).arg(&full).status();
+        assert!(mounted.unwrap().success());
+        let full_path = full.display().to_string();
+        let more = ["--checkpoint-dir", &full_path, "--checkpoint-every", "2", "--steps", "5"];
+        let run = again(&drives, &drives.paths()[0], &more);
+        let _ = Command::new("umount").arg(&full).status();
+        // All steps are taken; that the last state is not saved is the end's error.
+        assert!(run.result().is_some_and(|result| result["steps"] == 5), "{run:?}");
+        run.expect(73, &["no checkpoint", "no room", "checkpoint.keep_last"]);
+    }
+
+    #[test]
+    #[ignore = "needs root and loop devices: launch/test"]
+    fn a_drive_that_becomes_read_only_ends_the_job_and_what_was_committed_stays() {
+        let drives = Drives::new(1);
+        let drive = LoopDrive::mount(&drives);
+        let job = Long::start(&drives, &drive.0, &["--durability", "step"]);
+        job.wait_for_steps();
+        // What ext4 does by itself when the device fails (errors=remount-ro).
+        let status = Command::new("mount").args(["-o", "remount,abort"]).arg(&drive.0).status();
+        assert!(status.unwrap().success());
+        let run = job.end();
+        run.expect(74, &["shard-00000/"]);
+        assert!(
+            ["Read-only file system", "Input/output error"]
+                .iter()
+                .any(|why| run.stderr.contains(why)),
+            "{run:?}"
+        );
+        // While it is read-only, a start says so.
+        let run = again(&drives, &drive.0, &["--durability", "step", "--steps", "1"]);
+        assert!([69, 73, 74].contains(&run.code), "{run:?}");
+        assert!(run.stderr.contains("loop"), "{run:?}");
+    }
+
+    #[test]
+    #[ignore = "needs root and loop devices: launch/test"]
+    fn a_drive_too_small_is_refused_before_anything_is_created() {
+        let drives = Drives::new(1);
+        let drive = LoopDrive::mount(&drives);
+        let more = ["--dim", "512", "--layers", "6", "--heads", "8", "--steps", "1"];
+        let arguments = Long::arguments(&drives, &drive.0);
+        let own: Vec<&str> = arguments.iter().take(4).map(String::as_str).collect();
+        let run = alone(&train_lm(), &[own.as_slice(), &more].concat());
+        run.expect(73, &["the drive is too small", "needed by this node's ranks", "free"]);
+        assert!(!drive.0.join("optswap").exists());
+    }
 }
 
 /// A file system of its own on a loop device; unmounted when dropped.
 struct LoopDrive(PathBuf);
 
 impl LoopDrive {
-    /// Nothing without root or loop devices.
-    fn mount(drives: &Drives) -> Option<Self> {
+    fn mount(drives: &Drives) -> Self {
         let (image, path) = (drives.path().join("image"), drives.path().join("loop"));
         std::fs::create_dir(&path).unwrap();
         std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        let make = Command::new("mkfs.ext4").arg("-q").arg(&image).status().ok()?;
-        let mount = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path).status();
-        let mounted = make.success() && mount.ok()?.success();
-        mounted.then_some(Self(path))
+        let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status();
+        assert!(made.unwrap().success());
+        let mounted = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path).status();
+        assert!(mounted.unwrap().success());
+        Self(path)
     }
 }
 
@@ -160,43 +200,6 @@ impl Drop for LoopDrive {
     fn drop(&mut self) {
         let _ = Command::new("umount").args(["-l"]).arg(&self.0).status();
     }
-}
-
-#[test]
-fn a_drive_that_becomes_read_only_ends_the_job_and_what_was_committed_stays() {
-    let drives = Drives::new(1);
-    let Some(drive) = LoopDrive::mount(&drives) else {
-        return println!("skipped: a drive of its own needs root and loop devices");
-    };
-    let job = Long::start(&drives, &drive.0, &["--durability", "step"]);
-    job.wait_for_steps();
-    // What ext4 does by itself when the device fails (errors=remount-ro).
-    let status = Command::new("mount").args(["-o", "remount,abort"]).arg(&drive.0).status();
-    assert!(status.unwrap().success());
-    let run = job.end();
-    run.expect(74, &["shard-00000/"]);
-    assert!(
-        ["Read-only file system", "Input/output error"].iter().any(|why| run.stderr.contains(why)),
-        "{run:?}"
-    );
-    // While it is read-only, a start says so.
-    let run = again(&drives, &drive.0, &["--durability", "step", "--steps", "1"]);
-    assert!([69, 73, 74].contains(&run.code), "{run:?}");
-    assert!(run.stderr.contains("loop"), "{run:?}");
-}
-
-#[test]
-fn a_drive_too_small_is_refused_before_anything_is_created() {
-    let drives = Drives::new(1);
-    let Some(drive) = LoopDrive::mount(&drives) else {
-        return println!("skipped: a drive of its own needs root and loop devices");
-    };
-    let more = ["--dim", "512", "--layers", "6", "--heads", "8", "--steps", "1"];
-    let arguments = Long::arguments(&drives, &drive.0);
-    let own: Vec<&str> = arguments.iter().take(4).map(String::as_str).collect();
-    let run = alone(&train_lm(), &[own.as_slice(), &more].concat());
-    run.expect(73, &["the drive is too small", "needed by this node's ranks", "free"]);
-    assert!(!drive.0.join("optswap").exists());
 }
 
 #[test]

@@ -12,12 +12,11 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use handed_over::{config_for, hand_over, micro_batch, step_borrowed, step_handed_over};
-use optswap::config::{AccumulateIn, Config, EngineName, GradientPlace, MissingGradient};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::optim::{GradElem, ParamElem};
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::ParamIndex;
+use optswap::internals::config::{AccumulateIn, EngineName, GradientPlace, MissingGradient};
+use optswap::{
+    Communicator, Config, GradElem, Gradients, MicroBatch, NO_PARAMETERS, ParamElem, ParamIndex,
+    Result, StepOptions, SwappedOptimizer,
+};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{all, on_ranks, start};
@@ -50,7 +49,7 @@ fn train(
         };
         outcomes.push((outcome.grad_norm, outcome.grad_scale));
     }
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok((digest, params, outcomes))
 }
@@ -75,8 +74,8 @@ proptest! {
         let mut config = config_for(&drives, PLACES[place], buffers);
         config.io.engine = if is_uring { EngineName::Uring } else { EngineName::Threads };
         config.swap.prefetch = prefetch;
-        config.swap.cache = optswap::config::CacheSize::Bytes(
-            optswap::units::Bytes(cached.min(buffers - 2) * handed_over::CHUNK_BYTES));
+        config.swap.cache = optswap::internals::config::CacheSize::Bytes(
+            optswap::internals::units::Bytes(cached.min(buffers - 2) * handed_over::CHUNK_BYTES));
         let seen = all(on_ranks(ranks, |comm| train(&config, &sizes, batches, comm)));
         prop_assert_eq!(seen, expected, "{:?}", config.swap);
     }
@@ -99,9 +98,9 @@ fn formats_are_converted_exactly_and_sums_are_rounded_as_told() {
             let mut optimizer = start(config, &SIZES, comm)?;
             let mut params = params_of(&optimizer);
             let sums = sums::<A>(&optimizer, 1);
-            let gradients = Gradients::of_shard(optimizer.partition(), &sums)?;
+            let gradients = Gradients::Shard(&sums);
             optimizer.step(&gradients, &mut params, StepOptions::default())?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }))
     }
     for place in PLACES {
@@ -120,8 +119,8 @@ fn formats_are_converted_exactly_and_sums_are_rounded_as_told() {
                 hand_over(&mut optimizer, &second, |_| true, 2, false)?;
                 hand_over(&mut optimizer, &third, |_| true, 3, true)?;
                 optimizer.flush_gradients()?;
-                optimizer.step_gradients(&mut params, StepOptions::default())?;
-                optimizer.state_digest()
+                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+                optimizer.state_digest(NO_PARAMETERS)
             }));
             let other = Drives::new(1);
             let plain = config_for(&other, GradientPlace::Caller, 3);
@@ -148,7 +147,7 @@ fn a_stale_gradient_is_never_replayed() {
             // Only the third parameter is active.
             let shard = micro_batch(&optimizer, 2, 0);
             hand_over(&mut optimizer, &shard, |param| param.0 == 2, 9, true)?;
-            optimizer.step_gradients(&mut params, StepOptions::default())?;
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             let counts: Vec<u64> =
                 (0..4).map(|param| optimizer.update_count(ParamIndex(param))).collect();
             let has = |param: u32| {
@@ -163,17 +162,23 @@ fn a_stale_gradient_is_never_replayed() {
                 *first = f32::INFINITY;
             }
             hand_over(&mut optimizer, &shard, |_| true, 9, true)?;
-            let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
-            assert!(outcome.skipped);
-            let before = optimizer.state_digest()?;
-            let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
-            assert!(!outcome.skipped && outcome.grad_norm == 0.0, "{outcome:?}");
-            assert_eq!(optimizer.state_digest()?, before, "no gradient, no update");
+            let outcome =
+                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+            assert!(outcome.is_skipped());
+            let before = optimizer.state_digest(NO_PARAMETERS)?;
+            let outcome =
+                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+            assert!(!outcome.is_skipped() && outcome.grad_norm == 0.0, "{outcome:?}");
+            assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before, "no gradient, no update");
             // And so after they were dropped.
             hand_over(&mut optimizer, &shard, |_| true, 9, false)?;
             optimizer.discard_gradients();
-            assert!(!optimizer.step_gradients(&mut params, StepOptions::default())?.skipped);
-            assert_eq!(optimizer.state_digest()?, before);
+            assert!(
+                !optimizer
+                    .step(&Gradients::handed_over(), &mut params, StepOptions::default())?
+                    .skipped
+            );
+            assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
             Ok(())
         }));
     }
@@ -201,7 +206,7 @@ fn an_uncovered_range_is_never_read() {
                 }
                 optimizer.step(&gradients, &mut params, StepOptions::default())?;
             }
-            Ok((optimizer.state_digest()?, params))
+            Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
         let seen = all(on_ranks(2, |comm| {
             let mut optimizer = start(&config, &SIZES, comm)?;
@@ -213,9 +218,9 @@ fn an_uncovered_range_is_never_read() {
             for step in 1..=3 {
                 let shard = micro_batch(&optimizer, step, 0);
                 hand_over(&mut optimizer, &shard, active, step, true)?;
-                optimizer.step_gradients(&mut params, StepOptions::default())?;
+                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             }
-            Ok((optimizer.state_digest()?, params))
+            Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
         assert_eq!(seen, expected, "{place:?}");
     }
@@ -240,12 +245,17 @@ fn nothing_holds_on_to_the_callers_memory() {
                     let buffer = &mut buffer[..piece.len()];
                     buffer.copy_from_slice(piece);
                     let offset = 512 * index as u64;
-                    optimizer.swap_out_gradients(ParamIndex(0), offset, buffer, true)?;
+                    optimizer.gradient_sink().add(
+                        ParamIndex(0),
+                        offset,
+                        buffer,
+                        MicroBatch::Last,
+                    )?;
                     buffer.fill(f32::NAN);
                 }
-                optimizer.step_gradients(&mut params, StepOptions::default())?;
+                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             }
-            Ok((optimizer.state_digest()?, params))
+            Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
         assert_eq!((&seen[0].0, &seen[0].1), (&expected[0].0, &expected[0].1), "{place:?}");
     }
@@ -263,7 +273,7 @@ fn a_missing_gradient_means_what_the_configuration_says() {
             let results = all(on_ranks(2, |comm| {
                 let mut optimizer = start(&config, &SIZES, comm)?;
                 let mut params = params_of(&optimizer);
-                let untouched = optimizer.state_digest()?;
+                let untouched = optimizer.state_digest(NO_PARAMETERS)?;
                 let shard = micro_batch(&optimizer, 1, 0);
                 let options = StepOptions::default();
                 let result = if place == GradientPlace::Caller {
@@ -276,18 +286,18 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                     optimizer.step(&gradients, &mut params, options)
                 } else {
                     hand_over(&mut optimizer, &shard, active, 3, true)?;
-                    optimizer.step_gradients(&mut params, options)
+                    optimizer.step(&Gradients::handed_over(), &mut params, options)
                 };
                 if missing == MissingGradient::Error {
                     let error = result.unwrap_err();
                     assert!(error.is_agreed() && error.exit_code() == 64, "{error}");
                     let text = error.to_string();
                     assert!(text.contains("layer0.weight") && text.contains("no gradient"));
-                    assert_eq!(optimizer.state_digest()?, untouched);
+                    assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, untouched);
                     if place != GradientPlace::Caller {
                         // What is there stays, so that the rest can still come.
                         hand_over(&mut optimizer, &shard, |param| param.0 == 0, 4, true)?;
-                        optimizer.step_gradients(&mut params, options)?;
+                        optimizer.step(&Gradients::handed_over(), &mut params, options)?;
                     }
                     return Ok((String::new(), 0));
                 }
@@ -295,7 +305,7 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                 // The first parameter lies on the first rank alone.
                 let count = optimizer.update_count(ParamIndex(0));
                 let is_here = optimizer.partition().flat().start == 0;
-                Ok((optimizer.state_digest()?, if is_here { count } else { 0 }))
+                Ok((optimizer.state_digest(NO_PARAMETERS)?, if is_here { count } else { 0 }))
             }));
             assert_eq!(results[0].1, u64::from(missing == MissingGradient::Zero), "{place:?}");
             digests.push(results[0].0.clone());
@@ -324,7 +334,7 @@ fn a_zero_gradient_is_what_a_missing_one_is_taken_for() {
                 gradients.swap_out(ParamIndex(1), 0, &shard[200_000..]);
                 optimizer.step(&gradients, &mut params, StepOptions::default())?;
             }
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }))
     };
     let zero = digest(MissingGradient::Zero, false);
@@ -339,22 +349,22 @@ fn what_is_wrong_is_named_and_changes_nothing() {
     // Rank 0 has parameters 0 and 1, and a part of 2.
     let wrongs: [(&str, Wrong); 6] = [
         ("unknown parameter", |it, shard| {
-            it.swap_out_gradients(ParamIndex(7), 0, &shard[..1], true)
+            it.gradient_sink().add(ParamIndex(7), 0, &shard[..1], MicroBatch::Last)
         }),
         ("beyond its parameter's end", |it, shard| {
-            it.swap_out_gradients(ParamIndex(1), 1, &shard[..1], true)
+            it.gradient_sink().add(ParamIndex(1), 1, &shard[..1], MicroBatch::Last)
         }),
         ("beyond its parameter's end", |it, shard| {
-            it.swap_out_gradients(ParamIndex(0), u64::MAX, &shard[..1], true)
+            it.gradient_sink().add(ParamIndex(0), u64::MAX, &shard[..1], MicroBatch::Last)
         }),
         ("outside of this rank's shard", |it, shard| {
-            it.swap_out_gradients(ParamIndex(3), 0, &shard[..1], true)
+            it.gradient_sink().add(ParamIndex(3), 0, &shard[..1], MicroBatch::Last)
         }),
         ("twice in one micro-batch", |it, shard| {
-            it.swap_out_gradients(ParamIndex(0), 99, &shard[..2], true)
+            it.gradient_sink().add(ParamIndex(0), 99, &shard[..2], MicroBatch::Last)
         }),
         ("only some pieces of a micro-batch", |it, shard| {
-            it.swap_out_gradients(ParamIndex(0), 200, &shard[..2], false)
+            it.gradient_sink().add(ParamIndex(0), 200, &shard[..2], MicroBatch::More)
         }),
     ];
     for place in PLACES {
@@ -365,7 +375,7 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             let mut optimizer = start(&plain, &SIZES, comm)?;
             let mut params = params_of(&optimizer);
             step_borrowed(&mut optimizer, 1, &mut params)?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         let seen = all(on_ranks(2, |comm| {
             let is_first = comm.rank().0 == 0;
@@ -373,7 +383,7 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             let mut params = params_of(&optimizer);
             let shard = micro_batch(&optimizer, 1, 0);
             if is_first {
-                optimizer.swap_out_gradients(ParamIndex(0), 0, &shard[..100], true)?;
+                optimizer.gradient_sink().add(ParamIndex(0), 0, &shard[..100], MicroBatch::Last)?;
             }
             for (index, (words, wrong)) in wrongs.iter().enumerate() {
                 if is_first {
@@ -383,7 +393,9 @@ fn what_is_wrong_is_named_and_changes_nothing() {
                 }
                 let told = match index % 2 {
                     0 => optimizer.flush_gradients().unwrap_err(),
-                    _ => optimizer.step_gradients(&mut params, StepOptions::default()).unwrap_err(),
+                    _ => optimizer
+                        .step(&Gradients::handed_over(), &mut params, StepOptions::default())
+                        .unwrap_err(),
                 };
                 let text = told.to_string();
                 assert!(told.is_agreed() && told.exit_code() == 64, "{text}");
@@ -393,13 +405,19 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             let told = optimizer.flush_gradients().unwrap_err().to_string();
             assert!(told.contains("only partly there") && told.contains("layer0.weight"), "{told}");
             if is_first {
-                optimizer.swap_out_gradients(ParamIndex(0), 100, &shard[100..5000], true)?;
-                let late = optimizer.swap_out_gradients(ParamIndex(0), 0, &shard[..1], true);
+                optimizer.gradient_sink().add(
+                    ParamIndex(0),
+                    100,
+                    &shard[100..5000],
+                    MicroBatch::Last,
+                )?;
+                let late =
+                    optimizer.gradient_sink().add(ParamIndex(0), 0, &shard[..1], MicroBatch::Last);
                 assert!(late.unwrap_err().to_string().contains("after the last one"));
                 let pieces = optimizer.partition().pieces().to_vec();
                 for piece in pieces.iter().filter(|piece| piece.param.0 > 0) {
                     let (offset, shard) = (piece.param_offset, &shard[piece.in_shard()]);
-                    optimizer.swap_out_gradients(piece.param, offset, shard, false)?;
+                    optimizer.gradient_sink().add(piece.param, offset, shard, MicroBatch::More)?;
                 }
                 assert!(optimizer.flush_gradients().is_err(), "the late piece");
                 let told = optimizer.flush_gradients().unwrap_err().to_string();
@@ -407,15 +425,20 @@ fn what_is_wrong_is_named_and_changes_nothing() {
                 // A micro-batch of zeros more, and that was the last one.
                 for piece in pieces.iter().filter(|piece| piece.param.0 > 0) {
                     let zeros = vec![0.0f32; piece.elems as usize];
-                    optimizer.swap_out_gradients(piece.param, piece.param_offset, &zeros, true)?;
+                    optimizer.gradient_sink().add(
+                        piece.param,
+                        piece.param_offset,
+                        &zeros,
+                        MicroBatch::Last,
+                    )?;
                 }
             } else {
                 assert!(optimizer.flush_gradients().is_err());
                 assert!(optimizer.flush_gradients().is_err());
                 hand_over(&mut optimizer, &shard, |_| true, 5, true)?;
             }
-            optimizer.step_gradients(&mut params, StepOptions::default())?;
-            optimizer.state_digest()
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         assert_eq!(seen, expected, "{place:?}");
     }
@@ -429,7 +452,7 @@ fn gradients_have_one_way_into_a_step() {
         let mut optimizer = start(&config, &SIZES, comm)?;
         let mut params = params_of(&optimizer);
         let shard = micro_batch(&optimizer, 1, 0);
-        optimizer.swap_out_gradients(ParamIndex(1), 0, &shard[..1], true)?;
+        optimizer.gradient_sink().add(ParamIndex(1), 0, &shard[..1], MicroBatch::Last)?;
         let error = step_borrowed(&mut optimizer, 1, &mut params).unwrap_err().to_string();
         assert!(error.contains("would not use"), "{error}");
         optimizer.discard_gradients();
@@ -440,9 +463,14 @@ fn gradients_have_one_way_into_a_step() {
     all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
         let mut params = params_of(&optimizer);
-        let error = optimizer.swap_out_gradients(ParamIndex(1), 0, &[0.0f32], true).unwrap_err();
+        let error = optimizer
+            .gradient_sink()
+            .add(ParamIndex(1), 0, &[0.0f32], MicroBatch::Last)
+            .unwrap_err();
         assert!(error.to_string().contains("gradients.place"), "{error}");
-        let error = optimizer.step_gradients(&mut params, StepOptions::default()).unwrap_err();
+        let error = optimizer
+            .step(&Gradients::handed_over(), &mut params, StepOptions::default())
+            .unwrap_err();
         assert!(error.to_string().contains("gradients.place"), "{error}");
         step_borrowed(&mut optimizer, 1, &mut params)?;
         Ok(())

@@ -4,19 +4,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
-#[path = "support/small_job.rs"]
-mod small_job;
 mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use optswap::config::{Config, Durability, EngineName};
-use optswap::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
-use optswap::wire::{crc32c, crc32c_joined};
+use optswap::internals::config::{Durability, EngineName};
+use optswap::internals::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
+use optswap::internals::wire::{crc32c, crc32c_joined};
+use optswap::{Change, Config, NO_PARAMETERS};
 use proptest::prelude::*;
 use proptest::sample::Index;
-use small_job::{Job, STEPS, config_for, on_ranks, undisturbed_digests};
+use support::world::{Job, STEPS, all, job_config_for, on_ranks, undisturbed_digests};
 use support::{Drives, one_at_a_time};
 
 /// What the frame of records and layouts begins with: magic, version, checksum, length.
@@ -29,10 +28,8 @@ fn kept_job(ranks: usize, drives: usize) -> &'static Files {
     static JOBS: LazyLock<[Files; 4]> = LazyLock::new(|| {
         [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(ranks, drives)| {
             let drives = Drives::new(drives);
-            let config = config_for(&drives, Durability::Step, EngineName::Auto);
-            on_ranks(ranks, "making a job", move |comm| {
-                Job::start(&config, comm).unwrap().finish().unwrap()
-            });
+            let config = job_config_for(&drives, Durability::Step, EngineName::Auto);
+            all(on_ranks(ranks, |comm| Job::start(&config, comm)?.finish()));
             let files = files_below(drives.path()).into_iter().map(|path| {
                 let name = path.strip_prefix(drives.path()).unwrap().to_owned();
                 (name, std::fs::read(path).unwrap())
@@ -193,16 +190,16 @@ proptest! {
 /// bits there and at its end; or why it does not.
 fn go_on(ranks: usize, drives: &Drives) -> Result<Option<u64>, String> {
     static EXPECTED: LazyLock<Vec<String>> = LazyLock::new(|| undisturbed_digests(1));
-    let config = config_for(drives, Durability::Step, EngineName::Auto);
-    let results = on_ranks(ranks, "going on", move |comm| {
+    let config = job_config_for(drives, Durability::Step, EngineName::Auto);
+    let results = on_ranks(ranks, |comm| {
         let mut job = Job::start(&config, comm)?;
         let resumed = job.optimizer.resumed().map(|resumed| resumed.attempt);
-        let digest = job.optimizer.state_digest()?;
+        let digest = job.optimizer.state_digest(NO_PARAMETERS)?;
         Ok((resumed, digest, job.finish()?))
     });
     let mut from = Vec::new();
     for result in results {
-        let (resumed, digest, last) = result.map_err(|error: optswap::error::Error| {
+        let (resumed, digest, last) = result.map_err(|error| {
             assert!(error.is_agreed(), "{error}");
             assert!([64, 69, 73, 74].contains(&error.exit_code()), "{error}");
             error.to_string()

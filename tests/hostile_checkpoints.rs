@@ -8,8 +8,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use optswap::checkpoint::{CheckpointReader, Checkpoints, export_safetensors, import_safetensors};
-use optswap::config::Config;
+use optswap::internals::checkpoint::{CheckpointReader, export_safetensors, import_safetensors};
+use optswap::{Change, Checkpoints, Config};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{config_for, on_ranks, start, step_until};
@@ -19,7 +19,7 @@ const SIZES: [usize; 2] = [5000, 3000];
 /// A checkpoint of two ranks, and its export.
 fn saved(drives: &Drives) -> (PathBuf, PathBuf) {
     let config = Config {
-        checkpoint: optswap::config::CheckpointConfig {
+        checkpoint: optswap::internals::config::CheckpointConfig {
             dir: Some(drives.path().join("checkpoints")),
             ..Default::default()
         },

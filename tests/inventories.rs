@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::checkpoint::{
-    Checkpoints, Manifest, contents_of, export_safetensors, verify_checkpoint,
+use optswap::internals::checkpoint::{
+    Manifest, contents_of, export_safetensors, verify_checkpoint,
 };
-use optswap::config::{Config, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{Gradients, Sharding, StepOptions, SwappedOptimizer, Verifier};
+use optswap::internals::config::GradientPlace;
+use optswap::{
+    Checkpoints, Communicator, Config, CreateOptions, Gradients, Inventory, NO_PARAMETERS,
+    Parameter, Result, Sharding, StepOptions, SwappedOptimizer, Verifier,
+};
 use support::Drives;
 use support::shards::{State, fill_masters, gradients, joined, slices, start, state, step};
 use support::world::{all, config_for, durable_config_for, on_ranks};
@@ -113,7 +113,7 @@ fn a_copy_counts_once_and_all_copies_are_updated_alike() {
             for _ in 0..3 {
                 norms.push(step(&mut optimizer, seed, Some(&mut verifier))?.grad_norm);
             }
-            let digest = optimizer.element_digest()?;
+            let digest = optimizer.element_digest(NO_PARAMETERS)?;
             let mut state = state(&mut optimizer)?;
             let of_norm = state.extract_if(.., |(name, _), _| name == NORM).collect::<State>();
             optimizer.close();
@@ -141,7 +141,7 @@ fn an_overflow_in_a_copy_that_does_not_count_skips_all_ranks() {
     let config = config_for(&drives);
     let outcomes = all(on_ranks(4, |comm| {
         let mut optimizer = begin(&config, &comm, true)?;
-        let before = optimizer.element_digest()?;
+        let before = optimizer.element_digest(NO_PARAMETERS)?;
         let mut shard = gradients(&optimizer, 1, 7);
         let of_norm = optimizer.partition().pieces().iter();
         let of_norm =
@@ -151,11 +151,11 @@ fn an_overflow_in_a_copy_that_does_not_count_skips_all_ranks() {
             shard[at.unwrap()] = f32::NAN;
         }
         let mut params = vec![bf16::ZERO; shard.len()];
-        let pieces = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let pieces = Gradients::Shard(&shard);
         let outcome = optimizer.step(&pieces, &mut params, StepOptions::default())?;
-        assert_eq!(optimizer.element_digest()?, before);
+        assert_eq!(optimizer.element_digest(NO_PARAMETERS)?, before);
         optimizer.close();
-        Ok((outcome.skipped, outcome.grad_norm))
+        Ok((outcome.is_skipped(), outcome.grad_norm))
     }));
     assert!(outcomes.iter().all(|outcome| *outcome == (true, f64::INFINITY)), "{outcomes:?}");
 }
@@ -168,7 +168,7 @@ fn commits_of_all_inventories_come_back_together() {
         let mut optimizer = begin(&config, &comm, true)?;
         go_on(&mut optimizer)?;
         go_on(&mut optimizer)?;
-        Ok((optimizer.epoch(), optimizer.state_digest()?))
+        Ok((optimizer.epoch(), optimizer.state_digest(NO_PARAMETERS)?))
     }));
     assert!(reached.iter().all(|it| *it == reached[0]));
     // The first half is where the second was.
@@ -192,7 +192,7 @@ fn commits_of_all_inventories_come_back_together() {
     let back = all(on_ranks(4, |comm| {
         let mut optimizer = begin(&config, &comm, true)?;
         assert_eq!(optimizer.resumed().unwrap().attempt, 2);
-        let digest = optimizer.state_digest()?;
+        let digest = optimizer.state_digest(NO_PARAMETERS)?;
         go_on(&mut optimizer)?;
         optimizer.close();
         Ok(digest)
@@ -215,7 +215,7 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
         let found = checkpoints.newest_whole(&half(number(&*comm)), optimizer.group())?;
         assert_eq!(found, Some((1, saved.directory.clone())));
         go_on(&mut optimizer)?;
-        let digest = optimizer.element_digest()?;
+        let digest = optimizer.element_digest(NO_PARAMETERS)?;
         optimizer.close();
         Ok((saved.directory, digest))
     }));
@@ -229,7 +229,7 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
             let checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap();
             checkpoints.load(&mut optimizer, &directory)?;
             go_on(&mut optimizer)?;
-            let digest = optimizer.element_digest()?;
+            let digest = optimizer.element_digest(NO_PARAMETERS)?;
             optimizer.close();
             Ok(digest)
         }))
@@ -265,7 +265,13 @@ fn refused(
         let rank = comm.rank().0;
         let sharding =
             if shares(rank) { Sharding::default().among(shared) } else { Sharding::default() };
-        SwappedOptimizer::create_sharded(&config, inventory(rank), comm, &sharding).map(drop)
+        SwappedOptimizer::create(
+            &config,
+            inventory(rank),
+            comm,
+            CreateOptions::sharded(sharding.clone()),
+        )
+        .map(drop)
     });
     assert!(drives.are_empty());
     let errors: Vec<_> = results.into_iter().map(|result| result.unwrap_err()).collect();

@@ -8,11 +8,11 @@ mod support;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::checkpoint::Checkpoints;
-use optswap::config::{Config, LossScaleConfig, LossScaleMode};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::step::{Gradients, StepOptions, StepOutcome, SwappedOptimizer};
+use optswap::internals::config::{LossScaleConfig, LossScaleMode};
+use optswap::{
+    Checkpoints, Communicator, Config, Gradients, NO_PARAMETERS, Result, StepOptions, StepOutcome,
+    SwappedOptimizer,
+};
 use support::Drives;
 use support::world::{
     all, config_for, durable_config_for, on_ranks, shard_gradients, start, step_until,
@@ -40,7 +40,7 @@ fn scaled_step(optimizer: &mut SwappedOptimizer, overflows: bool) -> Result<Step
         shard[7] = f32::NAN;
     }
     let mut params = vec![bf16::ZERO; shard.len()];
-    let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+    let gradients = Gradients::Shard(&shard);
     optimizer.step(&gradients, &mut params, StepOptions::default())
 }
 
@@ -64,7 +64,7 @@ fn a_scaled_loss_gives_the_same_steps() {
                     // A power of two changes no bit of the mantissa.
                     scaled_step(&mut optimizer, false)?;
                 }
-                optimizer.state_digest()
+                optimizer.state_digest(NO_PARAMETERS)
             }))
         })
         .collect();
@@ -97,11 +97,11 @@ fn what_the_caller_scales_by_comes_on_top() {
             let mut shard = shard_gradients(&optimizer, 1);
             shard.iter_mut().for_each(|gradient| *gradient *= scale * by);
             let mut params = vec![bf16::ZERO; shard.len()];
-            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            let gradients = Gradients::Shard(&shard);
             let options = StepOptions { loss_scale: by, ..StepOptions::default() };
             let outcome = optimizer.step(&gradients, &mut params, options)?;
             assert_eq!(optimizer.loss_scale(), scale * by);
-            Ok((optimizer.state_digest()?, outcome.grad_norm))
+            Ok((optimizer.state_digest(NO_PARAMETERS)?, outcome.grad_norm))
         }))
     };
     // As a mean over 8 micro-batches.

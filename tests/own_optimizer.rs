@@ -12,16 +12,15 @@ use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{CHUNK_BYTES, micro_batch};
-use optswap::checkpoint::Checkpoints;
-use optswap::config::{AccumulateIn, Config, EngineName, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::{ErrorKind, Result};
-use optswap::optim::reference::Reference;
-use optswap::state::{Codec, Rounding};
-use optswap::step::{
-    Gradients, ReferenceUpdate, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
+use optswap::internals::config::{AccumulateIn, EngineName, GradientPlace};
+use optswap::internals::optim::reference::Reference;
+use optswap::internals::state::Rounding;
+use optswap::internals::step::ReferenceUpdate;
+use optswap::{
+    Bytes, Checkpoints, Codec, Communicator, Config, CreateOptions, ErrorKind, Gradients,
+    NO_PARAMETERS, NoParameters, ParamIndex, Result, StepOptions, StepOutcome, SwappedOptimizer,
+    Verifier,
 };
-use optswap::units::{Bytes, ParamIndex};
 use support::Drives;
 use support::by_hand::{Rule, adamw, rmsprop, rmsprop_config, sizes, small_config, update_all};
 use support::world::{all, inventory, masters, on_ranks, shard_gradients};
@@ -51,7 +50,7 @@ fn back_propagate(optimizer: &mut SwappedOptimizer, step: u64) -> Result<()> {
             let parts = shard[piece.in_shard()].chunks(PIECE).enumerate();
             for (number, part) in parts.collect::<Vec<_>>().into_iter().rev() {
                 let offset = piece.param_offset + (number * PIECE) as u64;
-                optimizer.swap_out_gradients(piece.param, offset, part, batch == 1)?;
+                optimizer.gradient_sink().add(piece.param, offset, part, batch == 1)?;
             }
         }
     }
@@ -119,7 +118,7 @@ fn step(
     };
     verifier
         .step_with(optimizer, &outcome, |twin, its| update_twin(rule, twin, its, &outcome, &shard));
-    verifier.check_with(optimizer, params)?;
+    verifier.check(optimizer, params)?;
     let mut emitted = params.to_vec();
     optimizer.emit_parameters(&mut emitted)?;
     assert_eq!(params, emitted, "the parameters are the rounded masters");
@@ -129,9 +128,10 @@ fn step(
 /// A warm first step, gradients out, swap in with the next one prefetched, update, swap out.
 fn train_as_stage_3_does(config: &Config, comm: Arc<dyn Communicator>) -> Result<String> {
     let sizes = sizes(comm.size());
-    let mut optimizer = SwappedOptimizer::create(config, inventory(&sizes), comm)?;
+    let mut optimizer =
+        SwappedOptimizer::create(config, inventory(&sizes), comm, CreateOptions::default())?;
     let fill = masters(optimizer.partition().flat().start);
-    optimizer.initialize_parameters(&fill)?;
+    optimizer.initialize_parameters(&mut NoParameters, &fill)?;
     let kept = optimizer.plan().gradients().resident_chunks();
     let is_auto = config.gradients.place == GradientPlace::Auto;
     assert!(!is_auto || (1..16).contains(&kept), "a part in memory: {kept}");
@@ -140,11 +140,11 @@ fn train_as_stage_3_does(config: &Config, comm: Arc<dyn Communicator>) -> Result
     optimizer.emit_parameters(&mut params)?;
     for number in 1..=5 {
         // A learning-rate schedule, per group.
-        optimizer.groups_mut()[1].lr = 0.01 / number as f64;
+        optimizer.param_groups_mut()[1].lr = 0.01 / number as f64;
         let chunks = step(&mut optimizer, &mut verifier, adamw, &mut params)?;
         assert_eq!(chunks, [2; 8], "eight sub-groups of two chunks");
     }
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -230,7 +230,7 @@ fn modes_act_on_steps_too_and_change_no_bit() {
         digests.extend(all(on_ranks(2, |comm| {
             let mut optimizer = support::world::start(&config, &sizes(2), comm)?;
             support::world::step_until(&mut optimizer, 4)?;
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         })));
     }
     digests.dedup();
@@ -254,10 +254,15 @@ fn state_in_every_codec_is_rounded_as_a_step_rounds_it() {
                 (config.codecs.rounding, config.codecs.seed) = (rounding, 7);
                 all(on_ranks(2, |comm| {
                     let sizes = sizes(1);
-                    let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes), comm)?;
+                    let mut optimizer = SwappedOptimizer::create(
+                        &config,
+                        inventory(&sizes),
+                        comm,
+                        CreateOptions::default(),
+                    )?;
                     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                     let fill = masters(optimizer.partition().flat().start);
-                    optimizer.initialize_parameters_into(&mut params, &fill)?;
+                    optimizer.initialize_parameters(&mut params, &fill)?;
                     for number in 1..=3 {
                         let shard = shard_gradients(&optimizer, number);
                         let gradients = some_gradients(&optimizer, &shard, number);
@@ -270,7 +275,7 @@ fn state_in_every_codec_is_rounded_as_a_step_rounds_it() {
                             optimizer.step(&gradients, &mut params, options)?;
                         }
                     }
-                    Ok((optimizer.state_digest_with(&params)?, params))
+                    Ok((optimizer.state_digest(&params)?, params))
                 }))
             };
             assert!(run(true) == run(false), "{master:?} {moments:?} {rounding:?} {is_durable}");
@@ -286,7 +291,7 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let twins = all(on_ranks(2, |comm| {
         let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
         let fill = masters(optimizer.partition().flat().start);
-        optimizer.initialize_parameters(&fill)?;
+        optimizer.initialize_parameters(&mut NoParameters, &fill)?;
         let mut verifier = Verifier::new(&optimizer, &fill)?;
         verifier.check(&mut optimizer)?;
         let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
@@ -347,7 +352,7 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
         let options = StepOptions::default();
         update_all(optimizer.begin_update(&gradients, &mut params, options)?, rmsprop)?;
         let saved = Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"")?;
-        let digest = optimizer.state_digest()?;
+        let digest = optimizer.state_digest(NO_PARAMETERS)?;
         optimizer.close();
         Ok((saved.directory, digest))
     }));
@@ -356,7 +361,7 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
         let made = SwappedOptimizer::create(config, inventory(&sizes(1)), Arc::clone(&comm));
         let mut optimizer = made?;
         Checkpoints::open(config, comm).unwrap().load(&mut optimizer, directory)?;
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     };
     let loaded = all(on_ranks(3, |comm| load(&config, comm)));
     assert!(loaded.iter().all(|loaded| loaded == digest));
@@ -390,7 +395,7 @@ fn purged_state_begins_anew_and_masters_stay() {
         all(on_ranks(2, |comm| {
             let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
             let fill = masters(optimizer.partition().flat().start);
-            optimizer.initialize_parameters(&fill)?;
+            optimizer.initialize_parameters(&mut NoParameters, &fill)?;
             let mut verifier = Verifier::new(&optimizer, &fill)?;
             let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
             optimizer.emit_parameters(&mut params)?;
@@ -400,8 +405,8 @@ fn purged_state_begins_anew_and_masters_stay() {
                 before[view.run.in_shard()].copy_from_slice(view.master);
                 Ok(())
             })?;
-            optimizer.purge_state()?;
-            let from_here = |run: &optswap::partition::Run, masters: &mut [f32]| {
+            optimizer.purge_state(&mut NoParameters)?;
+            let from_here = |run: &optswap::internals::partition::Run, masters: &mut [f32]| {
                 masters.copy_from_slice(&before[run.in_shard()]);
                 Ok(())
             };
@@ -422,7 +427,7 @@ fn without_write_overlap_a_sub_group_is_on_the_drives_when_it_is_swapped_out() {
     all(on_ranks(1, |comm| {
         let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
         let shard = shard_gradients(&optimizer, 1);
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let mut params = vec![0.0f32; shard.len()];
         let mut groups = optimizer.begin_update(&gradients, &mut params, StepOptions::default())?;
         let mut offset = 0;

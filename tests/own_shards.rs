@@ -9,17 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::checkpoint::{
-    Checkpoints, contents_of, export_safetensors, scrub, verify_checkpoint, verify_drives,
+use optswap::internals::checkpoint::{
+    contents_of, export_safetensors, scrub, verify_checkpoint, verify_drives,
 };
-use optswap::config::{Config, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::job::{Origin, Training};
-use optswap::partition::Piece;
-use optswap::state::{Codec, Inventory, Parameter, Rounding};
-use optswap::step::{Gradients, Sharding, StepOptions, SwappedOptimizer, Verifier};
-use optswap::units::{Elems, ParamIndex};
+use optswap::internals::config::GradientPlace;
+use optswap::internals::state::Rounding;
+use optswap::{
+    Checkpoints, Codec, Communicator, Config, CreateOptions, Elems, Error, Gradients, Inventory,
+    NO_PARAMETERS, Origin, ParamIndex, Parameter, Piece, Result, Sharding, StepOptions,
+    SwappedOptimizer, Training, Verifier,
+};
 use support::Drives;
 use support::shards::{fill_masters, gradients, joined, slices, start, state, step};
 use support::world::{all, config_for, durable_config_for, inventory, on_ranks};
@@ -55,7 +54,7 @@ fn a_slice_of_every_parameter_gives_the_state_of_the_default_cut() {
                     let outcome = step(&mut optimizer, SEED, Some(&mut verifier))?;
                     norms.push(outcome.grad_norm);
                 }
-                let digest = optimizer.element_digest()?;
+                let digest = optimizer.element_digest(NO_PARAMETERS)?;
                 let state = state(&mut optimizer)?;
                 optimizer.close();
                 Ok((norms, digest, state))
@@ -98,7 +97,7 @@ fn copies_of_whole_shards_count_once() {
             let mut verifier = Verifier::new(&optimizer, fill_masters(SEED, replicated))?;
             step(&mut optimizer, SEED, Some(&mut verifier))?;
             let norm = step(&mut optimizer, SEED, Some(&mut verifier))?.grad_norm;
-            let result = (norm.to_bits(), optimizer.state_digest()?);
+            let result = (norm.to_bits(), optimizer.state_digest(NO_PARAMETERS)?);
             let state = state(&mut optimizer)?;
             optimizer.close();
             Ok((result, state))
@@ -143,10 +142,11 @@ fn gradients_follow_the_pieces() {
         for is_last in [false, true] {
             for (offset, len) in [(50, 50), (10, 40), (0, 10)] {
                 let ones = &ones[..len];
-                optimizer.swap_out_gradients(ParamIndex(0), offset, ones, is_last)?;
+                optimizer.gradient_sink().add(ParamIndex(0), offset, ones, is_last)?;
             }
         }
-        let outcome = optimizer.step_gradients(&mut params, StepOptions::default())?;
+        let outcome =
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
         assert_eq!(outcome.grad_norm, 20.0);
         assert_eq!([0, 1].map(|param| optimizer.update_count(ParamIndex(param))), [2, 0]);
         Ok(())
@@ -184,7 +184,7 @@ fn go_on(config: &Config, directory: &Path, ranks: usize, is_own: bool) -> Strin
         for _ in 0..2 {
             step(&mut optimizer, SEED, None)?;
         }
-        let digest = optimizer.element_digest()?;
+        let digest = optimizer.element_digest(NO_PARAMETERS)?;
         optimizer.close();
         Ok(digest)
     }));
@@ -238,7 +238,7 @@ fn commits_come_back_with_the_same_pieces_and_no_others() {
         let mut optimizer = start(&config, inventory, &comm, &sharding, SEED)?;
         step(&mut optimizer, SEED, None)?;
         step(&mut optimizer, SEED, None)?;
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     let other = |sharding: fn(&Inventory, &dyn Communicator) -> Sharding| -> Error {
         let results = on_ranks(3, |comm| {
@@ -269,7 +269,7 @@ fn commits_come_back_with_the_same_pieces_and_no_others() {
         let mut optimizer = start(&config, inventory, &comm, &sharding, SEED)?;
         assert_eq!(optimizer.resumed().unwrap().attempt, 2);
         assert_eq!(optimizer.resumed().unwrap().user_blob, b"where I was");
-        let digest = optimizer.state_digest()?;
+        let digest = optimizer.state_digest(NO_PARAMETERS)?;
         step(&mut optimizer, SEED, None)?;
         optimizer.close();
         Ok(digest)
@@ -298,7 +298,7 @@ fn a_checkpoint_repairs_and_replaces_shards_of_other_pieces() {
                 fill_masters(SEED, inventory),
             )?;
             let shard = gradients(training.optimizer(), origin.attempt() + 1, SEED);
-            let pieces = Gradients::of_shard(training.optimizer().partition(), &shard)?;
+            let pieces = Gradients::Shard(&shard);
             training.step(&pieces, &mut params, StepOptions::default())?;
             let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
             let saved = checkpoints.save(training.optimizer_mut(), None, b"")?;
@@ -327,7 +327,8 @@ fn refused(ranks: usize, sharding: impl Fn(usize) -> (Inventory, Sharding) + Syn
     let config = config_for(&drives);
     let results: Vec<Result<()>> = on_ranks(ranks, |comm| {
         let (inventory, sharding) = sharding(comm.rank().index());
-        SwappedOptimizer::create_sharded(&config, inventory, comm, &sharding).map(drop)
+        SwappedOptimizer::create(&config, inventory, comm, CreateOptions::sharded(sharding.clone()))
+            .map(drop)
     });
     assert!(drives.are_empty());
     let errors: Vec<Error> = results.into_iter().map(|result| result.unwrap_err()).collect();

@@ -5,7 +5,7 @@
 
 mod support;
 
-use optswap::storage::DriveProfile;
+use optswap::internals::storage::DriveProfile;
 use serde_json::Value;
 use support::{Drives, Run, alone, optswap};
 

@@ -8,7 +8,7 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use optswap::storage::DriveProfile;
+use optswap::internals::storage::DriveProfile;
 use serde_json::Value;
 use support::{Drives, Run, alone, one_at_a_time, optswap, ranks, signal};
 

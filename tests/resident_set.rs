@@ -5,8 +5,8 @@
 mod support;
 
 use half::bf16;
-use optswap::config::CacheSize;
-use optswap::units::Bytes;
+use optswap::Bytes;
+use optswap::internals::config::CacheSize;
 use support::Drives;
 use support::world::{all, config_for, on_ranks, start, step_into};
 

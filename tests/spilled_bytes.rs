@@ -9,9 +9,8 @@ mod support;
 
 use half::bf16;
 use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, config_for, micro_batch, step_handed_over};
-use optswap::config::{AccumulateIn, Config, GradientPlace};
-use optswap::step::{StepOptions, SwappedOptimizer};
-use optswap::units::{Bytes, Elems, ParamIndex};
+use optswap::internals::config::{AccumulateIn, GradientPlace};
+use optswap::{Bytes, Config, Elems, MicroBatch, ParamIndex, StepOptions, SwappedOptimizer};
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
 
@@ -83,9 +82,14 @@ fn only_the_bytes_of_gradients_come_on_top() {
                 }
                 for (index, piece) in pieces {
                     let offset = (len * index) as u64;
-                    optimizer.swap_out_gradients(ParamIndex(0), offset, piece, true)?;
+                    optimizer.gradient_sink().add(
+                        ParamIndex(0),
+                        offset,
+                        piece,
+                        MicroBatch::Last,
+                    )?;
                 }
-                optimizer.step_gradients(&mut params, StepOptions::default())?;
+                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             }
             optimizer.flush()?;
             let record = optimizer.gather_records()?.swap_remove(0);
@@ -123,17 +127,17 @@ fn resident_memory_stays_within_the_budget() {
         let mut optimizer = start(&config, &[ELEMS], comm)?;
         assert!(optimizer.plan().memory_bytes() <= BUDGET, "{}", optimizer.plan());
         let before = resident_bytes();
-        let mut step = || -> optswap::error::Result<()> {
+        let mut step = || -> optswap::internals::error::Result<()> {
             for batch in 0..2 {
                 let mut at = ELEMS;
                 while at > 0 {
                     let len = piece.len().min(at);
                     at -= len;
                     let (piece, is_last) = (&piece[..len], batch == 1);
-                    optimizer.swap_out_gradients(ParamIndex(0), at as u64, piece, is_last)?;
+                    optimizer.gradient_sink().add(ParamIndex(0), at as u64, piece, is_last)?;
                 }
             }
-            optimizer.step_gradients(&mut params, StepOptions::default())?;
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             Ok(())
         };
         step()?;

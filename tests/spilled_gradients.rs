@@ -14,11 +14,10 @@ use handed_over::{
     CHUNK_BYTES, GRADIENT_BYTES, config_for, hand_over, micro_batch, step_borrowed,
     step_handed_over,
 };
-use optswap::config::{Config, Durability, EngineName, FaultConfig, FaultKind, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::step::{StepOptions, SwappedOptimizer};
-use optswap::units::{Bytes, Elems};
+use optswap::internals::config::{Durability, EngineName, FaultConfig, FaultKind, GradientPlace};
+use optswap::{
+    Bytes, Communicator, Config, Elems, Error, NO_PARAMETERS, Result, StepOptions, SwappedOptimizer,
+};
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
 
@@ -43,7 +42,7 @@ fn digest_of(
             _ => step_handed_over(&mut optimizer, batches, &mut params)?,
         };
     }
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -137,7 +136,9 @@ fn disturbed(config: &Config, comm: Arc<dyn Communicator>) -> Result<(Seen, Vec<
             note(error, true);
             continue;
         }
-        if let Err(error) = optimizer.step_gradients(&mut params, StepOptions::default()) {
+        if let Err(error) =
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())
+        {
             note(error, false);
             match optimizer.recover(&mut params) {
                 Ok(_) => continue,
@@ -145,12 +146,12 @@ fn disturbed(config: &Config, comm: Arc<dyn Communicator>) -> Result<(Seen, Vec<
             }
         }
     }
-    let digest = match optimizer.state_digest() {
+    let digest = match optimizer.state_digest(NO_PARAMETERS) {
         Ok(digest) => digest,
         Err(error) => {
             note(error, false);
             match optimizer.recover(&mut params) {
-                Ok(_) => optimizer.state_digest()?,
+                Ok(_) => optimizer.state_digest(NO_PARAMETERS)?,
                 Err(_) => return Ok((Seen::StateLost, errors)),
             }
         }
@@ -244,7 +245,7 @@ fn a_step_whose_spills_failed_can_be_taken_again() {
             while optimizer.attempts() < STEPS {
                 step_handed_over(&mut optimizer, 2, &mut params)?;
             }
-            optimizer.state_digest()
+            optimizer.state_digest(NO_PARAMETERS)
         }));
         assert_eq!(seen, expected, "{engine:?}");
     }
@@ -350,7 +351,7 @@ fn a_restart_drops_what_was_spilled() {
                 hand_over(&mut optimizer, &shard, |_| true, 77, false)?;
                 hand_over(&mut optimizer, &shard, |param| param.0 == 0, 78, true)?;
             }
-            if turn == 3 { Ok(Some(optimizer.state_digest()?)) } else { Ok(None) }
+            if turn == 3 { Ok(Some(optimizer.state_digest(NO_PARAMETERS)?)) } else { Ok(None) }
         }));
         if turn == 3 {
             let digests: Vec<String> = digests.into_iter().flatten().collect();
@@ -386,15 +387,15 @@ fn looking_at_the_state_during_backward_disturbs_nothing() {
             for batch in 0..2 {
                 let shard = micro_batch(&optimizer, step, batch);
                 hand_over(&mut optimizer, &shard, |param| param.0 == 0, step, batch == 1)?;
-                optimizer.state_digest()?;
+                optimizer.state_digest(NO_PARAMETERS)?;
                 hand_over(&mut optimizer, &shard, |param| param.0 == 1, step, batch == 1)?;
                 optimizer.write_back()?;
             }
             optimizer.flush_gradients()?;
             optimizer.emit_parameters(&mut params)?;
-            optimizer.step_gradients(&mut params, StepOptions::default())?;
+            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
         }
-        optimizer.state_digest()
+        optimizer.state_digest(NO_PARAMETERS)
     }));
     assert_eq!(seen, expected);
 }

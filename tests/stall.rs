@@ -141,48 +141,54 @@ fn a_rank_that_makes_progress_is_waited_for_beyond_peer_timeout() {
     expect_patience(2, drives.path(), run, &[" 0/2] warn: waiting for 0.3 s in MPI_I", &late]);
 }
 
-/// Two hosts; ranks 0 and 2 run on the first, 1 and 3 on the second.
-fn two_hosts(size: &str) -> Option<Cluster> {
-    Cluster::up(&["--nodes", "2", "--drives", "1", "--size", size])
-}
+mod needs_slurm {
+    use super::*;
 
-#[test]
-fn progress_on_another_host_counts_as_well() {
-    let _turn = one_at_a_time();
-    let Some(cluster) = two_hosts("2GiB") else { return };
-    let run = |arguments: &[&str]| cluster.run(4, 2, &optswap(), arguments);
-    let words = ["[node1 0/4] warn: ", "rank 3 on node2, ", "making progress"];
-    expect_patience(4, &cluster.path(""), run, &words);
-}
+    /// Two hosts; ranks 0 and 2 run on the first, 1 and 3 on the second.
+    fn two_hosts(size: &str) -> Cluster {
+        Cluster::up(&["--nodes", "2", "--drives", "1", "--size", size])
+    }
 
-#[test]
-fn ranks_on_other_hosts_are_named_too() {
-    let _turn = one_at_a_time();
-    let Some(cluster) = two_hosts("64MiB") else { return };
-    let text = TIMEOUTS.to_owned() + "[swap]\nchunk_elements = 4096\n";
-    let config = cluster.write("job.toml", &text);
-    let job = [&["--config", &config, "--steps", "100000"], &TINY[..]].concat();
-    for (stopped, expected) in [
-        (3, [["[node1 0/4] warn: waiting for ", "rank 3 on node2, "]].as_slice()),
-        (
-            0,
-            &[
-                ["[node1 2/4] warn: waiting for ", "rank 0 on node1, "],
-                ["[node2 ", "rank 0 on node1 has not answered, so it may be late; "],
-            ],
-        ),
-    ] {
-        let run = std::thread::scope(|scope| {
-            let run = scope.spawn(|| cluster.run(4, 2, &train_lm(), &job));
-            let pid = pid_of_rank(&config, stopped);
-            // Some steps later.
-            std::thread::sleep(Duration::from_secs(1));
-            signal(&pid, "-STOP");
-            run.join().unwrap()
-        });
-        assert_eq!(run.code, 69, "{}", run.stderr);
-        expected.iter().for_each(|words| {
-            expect_line(&run, words);
-        });
+    #[test]
+    #[ignore = "needs root and Slurm: launch/test"]
+    fn progress_on_another_host_counts_as_well() {
+        let _turn = one_at_a_time();
+        let cluster = two_hosts("2GiB");
+        let run = |arguments: &[&str]| cluster.run(4, 2, &optswap(), arguments);
+        let words = ["[node1 0/4] warn: ", "rank 3 on node2, ", "making progress"];
+        expect_patience(4, &cluster.path(""), run, &words);
+    }
+
+    #[test]
+    #[ignore = "needs root and Slurm: launch/test"]
+    fn ranks_on_other_hosts_are_named_too() {
+        let _turn = one_at_a_time();
+        let cluster = two_hosts("64MiB");
+        let text = TIMEOUTS.to_owned() + "[swap]\nchunk_elements = 4096\n";
+        let config = cluster.write("job.toml", &text);
+        let job = [&["--config", &config, "--steps", "100000"], &TINY[..]].concat();
+        for (stopped, expected) in [
+            (3, [["[node1 0/4] warn: waiting for ", "rank 3 on node2, "]].as_slice()),
+            (
+                0,
+                &[
+                    ["[node1 2/4] warn: waiting for ", "rank 0 on node1, "],
+                    ["[node2 ", "rank 0 on node1 has not answered, so it may be late; "],
+                ],
+            ),
+        ] {
+            let run = std::thread::scope(|scope| {
+                let run = scope.spawn(|| cluster.run(4, 2, &train_lm(), &job));
+                let pid = pid_of_rank(&config, stopped);
+                // Some steps later.
+                std::thread::sleep(Duration::from_secs(1));
+                signal(&pid, "-STOP");
+                run.join().unwrap()
+            });
+            assert_eq!(run.code, 69, "{}", run.stderr);
+            expected.iter().for_each(|words| {
+                expect_line(&run, words);
+            });
+        }
     }
 }

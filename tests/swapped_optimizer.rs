@@ -11,12 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::{Config, EngineName, FaultConfig, FaultKind, VerifyChecksums};
-use optswap::coord::Communicator;
-use optswap::error::{Error, ErrorKind, Result};
-use optswap::partition::Run;
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer, Verifier, fill_synthetic_masters};
-use optswap::units::{Bytes, Elems, ParamIndex};
+use optswap::internals::config::{EngineName, FaultConfig, FaultKind, VerifyChecksums};
+use optswap::internals::step::fill_synthetic_masters;
+use optswap::{
+    Bytes, Communicator, Config, CreateOptions, Elems, Error, ErrorKind, Gradients, NO_PARAMETERS,
+    NoParameters, ParamIndex, Result, Run, StepOptions, SwappedOptimizer, Verifier,
+};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{config_for, inventory, on_ranks, shard_gradients};
@@ -27,13 +27,14 @@ fn start(
     sizes: &[usize],
     comm: Arc<dyn Communicator>,
 ) -> Result<(SwappedOptimizer, Verifier)> {
-    let mut optimizer = SwappedOptimizer::create(config, inventory(sizes), comm)?;
+    let mut optimizer =
+        SwappedOptimizer::create(config, inventory(sizes), comm, CreateOptions::default())?;
     let flat_start = optimizer.partition().flat().start;
     let fill = |run: &Run, masters: &mut [f32]| {
         fill_synthetic_masters(3, flat_start + run.shard_offset, masters);
         Ok(())
     };
-    optimizer.initialize_parameters(fill)?;
+    optimizer.initialize_parameters(&mut NoParameters, fill)?;
     let verifier = Verifier::new(&optimizer, fill)?;
     Ok((optimizer, verifier))
 }
@@ -49,7 +50,7 @@ fn train(
     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
     for step in 1..=steps {
         let shard = shard_gradients(&optimizer, step);
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
         verifier.step(&optimizer, &outcome, &shard);
         verifier.check(&mut optimizer)?;
@@ -61,7 +62,7 @@ fn train(
         })?;
         assert_eq!(params, emitted, "the parameters are the rounded masters");
     }
-    let digest = optimizer.state_digest()?;
+    let digest = optimizer.state_digest(NO_PARAMETERS)?;
     optimizer.close();
     Ok(digest)
 }
@@ -105,23 +106,23 @@ fn a_nan_on_one_rank_skips_the_step_on_all_and_changes_nothing() {
         let results = on_ranks(3, |comm| {
             let is_bad = comm.rank().0 == 1;
             let (mut optimizer, verifier) = start(&config_for(&drives), &SIZES, comm)?;
-            let before = optimizer.state_digest()?;
+            let before = optimizer.state_digest(NO_PARAMETERS)?;
             let mut shard = shard_gradients(&optimizer, 1);
             if is_bad {
                 shard[17] = bad;
             }
             let mut params = vec![7.0f32; shard.len()];
-            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            let gradients = Gradients::Shard(&shard);
             let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
-            assert!(outcome.skipped);
-            assert_eq!(optimizer.state_digest()?, before);
+            assert!(outcome.is_skipped());
+            assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
             assert!(params.iter().all(|param| *param == 7.0));
             verifier.check(&mut optimizer)?;
             let records = optimizer.gather_records()?;
             assert!(records.iter().all(|record| record.written_bytes() == 0));
             // The next step is taken as if nothing had happened.
             let shard = shard_gradients(&optimizer, 2);
-            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            let gradients = Gradients::Shard(&shard);
             optimizer.step(&gradients, &mut params, StepOptions::default())
         });
         assert!(results.into_iter().all(|outcome| !outcome.unwrap().skipped));
@@ -174,7 +175,7 @@ fn wrong_gradients_of_one_rank_are_an_error_of_all_and_change_nothing() {
         let (mut optimizer, verifier) = start(&config_for(&drives), &SIZES, comm)?;
         let shard = shard_gradients(&optimizer, 1);
         let mut params = vec![(); shard.len()];
-        let mut gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let mut gradients = Gradients::Shard(&shard);
         if is_bad {
             gradients.swap_out(ParamIndex(2), 11_999, &shard[..2]);
         }

@@ -5,8 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
-use optswap::optim::reference::Reference;
-use optswap::state::{Hyperparameters, OptimizerKind};
+use optswap::internals::optim::reference::Reference;
+use optswap::{Hyperparameters, OptimizerKind};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@
 
 mod support;
 
-use optswap::config::Config;
+use optswap::Config;
 use support::{Drives, Run, alone, one_at_a_time, optswap, ranks};
 
 #[test]

@@ -14,12 +14,11 @@ use std::os::unix::fs::FileExt;
 
 use half::bf16;
 use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, hand_over};
-use optswap::config::{AccumulateIn, Config, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::{Error, Result};
-use optswap::step::{Gradients, StepOptions, StepOutcome, SwappedOptimizer};
-use optswap::swap::ChunkHandle;
-use optswap::units::{Bytes, Elems, ParamIndex};
+use optswap::internals::config::{AccumulateIn, GradientPlace};
+use optswap::{
+    Bytes, ChunkHandle, Communicator, Config, Elems, Error, Gradients, MicroBatch, NO_PARAMETERS,
+    ParamIndex, Result, StepOptions, StepOutcome, SwappedOptimizer,
+};
 use support::Drives;
 use support::by_hand::{adamw, update_all};
 use support::world::{all, config_for, on_ranks, shard_gradients, start};
@@ -48,28 +47,28 @@ impl Job {
 
     fn begin(&mut self) -> Result<StepOutcome> {
         let shard = shard_gradients(&self.optimizer, self.optimizer.attempts() + 1);
-        let gradients = Gradients::of_shard(self.optimizer.partition(), &shard)?;
-        self.optimizer.begin_update_by_handle(&gradients, &self.params, StepOptions::default())
+        let gradients = Gradients::Shard(&shard);
+        self.optimizer.handles().begin(&gradients, &self.params, StepOptions::default())
     }
 
     fn next(&mut self) -> Result<Option<ChunkHandle>> {
-        self.optimizer.next_chunk_handle(&self.params)
+        self.optimizer.handles().next_chunk(&self.params)
     }
 
     fn swap_out(&mut self, handle: ChunkHandle, has_changed: bool) -> Result<()> {
-        self.optimizer.swap_out_chunk(handle, &mut self.params, has_changed)
+        self.optimizer.handles().swap_out_chunk(handle, &mut self.params, has_changed)
     }
 
     /// All that is left of an update, unchanged, and its end.
     fn run_through(&mut self, from: u32) -> Result<StepOutcome> {
         for sub_group in from..self.optimizer.sub_groups() {
-            self.optimizer.swap_in_optimizer_state(sub_group)?;
+            self.optimizer.handles().swap_in_optimizer_state(sub_group)?;
             while let Some(handle) = self.next()? {
                 self.swap_out(handle, false)?;
             }
-            self.optimizer.swap_out_optimizer_state(sub_group)?;
+            self.optimizer.handles().swap_out_optimizer_state(sub_group)?;
         }
-        self.optimizer.finish_update(Ok(()))
+        self.optimizer.handles().finish(Ok(()))
     }
 }
 
@@ -84,33 +83,42 @@ fn sub_groups_come_in_order_each_once() {
     let drives = Drives::new(1);
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&small_config(&drives, 4), comm)?;
-        let before = job.optimizer.state_digest()?;
-        refused(job.optimizer.swap_in_optimizer_state(0), "no update is under way");
-        refused(job.optimizer.finish_update(Ok(())), "no update is under way");
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
+        refused(job.optimizer.handles().swap_in_optimizer_state(0), "no update is under way");
+        refused(job.optimizer.handles().finish(Ok(())), "no update is under way");
         job.begin()?;
         refused(job.next(), "no sub-group is swapped in");
-        refused(job.optimizer.swap_in_optimizer_state(1), "in order");
-        refused(job.optimizer.swap_in_optimizer_state(3), "no such sub-group");
-        refused(job.optimizer.swap_out_optimizer_state(0), "not in is swapped out");
-        job.optimizer.swap_in_optimizer_state(0)?;
-        refused(job.optimizer.swap_in_optimizer_state(0), "swapped in twice");
-        refused(job.optimizer.swap_in_optimizer_state(1), "before another is swapped out");
-        refused(job.optimizer.swap_out_optimizer_state(0), "before its last gradient is used");
+        refused(job.optimizer.handles().swap_in_optimizer_state(1), "in order");
+        refused(job.optimizer.handles().swap_in_optimizer_state(3), "no such sub-group");
+        refused(job.optimizer.handles().swap_out_optimizer_state(0), "not in is swapped out");
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
+        refused(job.optimizer.handles().swap_in_optimizer_state(0), "swapped in twice");
+        refused(
+            job.optimizer.handles().swap_in_optimizer_state(1),
+            "before another is swapped out",
+        );
+        refused(
+            job.optimizer.handles().swap_out_optimizer_state(0),
+            "before its last gradient is used",
+        );
         let first = job.next()?.unwrap();
         let second = job.next()?.unwrap();
         assert_eq!(job.next()?, None, "the sub-group has two chunks");
-        refused(job.optimizer.swap_out_optimizer_state(0), "swapped out before its chunks");
+        refused(
+            job.optimizer.handles().swap_out_optimizer_state(0),
+            "swapped out before its chunks",
+        );
         job.swap_out(second, false)?;
         job.swap_out(first, false)?;
-        job.optimizer.swap_out_optimizer_state(0)?;
-        refused(job.optimizer.swap_out_optimizer_state(0), "not in is swapped out");
-        refused(job.optimizer.swap_in_optimizer_state(0), "swapped in again");
+        job.optimizer.handles().swap_out_optimizer_state(0)?;
+        refused(job.optimizer.handles().swap_out_optimizer_state(0), "not in is swapped out");
+        refused(job.optimizer.handles().swap_in_optimizer_state(0), "swapped in again");
         // Nothing else meanwhile.
-        refused(job.optimizer.state_digest(), "an update is under way");
+        refused(job.optimizer.state_digest(NO_PARAMETERS), "an update is under way");
         refused(job.optimizer.flush(), "an update is under way");
         refused(job.begin(), "an update is under way");
         assert_eq!(job.run_through(1)?.attempt, 1);
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         assert_eq!(job.optimizer.update_count(ParamIndex(0)), 1);
         Ok(())
     }));
@@ -122,42 +130,42 @@ fn a_handle_is_good_for_one_chunk_of_one_optimizer_once() {
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&small_config(&drives, 4), Arc::clone(&comm))?;
         let mut other = Job::start(&small_config(&others, 4), comm)?;
-        let before = job.optimizer.state_digest()?;
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
         job.begin()?;
         other.begin()?;
-        job.optimizer.swap_in_optimizer_state(0)?;
-        other.optimizer.swap_in_optimizer_state(0)?;
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
+        other.optimizer.handles().swap_in_optimizer_state(0)?;
         let (mine, foreign) = (job.next()?.unwrap(), other.next()?.unwrap());
-        refused(job.optimizer.state_sections(foreign), "another optimizer");
+        refused(job.optimizer.handles().state_sections(foreign), "another optimizer");
         refused(job.swap_out(foreign, true), "another optimizer");
         let [which, generation] = mine.to_raw();
         for never in [[which, generation + 1], [which + 2, 0], [which | 0xffff, generation]] {
             let never = ChunkHandle::from_raw(never);
-            refused(job.optimizer.state_sections(never), "nothing that was swapped in");
+            refused(job.optimizer.handles().state_sections(never), "nothing that was swapped in");
             refused(job.swap_out(never, true), "nothing that was swapped in");
         }
         assert_eq!(ChunkHandle::from_raw(mine.to_raw()), mine);
         let mut short = vec![bf16::ZERO; 5];
-        refused(job.optimizer.swap_out_chunk(mine, &mut short, true), "another length");
+        refused(job.optimizer.handles().swap_out_chunk(mine, &mut short, true), "another length");
         job.swap_out(mine, false)?;
         refused(job.swap_out(mine, true), "stale");
-        refused(job.optimizer.state_sections(mine), "stale");
+        refused(job.optimizer.handles().state_sections(mine), "stale");
         let second = job.next()?.unwrap();
         job.swap_out(second, false)?;
-        job.optimizer.swap_out_optimizer_state(0)?;
+        job.optimizer.handles().swap_out_optimizer_state(0)?;
         job.run_through(1)?;
         // The same chunk, the next time.
         job.begin()?;
-        job.optimizer.swap_in_optimizer_state(0)?;
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
         let again = job.next()?.unwrap();
         assert_eq!(again.chunk(), mine.chunk());
         refused(job.swap_out(mine, true), "stale");
         job.swap_out(again, false)?;
         let second = job.next()?.unwrap();
         job.swap_out(second, false)?;
-        job.optimizer.swap_out_optimizer_state(0)?;
+        job.optimizer.handles().swap_out_optimizer_state(0)?;
         job.run_through(1)?;
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         Ok(())
     }));
 }
@@ -168,10 +176,10 @@ fn sections_are_where_they_say_and_next_to_each_other() {
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&small_config(&drives, 4), comm)?;
         job.begin()?;
-        job.optimizer.swap_in_optimizer_state(0)?;
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
         let (first, second) = (job.next()?.unwrap(), job.next()?.unwrap());
         for handle in [first, second] {
-            let sections = job.optimizer.state_sections(handle)?;
+            let sections = job.optimizer.handles().state_sections(handle)?;
             let names: Vec<&str> = sections.iter().map(|section| section.name.as_str()).collect();
             assert_eq!(names, ["master", "exp_avg", "exp_avg_sq"]);
             for (number, section) in sections.iter().enumerate() {
@@ -179,11 +187,11 @@ fn sections_are_where_they_say_and_next_to_each_other() {
                 assert_eq!(section.address, sections[0].address + number * 4 * 4096);
                 assert!(section.address.is_multiple_of(4096));
             }
-            assert_eq!(sections, job.optimizer.state_sections(handle)?, "they stay");
+            assert_eq!(sections, job.optimizer.handles().state_sections(handle)?, "they stay");
         }
         job.swap_out(first, false)?;
         // What was shown may have been written to: the update has not been taken back.
-        refused(job.optimizer.finish_update(Ok(())), "before a chunk is swapped out");
+        refused(job.optimizer.handles().finish(Ok(())), "before a chunk is swapped out");
         refused(job.begin(), "an earlier step failed");
         Ok(())
     }));
@@ -200,7 +208,7 @@ fn more_chunks_than_buffers_are_refused_and_none_is_lost() {
             let mut job = Job::start(&config, comm)?;
             for _ in 0..2 {
                 job.begin()?;
-                job.optimizer.swap_in_optimizer_state(0)?;
+                job.optimizer.handles().swap_in_optimizer_state(0)?;
                 let mut held = Vec::new();
                 for _ in 0..most {
                     held.push(job.next()?.unwrap());
@@ -212,8 +220,8 @@ fn more_chunks_than_buffers_are_refused_and_none_is_lost() {
                 while let Some(handle) = job.next()? {
                     job.swap_out(handle, true)?;
                 }
-                job.optimizer.swap_out_optimizer_state(0)?;
-                job.optimizer.finish_update(Ok(()))?;
+                job.optimizer.handles().swap_out_optimizer_state(0)?;
+                job.optimizer.handles().finish(Ok(()))?;
             }
             Ok(())
         }));
@@ -226,14 +234,14 @@ fn an_update_that_ends_early_is_an_error_on_all_ranks() {
     let results = all(on_ranks(2, |comm| {
         let is_first = comm.rank().0 == 0;
         let mut job = Job::start(&small_config(&drives, 4), comm)?;
-        let before = job.optimizer.state_digest()?;
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
         job.begin()?;
         let ended = match is_first {
-            true => job.optimizer.finish_update(Err(Error::usage("no more work"))),
+            true => job.optimizer.handles().finish(Err(Error::usage("no more work"))),
             false => job.run_through(0),
         };
         // Nobody has changed anything.
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         assert_eq!(job.optimizer.update_count(ParamIndex(2)), 0);
         job.begin()?;
         job.run_through(0)?;
@@ -247,22 +255,22 @@ fn an_update_that_ends_early_is_an_error_on_all_ranks() {
 fn an_update_that_nobody_ends_goes_with_its_optimizer() {
     let drives = Drives::new(1);
     let mut config = small_config(&drives, 4);
-    config.durability.mode = optswap::config::Durability::Step;
+    config.durability.mode = optswap::internals::config::Durability::Step;
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&config, Arc::clone(&comm))?;
-        let before = job.optimizer.state_digest()?;
+        let before = job.optimizer.state_digest(NO_PARAMETERS)?;
         job.begin()?;
-        job.optimizer.swap_in_optimizer_state(0)?;
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
         let handle = job.next()?.unwrap();
         job.optimizer.recover(&mut job.params)?;
-        refused(job.optimizer.state_sections(handle), "stale");
-        assert_eq!(job.optimizer.state_digest()?, before);
+        refused(job.optimizer.handles().state_sections(handle), "stale");
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         job.begin()?;
-        job.optimizer.swap_in_optimizer_state(0)?;
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
         job.next()?.unwrap();
         drop(job);
         let mut job = Job::start(&config, comm)?;
-        assert_eq!(job.optimizer.state_digest()?, before);
+        assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
         job.begin()?;
         job.optimizer.close();
         assert!(drives.are_empty());
@@ -276,16 +284,16 @@ fn calls_in_a_forked_child_fail_and_leave_the_parent_alone() {
     all(on_ranks(1, |comm| {
         let mut job = Job::start(&small_config(&drives, 4), comm)?;
         job.begin()?;
-        job.optimizer.swap_in_optimizer_state(0)?;
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
         let handle = job.next()?.unwrap();
         match fork::fork().unwrap() {
             fork::Fork::Child => {
                 let texts = [
-                    job.optimizer.state_sections(handle).map(drop),
+                    job.optimizer.handles().state_sections(handle).map(drop),
                     job.swap_out(handle, true),
                     job.next().map(drop),
-                    job.optimizer.swap_out_optimizer_state(0),
-                    job.optimizer.finish_update(Ok(())).map(drop),
+                    job.optimizer.handles().swap_out_optimizer_state(0),
+                    job.optimizer.handles().finish(Ok(())).map(drop),
                     job.optimizer.flush(),
                 ];
                 let is_refused = |result: Result<()>| {
@@ -304,10 +312,10 @@ fn calls_in_a_forked_child_fail_and_leave_the_parent_alone() {
         job.swap_out(handle, false)?;
         let second = job.next()?.unwrap();
         job.swap_out(second, false)?;
-        job.optimizer.swap_out_optimizer_state(0)?;
+        job.optimizer.handles().swap_out_optimizer_state(0)?;
         job.run_through(1)?;
         let shard = shard_gradients(&job.optimizer, 2);
-        let gradients = Gradients::of_shard(job.optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let options = StepOptions::default();
         update_all(job.optimizer.begin_update(&gradients, &mut job.params, options)?, adamw)?;
         Ok(())
@@ -343,13 +351,17 @@ fn stored_gradients_are_where_their_sections_say() {
                 let bytes = expected.len() / shard.len();
                 hand_over(&mut job.optimizer, &shard, |param| param.0 != 1, 3, true)?;
                 let options = StepOptions::default();
-                let begun = job.optimizer.begin_update_gradients_by_handle(&job.params, options)?;
+                let begun = job.optimizer.handles().begin(
+                    &Gradients::handed_over(),
+                    &job.params,
+                    options,
+                )?;
                 assert!(begun.grad_scale > 0.0);
                 let (mut seen, mut elems) = (0, 0);
                 for sub_group in 0..job.optimizer.sub_groups() {
-                    job.optimizer.swap_in_optimizer_state(sub_group)?;
+                    job.optimizer.handles().swap_in_optimizer_state(sub_group)?;
                     while let Some(handle) = job.next()? {
-                        for section in job.optimizer.gradient_sections(handle)? {
+                        for section in job.optimizer.handles().gradient_sections(handle)? {
                             assert_ne!(section.param, ParamIndex(1));
                             let at = (elems + section.start) * bytes;
                             let len = section.elems * bytes;
@@ -358,19 +370,19 @@ fn stored_gradients_are_where_their_sections_say() {
                         }
                         elems += job.optimizer.partition().chunk(handle.chunk()).elems as usize;
                         job.swap_out(handle, true)?;
-                        refused(job.optimizer.gradient_sections(handle), "stale");
+                        refused(job.optimizer.handles().gradient_sections(handle), "stale");
                     }
-                    job.optimizer.swap_out_optimizer_state(sub_group)?;
+                    job.optimizer.handles().swap_out_optimizer_state(sub_group)?;
                 }
-                job.optimizer.finish_update(Ok(()))?;
+                job.optimizer.handles().finish(Ok(()))?;
                 assert_eq!((seen, elems), (SIZES[0] + SIZES[2], shard.len()));
                 let counts = [0, 1, 2].map(|it| job.optimizer.update_count(ParamIndex(it)));
                 assert_eq!(counts, [1, 0, 1]);
                 // An update with the caller's own has none; then nothing is left of the others.
                 job.begin()?;
-                job.optimizer.swap_in_optimizer_state(0)?;
+                job.optimizer.handles().swap_in_optimizer_state(0)?;
                 let handle = job.next()?.unwrap();
-                refused(job.optimizer.gradient_sections(handle), "the caller's own");
+                refused(job.optimizer.handles().gradient_sections(handle), "the caller's own");
                 Ok(())
             }));
         }
@@ -391,29 +403,29 @@ fn gradients_stay_as_they_are_while_an_update_uses_them() {
         hand_over(&mut job.optimizer, &shard, |_| true, 3, true)?;
         let options = StepOptions::default();
         refused(job.begin(), "handed over before");
-        job.optimizer.begin_update_gradients_by_handle(&job.params, options)?;
-        let again = job.optimizer.begin_update_gradients_by_handle(&job.params, options);
+        job.optimizer.handles().begin(&Gradients::handed_over(), &job.params, options)?;
+        let again = job.optimizer.handles().begin(&Gradients::handed_over(), &job.params, options);
         refused(again, "an update is under way");
-        let more = job.optimizer.swap_out_gradients(ParamIndex(0), 0, &[1.0f32], true);
+        let more = job.optimizer.gradient_sink().add(ParamIndex(0), 0, &[1.0f32], MicroBatch::Last);
         refused(more, "an update is under way");
         refused(job.optimizer.flush_gradients(), "an update is under way");
         job.optimizer.discard_gradients();
-        job.optimizer.swap_in_optimizer_state(0)?;
+        job.optimizer.handles().swap_in_optimizer_state(0)?;
         let mut held = Vec::new();
         for _ in 0..buffers {
             let handle = job.next()?.unwrap();
-            assert!(!job.optimizer.gradient_sections(handle)?.is_empty());
+            assert!(!job.optimizer.handles().gradient_sections(handle)?.is_empty());
             held.push(handle);
         }
         // There are buffers for state, but none that the next gradient could come in.
         refused(job.next(), "every buffer for spilled gradients");
         held.into_iter().rev().try_for_each(|handle| job.swap_out(handle, true))?;
         while let Some(handle) = job.next()? {
-            assert!(!job.optimizer.gradient_sections(handle)?.is_empty());
+            assert!(!job.optimizer.handles().gradient_sections(handle)?.is_empty());
             job.swap_out(handle, true)?;
         }
-        job.optimizer.swap_out_optimizer_state(0)?;
-        job.optimizer.finish_update(Ok(()))?;
+        job.optimizer.handles().swap_out_optimizer_state(0)?;
+        job.optimizer.handles().finish(Ok(()))?;
         // They are gone: borrowed ones are taken.
         job.begin()?;
         job.run_through(0)?;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{GRADIENT_BYTES, hand_over};
-use optswap::config::{Config, FaultConfig, FaultKind, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::step::{Gradients, StepOptions, SwappedOptimizer};
-use optswap::units::ParamIndex;
+use optswap::internals::config::{FaultConfig, FaultKind, GradientPlace};
+use optswap::{
+    Communicator, Config, Gradients, NO_PARAMETERS, ParamIndex, Result, StepOptions,
+    SwappedOptimizer,
+};
 use support::Drives;
 use support::by_hand::{adamw, rmsprop, rmsprop_config, sizes, small_config, update_all};
 use support::world::{all, on_ranks, shard_gradients};
@@ -27,9 +27,9 @@ fn an_update_left_before_any_change_is_an_error_on_all_and_harms_nothing() {
     let results = all(on_ranks(2, |comm| {
         let is_first = comm.rank().0 == 0;
         let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
-        let before = optimizer.state_digest()?;
+        let before = optimizer.state_digest(NO_PARAMETERS)?;
         let shard = shard_gradients(&optimizer, 1);
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let mut params = vec![(); shard.len()];
         let mut groups = optimizer.begin_update(&gradients, &mut params, StepOptions::default())?;
         let error = if is_first {
@@ -43,7 +43,7 @@ fn an_update_left_before_any_change_is_an_error_on_all_and_harms_nothing() {
             assert!(error.is_agreed());
             error
         };
-        assert_eq!(optimizer.state_digest()?, before);
+        assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
         assert_eq!(optimizer.update_count(ParamIndex(0)), 0);
         optimizer.step(&gradients, &mut params, StepOptions::default())?;
         Ok(error.to_string())
@@ -61,9 +61,9 @@ fn an_update_left_after_a_change_makes_the_optimizer_unusable_until_it_recovers(
         all(on_ranks(2, |comm| {
             let is_first = comm.rank().0 == 0;
             let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
-            let before = optimizer.state_digest()?;
+            let before = optimizer.state_digest(NO_PARAMETERS)?;
             let shard = shard_gradients(&optimizer, 1);
-            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            let gradients = Gradients::Shard(&shard);
             let mut params = vec![bf16::ZERO; shard.len()];
             let mut groups =
                 optimizer.begin_update(&gradients, &mut params, StepOptions::default())?;
@@ -81,7 +81,7 @@ fn an_update_left_after_a_change_makes_the_optimizer_unusable_until_it_recovers(
             assert!(error.unwrap_err().to_string().contains("an earlier step failed"));
             if is_durable {
                 optimizer.recover(&mut params)?;
-                assert_eq!(optimizer.state_digest()?, before);
+                assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
                 let options = StepOptions::default();
                 update_all(optimizer.begin_update(&gradients, &mut params, options)?, adamw)?;
             }
@@ -100,7 +100,7 @@ fn a_drive_that_fails_under_the_door_is_an_error_on_all_ranks() {
         let results = on_ranks(2, |comm| {
             let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
             let shard = shard_gradients(&optimizer, 1);
-            let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+            let gradients = Gradients::Shard(&shard);
             let mut params = vec![(); shard.len()];
             let options = StepOptions::default();
             update_all(optimizer.begin_update(&gradients, &mut params, options)?, adamw).map(drop)
@@ -120,7 +120,7 @@ fn before_a_skipped_step(
 ) -> Result<(SwappedOptimizer, String, Vec<f32>)> {
     let is_first = comm.rank().0 == 0;
     let mut optimizer = support::world::start(config, &sizes(1), comm)?;
-    let before = optimizer.state_digest()?;
+    let before = optimizer.state_digest(NO_PARAMETERS)?;
     let mut shard = shard_gradients(&optimizer, 1);
     if is_first {
         shard[3] = wrong;
@@ -134,13 +134,13 @@ fn a_skipped_step_has_no_sub_groups() {
     let config = rmsprop_config(&drives, true);
     all(on_ranks(2, |comm| {
         let (mut optimizer, before, shard) = before_a_skipped_step(&config, comm, f32::NAN)?;
-        let gradients = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let gradients = Gradients::Shard(&shard);
         let mut params = vec![7.0f32; shard.len()];
         let groups = optimizer.begin_update(&gradients, &mut params, StepOptions::default())?;
         assert!(groups.outcome().skipped);
         let (outcome, chunks) = update_all(groups, rmsprop)?;
-        assert!(outcome.skipped && chunks.is_empty());
-        assert_eq!(optimizer.state_digest()?, before);
+        assert!(outcome.is_skipped() && chunks.is_empty());
+        assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
         assert!(params.iter().all(|param| *param == 7.0));
         Ok(())
     }));
@@ -183,7 +183,7 @@ fn stored_gradients_are_gone_when_their_update_is_left_half_way() {
             all(on_ranks(2, |comm| {
                 let is_first = comm.rank().0 == 0;
                 let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
-                let before = optimizer.state_digest()?;
+                let before = optimizer.state_digest(NO_PARAMETERS)?;
                 hand_over_all(&mut optimizer)?;
                 let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                 let options = StepOptions::default();
@@ -206,10 +206,10 @@ fn stored_gradients_are_gone_when_their_update_is_left_half_way() {
                 if changes {
                     optimizer.recover(&mut params)?;
                 }
-                assert_eq!(optimizer.state_digest()?, before);
+                assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
                 assert_eq!(optimizer.update_count(ParamIndex(0)), 0);
                 assert!(is_store_empty(&mut optimizer)?, "{place:?}");
-                assert_eq!(optimizer.state_digest()?, before);
+                assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
                 hand_over_all(&mut optimizer)?;
                 let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
                 let (outcome, _) = update_all(groups, adamw)?;
@@ -234,9 +234,9 @@ fn a_skipped_step_has_no_sub_groups_and_drops_stored_gradients() {
             let options = StepOptions::default();
             let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
             let (outcome, chunks) = update_all(groups, adamw)?;
-            assert!(outcome.skipped && chunks.is_empty());
+            assert!(outcome.is_skipped() && chunks.is_empty());
             assert!(is_store_empty(&mut optimizer)?, "{place:?}");
-            assert_eq!(optimizer.state_digest()?, before);
+            assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
             assert!(params.iter().all(|param| *param == 7.0));
             Ok(())
         }));
@@ -257,7 +257,7 @@ fn a_spilled_gradient_that_is_lost_under_the_door_is_an_error_on_all_ranks() {
             config.faults.push(FaultConfig::at(1, op, kind));
             let texts = all(on_ranks(2, |comm| {
                 let mut optimizer = support::world::start(&config, &sizes(1), comm)?;
-                let before = optimizer.state_digest()?;
+                let before = optimizer.state_digest(NO_PARAMETERS)?;
                 let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                 let options = StepOptions::default();
                 hand_over_all(&mut optimizer)?;
@@ -265,7 +265,7 @@ fn a_spilled_gradient_that_is_lost_under_the_door_is_an_error_on_all_ranks() {
                 let updated = groups.and_then(|groups| update_all(groups, adamw));
                 let Err(error) = updated else { return Ok(String::new()) };
                 optimizer.recover(&mut params)?;
-                assert_eq!(optimizer.state_digest()?, before);
+                assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
                 assert!(is_store_empty(&mut optimizer)?);
                 Ok(error.to_string())
             }));
@@ -301,7 +301,7 @@ fn an_update_in_another_format_is_refused_and_the_gradients_stay() {
 
 #[test]
 fn a_missing_gradient_means_the_same_in_a_step_and_in_a_stored_update() {
-    use optswap::config::MissingGradient::{Error, Skip, Zero};
+    use optswap::internals::config::MissingGradient::{Error, Skip, Zero};
     for missing in [Skip, Zero, Error] {
         let run = |by_door: bool, place| {
             let drives = Drives::new(1);
@@ -323,7 +323,7 @@ fn a_missing_gradient_means_the_same_in_a_step_and_in_a_stored_update() {
                             optimizer.begin_update_gradients::<f32, _>(&mut params, options);
                         groups.and_then(|groups| Ok(update_all(groups, adamw)?.0))
                     } else {
-                        optimizer.step_gradients(&mut params, options)
+                        optimizer.step(&Gradients::handed_over(), &mut params, options)
                     };
                     if missing == Error {
                         assert!(taken.unwrap_err().to_string().contains("has no gradient"));
@@ -334,7 +334,7 @@ fn a_missing_gradient_means_the_same_in_a_step_and_in_a_stored_update() {
                 }
                 let counts: Vec<u64> =
                     (0..6).map(|it| optimizer.update_count(ParamIndex(it))).collect();
-                Ok((optimizer.state_digest()?, counts, params))
+                Ok((optimizer.state_digest(NO_PARAMETERS)?, counts, params))
             }))
         };
         for place in PLACES {

@@ -1,41 +1,19 @@
 //! Flags that every command with a swapper has; each overrides a key of the configuration file.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::str::FromStr;
 
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser};
 
 use optswap::internals::config::{
     CacheSize, CodecsConfig, Config, DrivesConfig, Durability, EngineName, Note, ReportConfig,
     read_deepspeed,
 };
-use optswap::internals::error::{Error, Result};
-use optswap::internals::job::{
-    Launch, Launcher, LogRanks, choose_drives, find_site, no_drive_named,
-};
+use optswap::internals::error::Result;
+use optswap::internals::job::{Launch, LogRanks, choose_drives, find_site, no_drive_named};
 use optswap::internals::storage::DriveProfile;
 use optswap::internals::units::{Bytes, StepRange};
-
-/// Parses the command line. Wrong usage ends with exit code 64 and is printed by one rank.
-///
-/// # Errors
-/// The exit code to end with: 64, or 0 after `--help` and `--version`.
-pub fn parse<T: Parser>() -> Result<T, ExitCode> {
-    T::try_parse().map_err(|error| {
-        let launcher = Launcher::detect(&|name| std::env::var(name).ok());
-        if launcher.rank.unwrap_or(0) == 0 {
-            // A closed terminal is no reason for another exit code.
-            let _ = error.print();
-        }
-        if error.use_stderr() {
-            ExitCode::from(Error::usage("").exit_code())
-        } else {
-            ExitCode::SUCCESS
-        }
-    })
-}
 
 /// The value of `--durability`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,15 +50,17 @@ pub struct SwapArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// DeepSpeed's configuration file (JSON) in its place; what is not taken over is logged.
+    /// DeepSpeed's configuration file (JSON), in place of --config; what is not taken over is
+    /// logged.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub deepspeed_config: Option<PathBuf>,
 
     /// One directory on each drive, separated by commas; `*`, `?` and `[...]` match as in a shell.
     ///
-    /// Without it, and without any in the configuration, --site counts, then $OPTSWAP_DRIVES (also
-    /// separated by commas), then $SLURM_TMPDIR, then, in a batch job, $TMPDIR, $LOCAL_SCRATCH,
-    /// $PBS_JOBFS, /local/scratch and /mnt/bb/$USER: none in memory, one on the system's disk last.
+    /// Without this flag, and without drives in the configuration, the first of these that names
+    /// any counts: --site, $OPTSWAP_DRIVES (also separated by commas), $SLURM_TMPDIR; and in a
+    /// batch job $TMPDIR, $LOCAL_SCRATCH, $PBS_JOBFS, /local/scratch and /mnt/bb/$USER. Of those of
+    /// a batch job, directories in memory are left out, and one on the system's disk comes last.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub drives: Vec<PathBuf>,
 
@@ -101,7 +81,8 @@ pub struct SwapArgs {
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Bytes>,
 
-    /// How much of that keeps chunks in memory between steps: a size, or `auto` [default: 0].
+    /// How much of --memory-budget keeps chunks in memory between steps: a size, or `auto`
+    /// [default: 0].
     #[arg(long, value_name = "SIZE|auto")]
     pub cache: Option<CacheSize>,
 
@@ -153,14 +134,14 @@ pub struct SwapArgs {
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
 
-    /// Which ranks log to the terminal: all, or such as 0,3-5.
+    /// Which ranks log to the terminal: `all`, or a list such as 0,3-5.
     #[arg(long, value_name = "RANKS", default_value = "0")]
     pub log_ranks: LogRanks,
 }
 
 impl SwapArgs {
-    /// The configuration: the file's, or the default one, with the flags on top. Checked. Logs
-    /// what was not taken over from DeepSpeed's.
+    /// The configuration: the file's, or the default one, with the values of the flags. It is
+    /// validated. What was not taken over from DeepSpeed's file is logged.
     ///
     /// # Errors
     /// Usage errors of the files or of the result; usage if no drive is named anywhere.
@@ -178,9 +159,10 @@ impl SwapArgs {
     /// # Errors
     /// Usage errors of the file.
     pub fn named_drives(&self) -> Result<Vec<PathBuf>> {
-        match self.drives.is_empty() {
-            true => Ok(self.read_file()?.0.drives.paths),
-            false => Ok(self.drives.clone()),
+        if self.drives.is_empty() {
+            Ok(self.read_file()?.0.drives.paths)
+        } else {
+            Ok(self.drives.clone())
         }
     }
 
@@ -234,7 +216,7 @@ impl SwapArgs {
         drives.paths = chosen.paths;
         drives.named_by = chosen.rule;
         drives.expected_gb_per_s = chosen.expected;
-        // What was measured here counts more than what a site expects.
+        // The profiles of probed drives count more than the weights that a site expects.
         let is_probed = |path: &PathBuf| matches!(DriveProfile::read(path), Ok(Some(_)));
         if drives.weights.is_empty() && !drives.paths.iter().all(is_probed) {
             drives.weights = chosen.weights;
@@ -255,7 +237,8 @@ impl SwapArgs {
         report.drive_endurance = self.drive_endurance.unwrap_or(report.drive_endurance);
     }
 
-    /// How to start the ranks. A configuration that cannot be read is reported later, by all.
+    /// How to start the ranks. A configuration that cannot be read gives the defaults here:
+    /// `resolve` reports it when the ranks have started and can agree.
     pub fn launch(&self) -> Launch {
         let (config, _) = self.read().unwrap_or_default();
         Launch {

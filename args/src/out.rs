@@ -1,4 +1,4 @@
-//! Printing results. Whoever reads them may have seen enough: a closed pipe is no error.
+//! Printing results. A reader such as `head` may close the pipe early, which is no error.
 
 use std::fmt::Display;
 use std::io::{ErrorKind as IoKind, Write};
@@ -8,7 +8,7 @@ use optswap::internals::error::{Error, ErrorKind, Result};
 /// Prints one text and a line's end to stdout.
 ///
 /// # Errors
-/// I/O, unless nobody reads any more.
+/// I/O, except where the reader has closed the pipe.
 pub fn say(text: impl Display) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {

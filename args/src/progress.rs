@@ -7,7 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use optswap::internals::checkpoint::Progress;
 
-/// A bar with rate and time left, told how many bytes of how many have moved.
+/// A bar with rate and time left. The function is called with the bytes that have moved, and with
+/// the bytes that will have moved in the end.
 pub fn bytes_bar(label: &'static str, is_shown: bool) -> Progress {
     if !is_shown || !std::io::stderr().is_terminal() {
         return Arc::new(|_, _| ());

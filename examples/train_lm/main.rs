@@ -16,22 +16,19 @@ mod data;
 mod model;
 mod progress;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 use half::bf16;
-use optswap::config::{AccumulateIn, Config, GradientPlace};
-use optswap::coord::{Communicator, agree, all_gather, gather_all, reduce_scatter};
-use optswap::error::{Error, ErrorKind, Result};
-use optswap::internals::telemetry::{RunResult, bytes_per_param, rank_table, world_report};
-use optswap::job::{self, Origin, Training};
-use optswap::partition::Run;
-use optswap::state::{Inventory, Parameter};
-use optswap::step::{Gradients, RankRecord, StepOptions, StepOutcome, SwappedOptimizer, Verifier};
-use optswap_args::{self as cli, SwapArgs, say};
+use optswap::config::{AccumulateIn, GradientPlace};
+use optswap::internals::telemetry::bytes_per_param;
+use optswap::{
+    Communicator, Config, Error, ErrorKind, Origin, Parameter, RankRecord, Result, Run, RunResult,
+    Training, Verifier, agree, gather_all, rank_table, run_main, world_report,
+};
+use optswap_args::{SwapArgs, bytes_bar, parse, say};
 use serde::{Deserialize, Serialize};
 
 use data::Corpus;
@@ -99,11 +96,11 @@ struct Args {
 const VALIDATION_WINDOWS: usize = 32;
 
 fn main() -> ExitCode {
-    let args: Args = match cli::parse() {
+    let args: Args = match parse() {
         Ok(args) => args,
         Err(code) => return code,
     };
-    job::run_main(&args.swap.launch(), |comm| train(&args, &comm))
+    run_main(&args.swap.launch(), |comm| train(&args, &comm))
 }
 
 /// What does not change during training.
@@ -145,90 +142,108 @@ impl Task {
 }
 
 fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
-    let Task { config, model: model_config, corpus } = agree(&**comm, Task::read(args))?;
+    let Task { config, model, corpus } = agree(&**comm, Task::read(args))?;
+    let is_first = comm.rank().0 == 0;
+    let parameters = model.parameters().into_iter();
+    let mut job = Training::builder(&config, Arc::clone(comm))
+        .parameters(parameters.map(|(name, shape)| Parameter::new(name, shape)))
+        .progress(bytes_bar("checkpoint", is_first))
+        .start::<bf16>(|run: &Run, masters| {
+            let (param, offset) = (run.param.index(), run.param_offset as usize);
+            model.fill_initial(args.seed, param, offset, masters);
+            Ok(())
+        })?;
+    let mut verifier = None;
+    if args.verify {
+        let (optimizer, params) = job.optimizer_and_params();
+        verifier = Some(Verifier::of_state(optimizer, params)?);
+    }
 
-    let parameters = model_config.parameters().into_iter();
-    let parameters = parameters.map(|(name, shape)| Parameter::new(name, shape));
-    let inventory = agree(&**comm, Inventory::new(parameters.collect()))?;
-    let fill = |run: &Run, masters: &mut [f32]| {
-        let (param, offset) = (run.param.index(), run.param_offset as usize);
-        model_config.fill_initial(args.seed, param, offset, masters);
-        Ok(())
-    };
-    let bar = cli::bytes_bar("checkpoint", comm.rank().0 == 0);
-    let mut shard_params = Vec::new();
-    let (mut training, origin) =
-        Training::start(&config, inventory, Arc::clone(comm), Some(bar), &mut shard_params, fill)?;
-    let mut verifier = match args.verify {
-        true => Some(Verifier::of_state(training.optimizer_mut(), &shard_params)?),
-        false => None,
-    };
-
-    let mut replica = Replica::new(training.optimizer(), model_config.clone(), shard_params)?;
-    replica.collect_parameters(&**comm)?;
-    let progress = Progress::new(args.steps, origin.attempt(), comm.rank().0 == 0);
+    let mut replica = Replica::new(model, job.total_elems())?;
+    replica.load_parameters(&mut job)?;
+    let progress = Progress::new(args.steps, job.origin().attempt(), is_first);
     let byte_entropy = corpus.byte_entropy();
-    let past: Past = match serde_json::from_slice(origin.user_blob()) {
-        Ok(past) => past,
-        Err(_) => Past { loss_first: replica.validation_loss(&**comm, &corpus)? },
+    let past = match job.user_state()? {
+        Some(past) => past,
+        None => Past { loss_first: replica.validation_loss(&**comm, &corpus)? },
     };
-    if origin == Origin::Fresh {
+    job.set_user_state(&past)?;
+    if *job.origin() == Origin::Fresh {
         progress.validation(0, past.loss_first, byte_entropy);
     }
-    let mut loss_last = match origin.attempt() < args.steps {
-        true => past.loss_first,
-        false => replica.validation_loss(&**comm, &corpus)?,
-    };
+    let mut loss_last = past.loss_first;
+    if job.next_step(args.steps).is_none() {
+        loss_last = replica.validation_loss(&**comm, &corpus)?;
+    }
     let mut step_seconds = Vec::new();
-    for step in origin.attempt() + 1..=args.steps {
+    while let Some(step) = job.next_step(args.steps) {
         let batch = corpus.batch(args.seed, step, args.batch, comm.rank().index(), comm.size());
-        let loss_scale = training.optimizer().loss_scaler().scale();
-        let loss = replica.reduce_gradients(&**comm, &batch, args.batch, loss_scale)?;
+        let loss = replica.reduce_gradients(&mut job, &batch, args.batch)?;
+        let (optimizer, params) = job.optimizer_and_params();
         if let Some(verifier) = &verifier {
             // What the last step left on the drives, just before it is used again.
-            verifier.check_with(training.optimizer_mut(), &replica.shard_params)?;
+            verifier.check(optimizer, params)?;
         }
-        let user_blob = past.to_bytes();
-        let options = StepOptions { user_blob: &user_blob, ..StepOptions::default() };
-        let outcome = replica.step(&mut training, options)?;
+        let outcome = job.step()?;
         if let Some(verifier) = &mut verifier {
-            verifier.step(training.optimizer(), &outcome, &replica.shard_gradients);
+            verifier.step(job.optimizer(), &outcome, job.shard_gradients());
         }
-        replica.collect_parameters(&**comm)?;
+        replica.load_parameters(&mut job)?;
         step_seconds.push(outcome.duration.as_secs_f64());
         progress.step(loss, outcome.grad_norm, outcome.duration);
-        if step % args.validate_every == 0 || step == args.steps {
+        if step.is_multiple_of(args.validate_every) || step == args.steps {
             loss_last = replica.validation_loss(&**comm, &corpus)?;
             progress.validation(step, loss_last, byte_entropy);
         }
     }
     if let Some(verifier) = &verifier {
-        verifier.check_with(training.optimizer_mut(), &replica.shard_params)?;
+        let (optimizer, params) = job.optimizer_and_params();
+        verifier.check(optimizer, params)?;
     }
     progress.finish();
+    let losses = Losses { first: past.loss_first, last: loss_last, byte_entropy };
+    report(args, &config, &mut job, &losses, &step_seconds)?;
+    // Last of all: what is on the drives goes now.
+    job.finish()
+}
 
+/// In nats per byte of validation text.
+struct Losses {
+    first: f64,
+    last: f64,
+    byte_entropy: f64,
+}
+
+/// Collective: tables for people, a line of JSON, and the file of `--json`.
+fn report(
+    args: &Args,
+    config: &Config,
+    job: &mut Training<bf16>,
+    losses: &Losses,
+    step_seconds: &[f64],
+) -> Result<()> {
+    let comm = Arc::clone(job.optimizer().communicator());
     // What the last step wrote counts when it has arrived.
-    training.optimizer_mut().flush()?;
-    let records = training.optimizer().gather_records()?;
-    let seconds: Vec<Vec<f64>> = gather_all(&**comm, &step_seconds)?;
+    job.optimizer_mut().flush()?;
+    let records = job.optimizer().gather_records()?;
+    let seconds: Vec<Vec<f64>> = gather_all(&*comm, &step_seconds.to_vec())?;
     // Every parameter has a gradient in every step.
-    let steps_skipped = training.optimizer().attempts().saturating_sub(updates(&training));
-    let state_digest = training.optimizer_mut().state_digest_with(&replica.shard_params)?;
-    let params = training.optimizer().plan().inventory().total_elems();
+    let steps_skipped = job.optimizer().attempts().saturating_sub(updates(job));
+    let (optimizer, params) = job.optimizer_and_params();
+    let state_digest = optimizer.state_digest(params)?;
     if comm.rank().0 == 0 {
-        let endurance = config.report.drive_endurance;
-        let report = world_report(&records, endurance);
+        let report = world_report(&records, config.report.drive_endurance);
         [rank_table(&records, &seconds), report].iter().try_for_each(say)?;
-        let result = serde_json::json!({
+        say(serde_json::json!({
             "ranks": comm.size(),
             "drives": config.drives.paths.len(),
-            "params": params,
+            "params": job.total_elems(),
             "steps": args.steps,
-            "steps_before": origin.attempt(),
+            "steps_before": job.origin().attempt(),
             "steps_skipped": steps_skipped,
-            "loss_first": past.loss_first,
-            "loss_last": loss_last,
-            "byte_entropy": byte_entropy,
+            "loss_first": losses.first,
+            "loss_last": losses.last,
+            "byte_entropy": losses.byte_entropy,
             "loss_unit": "nats per byte, validation",
             "bytes_read_per_param": bytes_per_param(&records, RankRecord::read_bytes),
             "bytes_written_per_param": bytes_per_param(&records, RankRecord::written_bytes),
@@ -237,18 +252,15 @@ fn train(args: &Args, comm: &Arc<dyn Communicator>) -> Result<()> {
                 bytes_per_param(&records, |r| r.kernel_written_bytes),
             "verified": args.verify,
             "state_digest": state_digest,
-        });
-        say(result)?;
+        }))?;
     }
     let written = match &args.json {
         Some(path) if comm.rank().0 == 0 => {
-            write_result(path, &RunResult::new(&config, job::command_line(), records))
+            write_result(path, &RunResult::new(config, std::env::args().collect(), records))
         }
         _ => Ok(()),
     };
-    agree(&**comm, written)?;
-    // Last of all: what is on the drives goes now.
-    training.finish(&replica.shard_params)
+    agree(&*comm, written)
 }
 
 fn write_result(path: &Path, result: &RunResult) -> Result<()> {
@@ -261,8 +273,8 @@ fn write_result(path: &Path, result: &RunResult) -> Result<()> {
 }
 
 /// Updates that this rank's first parameter took.
-fn updates(training: &Training) -> u64 {
-    let optimizer = training.optimizer();
+fn updates(job: &Training<bf16>) -> u64 {
+    let optimizer = job.optimizer();
     let first = optimizer.partition().pieces().first();
     first.map_or(u64::MAX, |piece| optimizer.update_count(piece.param))
 }
@@ -273,91 +285,48 @@ struct Past {
     loss_first: f64,
 }
 
-impl Past {
-    fn to_bytes(self) -> Vec<u8> {
-        serde_json::to_vec(&self).unwrap_or_default()
-    }
-}
-
-/// One rank's copy of the model, and its share of gradients and parameters.
+/// One rank's copy of the model.
 struct Replica {
     model: Model,
-    ranges: Vec<Range<usize>>,
     /// Gradients of all parameters, of this rank's part of the batch.
     gradients: Vec<f32>,
-    /// Gradients of this rank's shard, of the whole batch.
-    shard_gradients: Vec<f32>,
-    /// bf16 parameters of this rank's shard, as the optimizer emits them.
-    shard_params: Vec<bf16>,
     /// bf16 parameters of the whole model.
     params: Vec<bf16>,
 }
 
 impl Replica {
-    fn new(
-        optimizer: &SwappedOptimizer,
-        config: ModelConfig,
-        shard_params: Vec<bf16>,
-    ) -> Result<Self> {
-        let total = optimizer.plan().inventory().total_elems() as usize;
-        let shard = optimizer.partition().elems() as usize;
-        let ranges = optimizer.plan().ranges().iter();
-        Ok(Self {
-            model: Model::new(config).map_err(model_error)?,
-            ranges: ranges.map(|range| range.start as usize..range.end as usize).collect(),
-            gradients: vec![0.0; total],
-            shard_gradients: vec![0.0; shard],
-            shard_params,
-            params: vec![bf16::ZERO; total],
-        })
+    fn new(config: ModelConfig, total: usize) -> Result<Self> {
+        let model = Model::new(config).map_err(model_error)?;
+        Ok(Self { model, gradients: vec![0.0; total], params: vec![bf16::ZERO; total] })
     }
 
     /// Collective: every rank gets the parameters of all shards.
-    fn collect_parameters(&mut self, comm: &dyn Communicator) -> Result<()> {
-        all_gather(comm, &self.shard_params, &self.ranges, &mut self.params)?;
+    fn load_parameters(&mut self, job: &mut Training<bf16>) -> Result<()> {
+        job.gather_parameters(&mut self.params)?;
         let widened: Vec<f32> = self.params.iter().map(|param| param.to_f32()).collect();
         self.model.load(&widened).map_err(model_error)
     }
 
-    /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner.
-    /// They are `loss_scale` times as large. Gives that loss.
+    /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner. Gives
+    /// that loss.
     fn reduce_gradients(
         &mut self,
-        comm: &dyn Communicator,
+        job: &mut Training<bf16>,
         part: &[&[u8]],
         batch: usize,
-        loss_scale: f32,
     ) -> Result<f64> {
         let share = part.len() as f32 / batch as f32;
         let mut loss = 0.0;
         if part.is_empty() {
             self.gradients.fill(0.0);
         } else {
-            let gradients = &mut self.gradients;
+            let (gradients, loss_scale) = (&mut self.gradients, job.loss_scale());
             let computed = self.model.loss_and_gradients(part, loss_scale, gradients);
             loss = computed.map_err(model_error)?;
             self.gradients.iter_mut().for_each(|gradient| *gradient *= share);
         }
-        reduce_scatter(comm, &self.gradients, &self.ranges, &mut self.shard_gradients)?;
-        sum_over_ranks(comm, f64::from(loss * share))
-    }
-
-    /// Collective: a step with the gradients of this rank's shard, borrowed or handed over as the
-    /// configuration says.
-    fn step(&mut self, training: &mut Training, options: StepOptions<'_>) -> Result<StepOutcome> {
-        if training.optimizer().plan().config().gradients.place == GradientPlace::Caller {
-            let partition = training.optimizer().partition();
-            let gradients = Gradients::of_shard(partition, &self.shard_gradients)?;
-            return training.step(&gradients, &mut self.shard_params, options);
-        }
-        // Backward gives the last parameters first.
-        let pieces = training.optimizer().partition().pieces().to_vec();
-        for piece in pieces.iter().rev() {
-            let gradient = &self.shard_gradients[piece.in_shard()];
-            let optimizer = training.optimizer_mut();
-            optimizer.swap_out_gradients(piece.param, piece.param_offset, gradient, true)?;
-        }
-        training.step_gradients(&mut self.shard_params, options)
+        job.reduce_gradients(&self.gradients)?;
+        sum_over_ranks(&**job.optimizer().communicator(), f64::from(loss * share))
     }
 
     /// Collective: mean loss over the validation windows, each rank looking at its part.

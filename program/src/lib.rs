@@ -2,10 +2,7 @@
 //! lies on drives and in checkpoints, and makes reports. It is a library too, so that other ways of
 //! installing it call the same [`cli::run`].
 
-pub mod measure;
-
-pub mod forecast;
-
-pub mod report;
-
 pub mod cli;
+pub mod forecast;
+pub mod measure;
+pub mod report;

@@ -15,7 +15,7 @@ use crate::coord::{Communicator, Group, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::state::{Codec, Inventory, StateTensor};
-use crate::step::SwappedOptimizer;
+use crate::step::{NO_PARAMETERS, ParameterSink, SwappedOptimizer};
 use crate::units::ChunkIndex;
 
 /// The checkpoints of one job in one directory. All ranks have one, and see the same directory.
@@ -75,19 +75,20 @@ impl Checkpoints {
 
     /// Collective: begins to save the state as it is now, under the name `step-N` if none is given.
     /// The following steps write it; see [`Self::poll`]. A save that is under way is finished
-    /// first.
+    /// first, for which `params` are as in [`SwappedOptimizer::inspect`].
     ///
     /// # Errors
     /// Agreed: usage for a name that is no plain name; cannot create if there is no room. Training
     /// may go on.
-    pub fn begin(
+    pub fn begin<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
         name: Option<&str>,
         user_blob: &[u8],
+        params: &[P],
     ) -> Result<()> {
         if self.under_way.is_some() {
-            self.finish(optimizer)?;
+            self.finish(optimizer, params)?;
         }
         let attempts = optimizer.attempts();
         let name = name.map_or_else(|| format!("step-{attempts:08}"), str::to_owned);
@@ -153,26 +154,19 @@ impl Checkpoints {
         self.comm.all_reduce_sum(&mut left)?;
         match left[0] {
             // Nothing is left to be read, so no parameters are needed.
-            0 => self.finish(optimizer).map(Some),
+            0 => self.finish(optimizer, NO_PARAMETERS).map(Some),
             _ => Ok(None),
         }
     }
 
     /// Collective: makes the save under way a checkpoint; what no step has handed over yet is read
-    /// from the drives. Older checkpoints beyond the last few are removed then.
+    /// from the drives. Older checkpoints beyond the last few are removed then. `params` as in
+    /// [`SwappedOptimizer::inspect`].
     ///
     /// # Errors
-    /// Agreed. There is no checkpoint then, and the older ones are as they were. Training may go on
-    /// unless a drive has failed.
-    pub fn finish(&mut self, optimizer: &mut SwappedOptimizer) -> Result<Saved> {
-        self.finish_with::<()>(optimizer, &[])
-    }
-
-    /// Collective: as [`Self::finish`], with parameters as in [`SwappedOptimizer::inspect_with`].
-    ///
-    /// # Errors
-    /// As [`Self::finish`].
-    pub fn finish_with<P: ParamElem>(
+    /// Agreed: cannot create, or I/O. There is no checkpoint then, and the older ones are as they
+    /// were. Training may go on unless a drive has failed.
+    pub fn finish<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
         params: &[P],
@@ -185,7 +179,7 @@ impl Checkpoints {
         }
         let entry =
             agree(&*self.comm, writer.lock().unwrap_or_else(PoisonError::into_inner).finish())?;
-        let group = optimizer.group();
+        let group = optimizer.shard_group();
         let mut shards = gather_entries(&**group.communicator(), entry)?;
         if shards.iter().all(|shard| shard.pieces.is_empty()) {
             shards.sort_by_key(|shard| (shard.flat_start, shard.elems));
@@ -211,32 +205,21 @@ impl Checkpoints {
         Ok(Saved { directory, attempts: manifest.attempts, bytes })
     }
 
-    /// Collective: saves now.
+    /// Collective: saves the state as it is now, under the name `step-N` if none is given, and waits
+    /// until it is whole. `params` as in [`SwappedOptimizer::inspect`].
     ///
     /// # Errors
-    /// As [`Self::begin`] and [`Self::finish`].
-    pub fn save(
-        &mut self,
-        optimizer: &mut SwappedOptimizer,
-        name: Option<&str>,
-        user_blob: &[u8],
-    ) -> Result<Saved> {
-        self.save_with::<()>(optimizer, name, user_blob, &[])
-    }
-
-    /// Collective: as [`Self::save`], with parameters as in [`SwappedOptimizer::inspect_with`].
-    ///
-    /// # Errors
-    /// As [`Self::save`].
-    pub fn save_with<P: ParamElem>(
+    /// Agreed: usage for a name that is no plain name; cannot create if there is no room; I/O.
+    /// Training may go on unless a drive has failed.
+    pub fn save<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
         name: Option<&str>,
         user_blob: &[u8],
         params: &[P],
     ) -> Result<Saved> {
-        self.begin(optimizer, name, user_blob)?;
-        self.finish_with(optimizer, params)
+        self.begin(optimizer, name, user_blob, params)?;
+        self.finish(optimizer, params)
     }
 
     /// Forgets the save under way: there will be no checkpoint of it.
@@ -299,28 +282,20 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Collective: starts an optimizer from a checkpoint, instead of initialising it. Gives what
-    /// the caller had handed over when it was saved.
+    /// Collective: starts an optimizer from a checkpoint, instead of initialising it, and emits the
+    /// parameters of the shard, in shard order, into `params`. Gives what the caller had given for
+    /// rank 0 when it was saved.
     ///
     /// # Errors
-    /// Agreed: usage if it is of another model or optimizer; I/O if it cannot be read or is
-    /// corrupt.
-    pub fn load(&self, optimizer: &mut SwappedOptimizer, directory: &Path) -> Result<Vec<u8>> {
-        let mut none = vec![(); optimizer.partition().elems() as usize];
-        self.load_into(optimizer, directory, &mut none)
-    }
-
-    /// Collective: as [`Self::load`], and emits the parameters of the shard, in shard order.
-    ///
-    /// # Errors
-    /// As [`Self::load`] and [`SwappedOptimizer::initialize_parameters_into`].
-    pub fn load_into<P: ParamElem>(
+    /// Agreed: usage if it is of another model or optimizer, or `params` does not fit the shard; I/O
+    /// if it cannot be read or is corrupt; errors of the drives.
+    pub fn load<S: ParameterSink + ?Sized>(
         &self,
         optimizer: &mut SwappedOptimizer,
         directory: &Path,
-        params: &mut [P],
+        params: &mut S,
     ) -> Result<Vec<u8>> {
-        let opened = open_part(directory, optimizer.group()).and_then(|reader| {
+        let opened = open_part(directory, optimizer.shard_group()).and_then(|reader| {
             reader.check_model(optimizer.plan().inventory())?;
             reader.check_tensors(optimizer.plan().tensors())?;
             Ok(reader)
@@ -332,8 +307,7 @@ impl Checkpoints {
         let elem_bytes = 4 * optimizer.plan().tensors().len() as u64;
         let (mut bytes, all_bytes) = (0, elem_bytes * optimizer.partition().elems());
         let counts = manifest.update_counts;
-        optimizer.set_loss_scale(manifest.loss_scale);
-        manifest.loss_scaler.iter().for_each(|state| optimizer.restore_loss_scaler(*state));
+        optimizer.restore_loss_scale(manifest.loss_scale, manifest.loss_scaler);
         optimizer.restore(manifest.attempts, counts, &blob, params, |run, out| {
             reader.read_flat(inventory.flat_of(run.param, run.param_offset), out)?;
             bytes += elem_bytes * run.elems;
@@ -355,7 +329,7 @@ impl Checkpoints {
         let counts: Vec<_> = counts.collect();
         let mut update_counts = vec![None; inventory.parameters().len()];
         let mut disagreement = None;
-        let sharing = &**optimizer.group().communicator();
+        let sharing = &**optimizer.shard_group().communicator();
         for (param, count) in gather_all(sharing, &counts)?.into_iter().flatten() {
             let known = *update_counts[param.index()].get_or_insert(count);
             if known != count {
@@ -378,7 +352,7 @@ impl Checkpoints {
             parameters: inventory.parameters().to_vec(),
             update_counts: update_counts.into_iter().map(Option::unwrap_or_default).collect(),
             tensors: optimizer.plan().tensors().iter().map(in_manifest).collect(),
-            groups: optimizer.groups().to_vec(),
+            groups: optimizer.param_groups().to_vec(),
             loss_scale: optimizer.loss_scale(),
             loss_scaler: Some(optimizer.loss_scaler().state()),
             user_blob: blobs.into_iter().next().unwrap_or_default(),

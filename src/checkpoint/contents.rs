@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::scrub::{Finding, open_all};
+use super::stored_shard::StoredShard;
 use crate::error::Result;
-use crate::step::StoredShard;
 use crate::units::ChunkIndex;
 
 /// What drives hold of a job.

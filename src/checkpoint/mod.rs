@@ -21,6 +21,7 @@ mod safetensors;
 mod save;
 mod scrub;
 mod shares;
+mod stored_shard;
 
 pub use catalog::{Checkpoints, Saved};
 pub use contents::{JobContents, ParameterContents, TensorSummary, contents_of};
@@ -29,6 +30,7 @@ pub use places::ShardEntry;
 pub use reader::CheckpointReader;
 pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safetensors};
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};
+pub use stored_shard::StoredShard;
 
 /// Told while this rank's bytes move: how many have, and how many will.
 pub type Progress = std::sync::Arc<dyn Fn(u64, u64) + Send + Sync>;

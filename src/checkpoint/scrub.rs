@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::manifest::Manifest;
 use super::reader::CheckpointReader;
+use super::stored_shard::StoredShard;
 use crate::error::{Error, ErrorKind, Result};
-use crate::step::StoredShard;
 use crate::storage::commit::{Places, Verdict, judge};
 use crate::storage::{FoundShard, stamps};
 use crate::units::ChunkIndex;

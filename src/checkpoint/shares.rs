@@ -5,8 +5,8 @@ use super::places::ShardEntry;
 use crate::coord::{Communicator, Group, gather_all};
 use crate::error::Result;
 use crate::partition::Cut;
+use crate::plan::Plan;
 use crate::state::Parameter;
-use crate::step::Plan;
 
 /// The shard's pieces as ranges of the flat space; none with the default cut.
 pub(super) fn flat_pieces(plan: &Plan) -> Vec<[u64; 2]> {

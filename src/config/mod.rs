@@ -25,22 +25,32 @@ use crate::state::{Codec, OptimizerKind, OptimizerSpec, StateTensor, StateTensor
 use crate::units::{BLOCK_ELEMS, Elems};
 
 pub use codecs::CodecsConfig;
-pub use deepspeed::{parse_deepspeed, read_deepspeed};
+#[doc(hidden)]
+pub use deepspeed::parse_deepspeed;
+pub use deepspeed::read_deepspeed;
 pub use faults::{FaultConfig, FaultKind};
 pub use gradients::{
     AccumulateIn, GradientPlace, GradientsConfig, LossScaleConfig, LossScaleMode, MissingGradient,
 };
+#[doc(hidden)]
 pub use hosts::{HostRanges, compress_names};
+#[doc(hidden)]
 pub use machine::MachineFacts;
+#[doc(hidden)]
 pub use number_ranges::{cpu_list, number_ranges, parse_ranges};
+#[doc(hidden)]
 pub use probe::{allotted_cpus, memory_limit};
 pub use sections::{
     CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
     GroupConfig, IoConfig, OptimizerConfig, ReportConfig, SwapConfig, TimeoutsConfig,
     VerifyChecksums,
 };
+#[doc(hidden)]
 pub use site::{Site, SiteCheckpoints, SiteDrive, SiteNodes};
-pub use sourced::{EffectiveValue, Note, Sourced};
+#[doc(hidden)]
+pub use sourced::EffectiveValue;
+pub use sourced::{Note, Sourced};
+#[doc(hidden)]
 pub use wildcards::expand_wildcards;
 
 /// Everything that can be set. A key that is missing in the file has the default that its field

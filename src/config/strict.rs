@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use super::{Config, FaultConfig, FaultKind, GroupConfig};
 use crate::error::{Error, Result};
+use crate::state::{OptimizerSpec, StateTensorSpec};
 
 /// Reads a configuration; ranges are not checked yet.
 pub(super) fn parse(text: &str) -> Result<Config> {
@@ -27,7 +28,11 @@ fn known_keys() -> Result<Table> {
         eps: Some(0.0),
         weight_decay: Some(0.0),
     });
+    all.optimizer.own = Some(OptimizerSpec::own("", [StateTensorSpec::new("", 0.0)]));
     all.checkpoint.dir = Some(PathBuf::new());
+    all.report.dir = Some(PathBuf::new());
+    all.report.prometheus_dir = Some(PathBuf::new());
+    all.report.log_dir = Some(PathBuf::new());
     all.faults.push(FaultConfig {
         one_in: Some(1),
         drive: Some(0),
@@ -125,6 +130,16 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.to_string().contains(words), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn keys_without_a_default_are_known() {
+        let text = "[optimizer.own]\nname = \"a\"\nstate = [{ name = \"b\" }]\n\
+                    [checkpoint]\ndir = \"/c\"\n\
+                    [report]\ndir = \"/d\"\nprometheus_dir = \"/e\"\nlog_dir = \"/f\"";
+        assert_eq!(parse(text).unwrap().report.log_dir, Some(PathBuf::from("/f")));
+        let wrong = "[optimizer.own]\nname = \"a\"\nstate = [{ nam = \"b\" }]";
+        assert!(parse(wrong).unwrap_err().to_string().contains("optimizer.own.state.name"));
     }
 
     #[test]

@@ -17,90 +17,135 @@ fn elems_per_round<T>(size: usize) -> usize {
     (ROUND_BYTES.min(ROUND_BYTES_OF_ALL / size) / size_of::<T>()).max(1)
 }
 
-/// Number of rounds for the longest range.
-fn rounds(ranges: &[Range<usize>], round_elems: usize) -> usize {
-    ranges.iter().map(|range| range.len().div_ceil(round_elems)).max().unwrap_or(0)
+fn elems_of(ranges: &[Range<usize>]) -> usize {
+    ranges.iter().map(ExactSizeIterator::len).sum()
 }
 
-/// The part of a range that moves in one round.
-fn part(range: &Range<usize>, round: usize, round_elems: usize) -> Range<usize> {
-    let start = range.end.min(range.start + round * round_elems);
-    start..range.end.min(start + round_elems)
+/// What moves in each round of one rank's ranges: walks through them, so many elements at a time.
+struct Walk<'a> {
+    ranges: &'a [Range<usize>],
+    /// Elements of the first of `ranges` that have moved.
+    done: usize,
 }
 
-/// Collective: adds `full` over all ranks and leaves rank r the elements `ranges[r]` of the sum, in
-/// `mine`. Ranks are added in rank order, starting with rank 0's values, so the result does not
-/// depend on timing or on the communicator.
+impl<'a> Walk<'a> {
+    fn new(ranges: &'a [Range<usize>]) -> Self {
+        Self { ranges, done: 0 }
+    }
+
+    /// The next elements, as few ranges; none at the end.
+    fn next_round(&mut self, mut elems: usize) -> Vec<Range<usize>> {
+        let mut parts = Vec::new();
+        while let [first, rest @ ..] = self.ranges {
+            let left = first.len() - self.done;
+            let take = left.min(elems);
+            if take > 0 {
+                parts.push(first.start + self.done..first.start + self.done + take);
+                elems -= take;
+                self.done += take;
+            }
+            if self.done < first.len() {
+                break;
+            }
+            (self.ranges, self.done) = (rest, 0);
+        }
+        parts
+    }
+}
+
+/// Number of rounds for the rank that has most.
+fn rounds(owned: &[Vec<Range<usize>>], round_elems: usize) -> usize {
+    owned.iter().map(|ranges| elems_of(ranges).div_ceil(round_elems)).max().unwrap_or(0)
+}
+
+/// Collective: adds `full` over all ranks and leaves rank r the elements `owned[r]` of the sum, end
+/// to end in `mine`. Ranks are added in rank order, starting with rank 0's values, so the result
+/// does not depend on timing or on the communicator.
 ///
 /// # Errors
 /// As every collective.
-pub fn reduce_scatter(
+pub fn reduce_scatter_ranges(
     comm: &dyn Communicator,
     full: &[f32],
-    ranges: &[Range<usize>],
+    owned: &[Vec<Range<usize>>],
     mine: &mut [f32],
 ) -> Result<()> {
     let (rank, size) = (comm.rank().index(), comm.size());
     let round_elems = elems_per_round::<f32>(size);
-    let mut send: Vec<f32> = Vec::new();
-    let mut recv: Vec<f32> = Vec::new();
-    for round in 0..rounds(ranges, round_elems) {
+    let mut walks: Vec<Walk<'_>> = owned.iter().map(|ranges| Walk::new(ranges)).collect();
+    let (mut send, mut recv): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
+    let mut offset = 0;
+    for _ in 0..rounds(owned, round_elems) {
         send.clear();
         let mut send_counts = Vec::with_capacity(size);
-        for range in ranges {
-            let part = &full[part(range, round, round_elems)];
-            send.extend_from_slice(part);
-            send_counts.push(size_of_val(part));
+        for walk in &mut walks {
+            let before = send.len();
+            for part in walk.next_round(round_elems) {
+                send.extend_from_slice(&full[part]);
+            }
+            send_counts.push((send.len() - before) * size_of::<f32>());
         }
-        let wanted = part(&ranges[rank], round, round_elems);
-        recv.resize(wanted.len() * size, 0.0);
-        let recv_counts = vec![wanted.len() * size_of::<f32>(); size];
+        let wanted = send_counts[rank] / size_of::<f32>();
+        recv.resize(wanted * size, 0.0);
+        let recv_counts = vec![wanted * size_of::<f32>(); size];
         comm.all_to_all_bytes(
             bytemuck::cast_slice(&send),
             &send_counts,
             bytemuck::cast_slice_mut(&mut recv),
             &recv_counts,
         )?;
-        let offset = wanted.start - ranges[rank].start;
-        let sum = &mut mine[offset..offset + wanted.len()];
-        let (first, others) = recv.split_at(wanted.len());
+        let sum = &mut mine[offset..offset + wanted];
+        offset += wanted;
+        let (first, others) = recv.split_at(wanted);
         sum.copy_from_slice(first);
-        for theirs in others.chunks_exact(wanted.len().max(1)) {
+        for theirs in others.chunks_exact(wanted.max(1)) {
             sum.iter_mut().zip(theirs).for_each(|(sum, value)| *sum += value);
         }
     }
     Ok(())
 }
 
-/// Collective: every rank gives the elements `ranges[rank]` as `mine`; every rank gets all in
-/// `full`.
+/// Collective: every rank gives the elements `owned[rank]`, end to end, as `mine`; every rank gets
+/// all in `full`.
 ///
 /// # Errors
 /// As every collective.
-pub fn all_gather<T: Pod>(
+pub fn all_gather_ranges<T: Pod>(
     comm: &dyn Communicator,
     mine: &[T],
-    ranges: &[Range<usize>],
+    owned: &[Vec<Range<usize>>],
     full: &mut [T],
 ) -> Result<()> {
     let rank = comm.rank().index();
     let round_elems = elems_per_round::<T>(comm.size());
+    let mut walks: Vec<Walk<'_>> = owned.iter().map(|ranges| Walk::new(ranges)).collect();
     let mut recv: Vec<T> = Vec::new();
-    for round in 0..rounds(ranges, round_elems) {
-        let parts = ranges.iter().map(|range| part(range, round, round_elems));
-        let parts: Vec<Range<usize>> = parts.collect();
-        let counts: Vec<usize> = parts.iter().map(|part| part.len() * size_of::<T>()).collect();
-        recv.resize(parts.iter().map(ExactSizeIterator::len).sum(), T::zeroed());
-        let offset = parts[rank].start - ranges[rank].start;
-        let give = &mine[offset..offset + parts[rank].len()];
+    let mut offset = 0;
+    for _ in 0..rounds(owned, round_elems) {
+        let parts: Vec<Vec<Range<usize>>> =
+            walks.iter_mut().map(|walk| walk.next_round(round_elems)).collect();
+        let counts: Vec<usize> = parts.iter().map(|part| elems_of(part) * size_of::<T>()).collect();
+        recv.resize(parts.iter().map(|part| elems_of(part)).sum(), T::zeroed());
+        let give = &mine[offset..offset + elems_of(&parts[rank])];
+        offset += give.len();
         let all = bytemuck::cast_slice_mut(&mut recv);
         comm.all_gather_bytes(bytemuck::cast_slice(give), &counts, all)?;
         let mut rest = recv.as_slice();
-        for part in parts {
+        for part in parts.into_iter().flatten() {
             let (theirs, after) = rest.split_at(part.len());
             full[part].copy_from_slice(theirs);
             rest = after;
         }
     }
     Ok(())
+}
+
+/// Collective: the mean of a value over all ranks, such as a loss. Ranks are added in rank order, so
+/// every rank has the same bits.
+///
+/// # Errors
+/// As every collective.
+pub fn mean_over_ranks(comm: &dyn Communicator, value: f64) -> Result<f64> {
+    let sum: f64 = super::gather_all(comm, &value)?.into_iter().sum();
+    Ok(sum / comm.size() as f64)
 }

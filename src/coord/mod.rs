@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::units::Rank;
 
 pub use agree::agree;
-pub use bulk::{all_gather, reduce_scatter};
+pub use bulk::{all_gather_ranges, mean_over_ranks, reduce_scatter_ranges};
 pub use gather::gather_all;
 pub use group::Group;
 pub use local::{Solo, ThreadCommunicator};

@@ -117,6 +117,11 @@ impl Buffer {
         self.index
     }
 
+    /// Address and length in bytes of the mapping that this buffer and its neighbours lie in.
+    pub fn arena(&self) -> (usize, usize) {
+        (self.arena.base.as_ptr() as usize, self.arena.len)
+    }
+
     /// The address of the buffer's first byte. The pointer is not bound to a borrow: its user must
     /// keep the buffer and not access it otherwise, as [`super::Transfers`] does.
     pub(super) fn as_ptr(&self) -> *mut u8 {

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
@@ -29,7 +30,7 @@ pub use logging::LogRanks;
 pub use signals::{StopRequest, stop_request};
 pub use site::{NodeSite, directories_of, find_site};
 pub use table::{answer_table_request, table_request};
-pub use training::{Origin, Training};
+pub use training::{Origin, Training, TrainingBuilder};
 
 /// How to start.
 #[derive(Clone, Debug)]
@@ -42,6 +43,25 @@ pub struct Launch {
     pub log_ranks: LogRanks,
     /// Where each rank's log goes as lines of JSON, if anywhere.
     pub log_dir: Option<PathBuf>,
+}
+
+impl Default for Launch {
+    /// The defaults of `[timeouts]`; rank 0 logs, to the terminal alone.
+    fn default() -> Self {
+        Self::of(&Config::default())
+    }
+}
+
+impl Launch {
+    /// As a configuration says; rank 0 logs to the terminal.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            peer_timeout: config.peer_timeout(),
+            stall_warning: config.stall_warning(),
+            log_ranks: LogRanks::default(),
+            log_dir: config.report.log_dir.clone(),
+        }
+    }
 }
 
 /// Runs a rank: starts MPI where it is built in, sets up logs and the panic hook, runs `body`, and

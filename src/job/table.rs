@@ -6,9 +6,8 @@ use super::signals::take_table_request;
 use crate::error::Result;
 use crate::step::{StepOutcome, SwappedOptimizer};
 
-/// Whether this rank has been asked for a table since the last call: for
-/// [`crate::step::StepOptions::wants_table`]. Never where [`super::run_main`] has not installed
-/// handlers.
+/// Whether this rank has been asked for a table since the last call. Never where
+/// [`super::run_main`] has not installed handlers.
 pub fn table_request() -> bool {
     take_table_request()
 }

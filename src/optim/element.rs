@@ -63,6 +63,9 @@ impl GradElem for f16 {
 
 /// A parameter element: what the training job holds of the master.
 pub trait ParamElem: Copy + Send + Sync {
+    /// Whether parameters of this format can be the upper halves of their masters.
+    const IS_UPPER_HALF: bool = false;
+
     /// The master in this format.
     fn emit(master: f32) -> Self;
 
@@ -85,6 +88,8 @@ impl ParamElem for f32 {
 }
 
 impl ParamElem for bf16 {
+    const IS_UPPER_HALF: bool = true;
+
     /// Rounds to nearest, ties to even; NaN stays NaN.
     #[inline(always)]
     fn emit(master: f32) -> Self {

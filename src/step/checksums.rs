@@ -4,10 +4,10 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::plan::Plan;
 use crate::config::VerifyChecksums;
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::SPLIT_ELEMS;
+use crate::plan::Plan;
 use crate::storage::{ExtentLayout, Segment, ShardDirectory};
 use crate::units::{ChunkIndex, ExtentIndex};
 use crate::wire::{crc32c, crc32c_joined};
@@ -90,28 +90,42 @@ impl Checksums {
         if !self.is_kept {
             return Ok(());
         }
-        let upper = plan.tensors().len();
         let differs = |chunk: &ChunkIndex| {
-            let at = plan.partition().chunk(*chunk);
-            let start = at.shard_offset as usize;
-            let live = &params[start..start + at.elems as usize];
-            let is_due = self.is_due(*chunk, attempt);
-            is_due && crc32c(bytemuck::cast_slice(live)) != self.of(*chunk)[upper]
+            let live = &params[plan.partition().chunk(*chunk).in_shard()];
+            self.differ_from_halves(plan, *chunk, attempt, live)
         };
         let chunks = (0..plan.partition().chunks().len()).into_par_iter();
         let chunks = chunks.map(ChunkIndex::from_index);
-        match pool.install(|| chunks.find_first(differs)) {
-            None => Ok(()),
-            Some(chunk) => Err(Error::usage(
-                "parameters are not those that were emitted last: they hold the upper halves of \
-                 the masters",
-            )
-            .with("holding", plan.describe(chunk))
-            .hint(
-                "hand in the slice that the last step wrote, unchanged; or use the codec fp32 for \
-                 the master",
-            )),
+        let first = pool.install(|| chunks.find_first(differs));
+        first.map_or(Ok(()), |chunk| Err(other_parameters(plan, chunk)))
+    }
+
+    /// The same for the parameters of one chunk.
+    ///
+    /// # Errors
+    /// Usage: which are not.
+    pub fn verify_parameters_of(
+        &self,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        attempt: u64,
+        halves: &[bf16],
+    ) -> Result<()> {
+        if self.is_kept && self.differ_from_halves(plan, chunk, attempt, halves) {
+            return Err(other_parameters(plan, chunk));
         }
+        Ok(())
+    }
+
+    fn differ_from_halves(
+        &self,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        attempt: u64,
+        halves: &[bf16],
+    ) -> bool {
+        let upper = plan.tensors().len();
+        self.is_due(chunk, attempt) && crc32c(bytemuck::cast_slice(halves)) != self.of(chunk)[upper]
     }
 
     /// The checksums of one chunk.
@@ -173,8 +187,19 @@ impl Checksums {
     }
 }
 
+fn other_parameters(plan: &Plan, chunk: ChunkIndex) -> Error {
+    Error::usage(
+        "parameters are not those that were emitted last: they hold the upper halves of the masters",
+    )
+    .with("holding", plan.describe(chunk))
+    .hint(
+        "hand in the slice that the last step wrote, unchanged; or use the codec fp32 for the \
+         master",
+    )
+}
+
 /// The error of a chunk whose state tensor is not what was written to this extent.
-pub(super) fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tensor: usize) -> Error {
+pub(crate) fn corrupt(plan: &Plan, chunk: ChunkIndex, extent: ExtentIndex, tensor: usize) -> Error {
     let layout = plan.layout(chunk);
     let section = layout.sections().get(tensor).cloned().or_else(|| layout.upper_halves());
     let section = section.unwrap_or(0..0);

@@ -1,55 +1,61 @@
-//! The first write of everything, and looking at state between steps.
-
-use half::bf16;
+//! The first write of everything: masters by the caller, moments as the optimizer declares them, or
+//! all of it from a checkpoint.
 
 use super::optimizer::SwappedOptimizer;
-use super::plan::Plan;
-use super::view::{Decoder, StateView, sections_mut, upper_halves};
+use super::parameters::ParameterSink;
+use super::view::sections_mut;
 use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::partition::Run;
+use crate::plan::Plan;
 use crate::state::LossScaler;
-use crate::swap::{Ending, ResidentChunk, SweepKind};
+use crate::swap::{Ending, SweepKind};
 use crate::units::ChunkIndex;
 
 impl SwappedOptimizer {
-    /// Collective: writes the whole state for the first time. `fill` gives the initial master of a
-    /// run of a parameter; moments begin as the optimizer declares them, built-in kinds with zero.
-    /// A second call starts training anew.
+    /// Collective: writes the whole state for the first time, and emits the parameters of the
+    /// shard, in shard order, into `params`. `fill` gives the initial masters of a run of a
+    /// parameter: elements `run.param_offset..` of parameter `run.param`. Moments begin as the
+    /// optimizer declares them, those of built-in kinds with zero. A durable job commits that.
     ///
     /// # Errors
-    /// Agreed errors of `fill` or of the drives; usage if the codec of the master needs parameters
-    /// to hold its upper halves.
-    pub fn initialize_parameters(
+    /// Agreed. Usage if there are committed steps to go on from ([`Self::resumed`]): they would be
+    /// lost, and nothing has changed; see [`Self::restart_training`]. Usage if `params` does not fit
+    /// the shard, or the codec of the master needs bf16 parameters. Errors of `fill`, and of the
+    /// drives.
+    pub fn initialize_parameters<S: ParameterSink + ?Sized>(
         &mut self,
+        params: &mut S,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
-        let mut none = vec![(); self.plan.partition().elems() as usize];
-        self.initialize_parameters_into(&mut none, fill)
+        agree(&*self.comm, self.check_nothing_lost())?;
+        self.restart_training(params, fill)
     }
 
-    /// Collective: as [`Self::initialize_parameters`], and emits the parameters of the shard, in
-    /// shard order.
+    /// Collective: begins training anew, over whatever this optimizer has trained or gone on from:
+    /// [`Self::initialize_parameters`] for who means to lose that.
     ///
     /// # Errors
-    /// As [`Self::initialize_parameters`]; usage if `params` has not the shard's length.
-    pub fn initialize_parameters_into<P: ParamElem>(
+    /// Agreed. Usage if `params` does not fit the shard, or the codec of the master needs bf16
+    /// parameters. Errors of `fill`, and of the drives.
+    pub fn restart_training<S: ParameterSink + ?Sized>(
         &mut self,
-        params: &mut [P],
+        params: &mut S,
         mut fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
-        self.unusable = Some("its initialisation failed");
+        self.progress.unusable = Some("its initialisation failed");
         let result = self.write_all(params, &mut |run, arrays| match arrays {
             [master, ..] => fill(run, master),
             [] => Ok(()),
         });
         agree(&*self.comm, result)?;
-        self.update_counts.fill(0);
-        self.attempts = 0;
-        self.loss_scaler = LossScaler::new(self.plan.config().loss_scale.rule());
-        self.unusable = None;
-        self.commit(&[])
+        self.progress.update_counts.fill(0);
+        self.progress.attempts = 0;
+        self.progress.user_blob.clear();
+        self.progress.loss_scaler = LossScaler::new(self.shard.plan.config().loss_scale.rule());
+        self.progress.unusable = None;
+        self.commit()
     }
 
     /// Collective: writes the whole state as it was after `attempts` steps, of which each parameter
@@ -57,148 +63,68 @@ impl SwappedOptimizer {
     /// master and the moments.
     ///
     /// # Errors
-    /// As [`Self::initialize_parameters_into`].
-    pub fn restore<P: ParamElem>(
+    /// Agreed. Usage if `params` does not fit the shard, or the codec of the master needs bf16
+    /// parameters. Errors of `fill`, and of the drives.
+    pub(crate) fn restore<S: ParameterSink + ?Sized>(
         &mut self,
         attempts: u64,
         update_counts: Vec<u64>,
         user_blob: &[u8],
-        params: &mut [P],
+        params: &mut S,
         mut fill: impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
     ) -> Result<()> {
-        self.unusable = Some("its initialisation failed");
+        self.progress.unusable = Some("its initialisation failed");
         let result = self.write_all(params, &mut fill);
         agree(&*self.comm, result)?;
-        (self.update_counts, self.attempts) = (update_counts, attempts);
-        self.user_blob = user_blob.to_vec();
-        self.unusable = None;
-        self.commit(user_blob)
+        (self.progress.update_counts, self.progress.attempts) = (update_counts, attempts);
+        self.progress.user_blob = user_blob.to_vec();
+        self.progress.unusable = None;
+        self.commit()
     }
 
-    fn write_all<P: ParamElem>(
+    fn check_nothing_lost(&self) -> Result<()> {
+        let Some(resumed) = &self.resumed else { return Ok(()) };
+        Err(Error::usage("the job has committed steps, which an initialisation would overwrite")
+            .with("job", &self.shard.plan.config().job)
+            .with("committed", format!("step {}", resumed.attempt))
+            .hint(
+                "go on from them: emit_parameters gives the parameters, and Training does all of \
+                 it; or call restart_training to lose them",
+            ))
+    }
+
+    fn write_all<S: ParameterSink + ?Sized>(
         &mut self,
-        params: &mut [P],
+        params: &mut S,
         fill: &mut impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
     ) -> Result<()> {
         self.forget_pass();
         // A snapshot of what is overwritten here would be of no state.
         self.snapshot = None;
         self.discard_gradients();
-        self.check_params(params)?;
+        self.shard.check_params(params)?;
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
-        let mut values = vec![Vec::new(); self.plan.tensors().len()];
+        let shard = &mut self.shard;
+        let plan = &shard.plan;
+        let mut values = vec![Vec::new(); plan.tensors().len()];
         // What is on its way is overwritten, also after a failure.
-        self.swapper.recover();
-        let (kind, ending) = (SweepKind::Fill, Ending::Written);
-        let mut sweep = self.swapper.sweep(kind, ending, &self.slots)?;
+        shard.swapper.recover();
+        let mut sweep = shard.swapper.sweep(SweepKind::Fill, Ending::Written, &shard.slots)?;
         while let Some(mut resident) = sweep.next_chunk()? {
             let index = resident.index();
-            let chunk = self.plan.partition().chunk(index);
-            let live = chunk.shard_offset as usize..(chunk.shard_offset + chunk.elems) as usize;
-            let params = &mut params[live];
-            fill_chunk(&self.plan, index, &mut values, fill)?;
-            encode_chunk(&self.plan, index, &values, &mut resident, params);
-            let layout = self.plan.layout(index);
-            let uppers = if self.plan.is_halved() { P::upper_halves(params) } else { &[] };
-            self.checksums.take(&self.pool, &layout, index, &resident, uppers);
-            self.slots.mark_written(index);
+            let live = plan.partition().chunk(index).in_shard();
+            let section = params.section(live.clone());
+            fill_chunk(plan, index, &mut values, fill)?;
+            encode_chunk(plan, index, &values, &mut resident, section);
+            let layout = plan.layout(index);
+            let uppers = if plan.is_halved() { S::Elem::upper_halves(section) } else { &[] };
+            shard.checksums.take(&shard.pool, &layout, index, &resident, uppers);
+            params.emitted(live)?;
+            shard.slots.mark_written(index);
             resident.swap_out();
         }
         sweep.finish()?;
-        self.process_io.since_last();
-        Ok(())
-    }
-
-    /// Whether parameters fit the shard, and can hold upper halves of masters if they must.
-    pub(super) fn check_params<P: ParamElem>(&self, params: &[P]) -> Result<()> {
-        let elems = self.plan.partition().elems();
-        if params.len() as u64 != elems {
-            return Err(Error::usage("the slice for parameters has another length than the shard")
-                .with("slice", params.len())
-                .with("shard", elems));
-        }
-        if self.plan.is_halved() && P::upper_halves(params).len() != params.len() {
-            return Err(Error::usage(
-                "with the codec remainder16 the parameters hold the upper halves of the masters, \
-                 so they must be bf16",
-            )
-            .hint("hand in bf16 parameters, or set codecs.master = \"fp32\""));
-        }
-        Ok(())
-    }
-
-    /// Collective: reads the whole state back, in no particular order of chunks, and shows it run
-    /// by run. Nothing is written, and nothing counts as part of a step.
-    ///
-    /// # Errors
-    /// Agreed errors of `look` or of the drives; usage if the masters' upper halves are not on the
-    /// drives, see [`Self::inspect_with`].
-    pub fn inspect(&mut self, look: impl FnMut(StateView<'_>) -> Result<()>) -> Result<()> {
-        self.inspect_with::<()>(&[], look)
-    }
-
-    /// Collective: as [`Self::inspect`], with the parameters of the shard, which a scratch job with
-    /// the codec remainder16 needs: they hold the upper halves of its masters. For all others they
-    /// are ignored.
-    ///
-    /// # Errors
-    /// As [`Self::inspect`].
-    pub fn inspect_with<P: ParamElem>(
-        &mut self,
-        params: &[P],
-        mut look: impl FnMut(StateView<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let params = P::upper_halves(params);
-        let mut decoder = Decoder::default();
-        let result = self.check_usable().and_then(|()| {
-            self.read_all(params, |plan, resident, _| {
-                let index = resident.index();
-                let chunk = plan.partition().chunk(index);
-                let values = decoder.decode(plan, index, resident, params);
-                let mut runs = plan.partition().runs_of(index).iter();
-                runs.try_for_each(|run| {
-                    let at = run.in_chunk(chunk);
-                    let values: Vec<&[f32]> = values.iter().map(|it| &it[at.clone()]).collect();
-                    let parameter = plan.inventory().parameter(run.param);
-                    look(StateView { run, parameter, master: values[0], moments: &values[1..] })
-                })
-            })
-        });
-        agree(&*self.comm, result)
-    }
-
-    /// Reads every chunk back, compares it with its checksums, and shows it with them; not agreed.
-    /// `params` are those of the shard, for masters whose upper halves are not on the drives.
-    pub(super) fn read_all(
-        &mut self,
-        params: &[bf16],
-        mut look: impl FnMut(&Plan, &ResidentChunk, &[u32]) -> Result<()>,
-    ) -> Result<()> {
-        let needs_params = self.plan.is_halved() && !self.plan.config().is_durable();
-        if needs_params && params.len() as u64 != self.plan.partition().elems() {
-            return Err(Error::usage(
-                "the upper halves of the masters are not on the drives, but in the parameters",
-            )
-            .hint("hand in the bf16 parameters of the shard that the last step emitted"));
-        }
-        let _activity = Activity::begin(&*self.comm, Phase::Sweep);
-        // What was on its way before still counts.
-        self.swapper.settle()?;
-        self.record_moved();
-        // What follows is of no step.
-        self.recorder.spans().turn(false, 0);
-        let (kind, ending) = (SweepKind::Inspect, Ending::Written);
-        let mut sweep = self.swapper.sweep(kind, ending, &self.slots)?;
-        while let Some(resident) = sweep.next_chunk()? {
-            let index = resident.index();
-            let extent = self.slots.read_extent(index);
-            let uppers =
-                upper_halves(&self.plan, index, &self.plan.layout(index), &resident, params);
-            self.checksums.verify(&self.pool, &self.plan, index, extent, &resident, uppers)?;
-            look(&self.plan, &resident, self.checksums.of(index))?;
-        }
-        sweep.finish()?;
-        self.process_io.since_last();
+        self.watch.forget_kernel();
         Ok(())
     }
 }
@@ -226,7 +152,7 @@ fn fill_chunk(
 }
 
 /// Encodes the values of a chunk, padding included, into its extent and emits its parameters.
-pub(super) fn encode_chunk<P: ParamElem>(
+pub(crate) fn encode_chunk<P: ParamElem>(
     plan: &Plan,
     index: ChunkIndex,
     values: &[Vec<f32>],

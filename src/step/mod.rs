@@ -1,63 +1,50 @@
-//! The composition root and the public API of training: resolve a [`Plan`], create a
-//! [`SwappedOptimizer`], initialise it, step.
+//! The optimizer: everything before it put together. Create a [`SwappedOptimizer`], initialise it,
+//! step.
+//!
+//! [`optimizer`] has its parts: the shard on the drives (`shard`), how far training is (`progress`),
+//! what is recorded (`watch`). [`step`](self::step) is one step, in time order.
 
-mod accumulate;
-mod backward;
+mod balance;
+mod between;
+mod check;
 mod checksums;
-mod coverage;
-mod digest;
-mod door;
-mod door_chunk;
-mod door_core;
-mod door_stored;
+mod chunk_io;
+mod custom;
+mod decision;
+mod drives;
 mod durable;
-mod gradient_plan;
-mod gradient_store;
-mod gradients;
+mod exchange;
 mod initialize;
-mod locate;
-mod loss;
-mod norm;
-mod opening;
+mod inspect;
 mod optimizer;
-mod passage;
-mod plan;
-mod preflight;
-mod process_io;
-mod purge;
+mod outcome;
+mod owners;
+mod parameters;
+mod progress;
 mod records;
-mod resume;
-mod reweigh;
-mod run;
-mod seats;
-mod sharding;
-mod snapshot;
-mod source;
-mod stored;
-mod synthetic;
-mod telling;
+mod reporting;
+mod shard;
+mod start;
+#[allow(clippy::module_inception, reason = "the room is named for its main function")]
+mod step;
 mod update;
-mod verify;
 mod view;
-mod weights;
+mod watch;
 
-pub use crate::telemetry::{DriveRecord, RankRecord, TimerRecord};
-pub use door::{SubGroup, SubGroups, UpdateChunk, UpdateRun};
-pub use door_core::StateSection;
-pub use door_stored::GradientSection;
+pub use check::{ReferenceUpdate, Verifier, fill_synthetic_gradients, fill_synthetic_masters};
+pub(crate) use checksums::corrupt;
+pub use custom::{
+    Change, GradientSection, StateSection, SubGroup, SubGroups, UpdateChunk, UpdateHandles,
+    UpdateRun,
+};
+pub use drives::MemoryRegion;
 pub use durable::Resumed;
-pub use gradient_plan::GradientPlan;
-pub use gradient_plan::GradientRoom;
-pub use gradients::Gradients;
-pub use norm::Stop;
+pub(crate) use durable::{ChunkSink, place_as_recorded};
+pub(crate) use initialize::encode_chunk;
 pub use optimizer::SwappedOptimizer;
-pub use plan::Plan;
-pub use plan::cached_chunks;
-pub use process_io::{ProcessIo, ProcessIoBytes};
-pub use run::{StepOptions, StepOutcome};
-pub use sharding::{Sharding, Shards};
-pub use snapshot::ChunkSink;
-pub use stored::StoredShard;
-pub use synthetic::{fill_synthetic_gradients, fill_synthetic_masters};
-pub use verify::{ReferenceUpdate, Verifier};
+pub use outcome::{StepOptions, StepOutcome, StepResult, Stop};
+pub use parameters::{NO_PARAMETERS, NoParameters, ParameterSink};
+pub(crate) use start::as_it_lies;
+pub use start::{CreateOptions, Existing, Sharding, Shards};
 pub use view::StateView;
+pub(crate) use view::{Decoder, upper_halves};

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::process_io::ProcessIoBytes;
 use crate::config::ReportConfig;
 use crate::coord::{Communicator, Waits};
 use crate::io::DriveTotals;
 use crate::swap::SweepTotals;
 use crate::telemetry::{
-    CounterRecord, DriveLimit, DriveRecord, DriveSample, RankRecord, Ring, StepSample, TimerRecord,
+    CounterRecord, DriveLimit, DriveRecord, DriveSample, ProcessIoBytes, RankRecord, Ring,
+    StepSample, TimerRecord,
 };
 use crate::timers::{Counter, NO_CHUNK, Section, SpanKind, Timer, Timers, Tracer};
 use crate::units::StepRange;

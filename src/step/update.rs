@@ -2,13 +2,13 @@
 
 use half::bf16;
 
-use super::gradients::ShardGradients;
-use super::plan::Plan;
 use super::view::sections_mut;
+use crate::gradients::ShardGradients;
 use crate::optim::{
     Adagrad, Adam, AdamW, Dice, GradElem, Lion, ParamElem, Rule, SPLIT_ELEMS, SectionMut, Segment,
     Sgd, UpdateTask, run_tasks,
 };
+use crate::plan::Plan;
 use crate::state::{Hyperparameters, OptimizerKind};
 use crate::units::{ChunkIndex, ParamIndex};
 

@@ -2,9 +2,9 @@
 
 use half::bf16;
 
-use super::plan::Plan;
 use crate::optim::{Section, SectionMut};
 use crate::partition::Run;
+use crate::plan::Plan;
 use crate::state::Parameter;
 use crate::storage::ExtentLayout;
 use crate::units::ChunkIndex;
@@ -24,7 +24,7 @@ pub struct StateView<'a> {
 
 /// Decodes chunks; keeps the memory for it from one to the next.
 #[derive(Debug, Default)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     decoded: Vec<Vec<f32>>,
 }
 
@@ -58,7 +58,7 @@ impl Decoder {
 
 /// The upper halves of a chunk's live masters, from the extent or from the shard's parameters;
 /// nothing if masters are whole.
-pub(super) fn upper_halves<'a>(
+pub(crate) fn upper_halves<'a>(
     plan: &Plan,
     chunk: ChunkIndex,
     layout: &ExtentLayout,
@@ -75,7 +75,7 @@ pub(super) fn upper_halves<'a>(
 }
 
 /// The sections of a chunk's state tensors, to be changed, and that of its upper halves.
-pub(super) fn sections_mut<'a>(
+pub(crate) fn sections_mut<'a>(
     plan: &Plan,
     chunk: ChunkIndex,
     bytes: &'a mut [u8],

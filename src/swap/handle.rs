@@ -2,41 +2,25 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
-use super::messages::{Command, Commands, Event, Loan, SpillAnswer, SwapperSpec, SweepTotals};
+use super::inbox::{Commands, Inbox, check_process, thread_gave_up, thread_is_gone};
+use super::messages::{Command, Event, Loan, SwapperSpec, SweepTotals};
 use super::pipeline::{Ending, SweepKind};
+use super::spill::SpillPort;
 use super::thread;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Buffer, Waker};
+use crate::io::Buffer;
 use crate::storage::Slots;
 use crate::units::ChunkIndex;
-
-/// The commands' queue and the waker that makes the I/O thread look at it.
-pub(super) struct Inbox {
-    pub commands: Arc<Commands>,
-    pub waker: Arc<dyn Waker>,
-}
-
-impl Inbox {
-    pub(super) fn send(&self, command: Command) {
-        let can_wait = matches!(command, Command::GiveBack { .. });
-        self.commands.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
-        if !(can_wait && self.commands.looks_soon.load(Ordering::SeqCst)) {
-            self.waker.wake();
-        }
-    }
-}
 
 /// The swapper of one rank: one I/O thread that owns the engine, the free buffers and the chunk
 /// states.
 pub struct Swapper {
     pub(super) inbox: Arc<Inbox>,
     pub(super) events: Receiver<Event>,
-    pub(super) spill_answers: Receiver<SpillAnswer>,
     thread: Option<JoinHandle<()>>,
     moved: SweepTotals,
     /// The sweep under way, or the last one.
@@ -51,12 +35,11 @@ pub struct Swapper {
 }
 
 impl Swapper {
-    /// Starts the I/O thread and opens the engine on it.
+    /// Starts the I/O thread and opens the engine on it. Gives the port for spilled gradients, too.
     ///
     /// # Errors
-    /// Unavailable if the thread cannot be started, or if io_uring was asked for by name and is
-    /// refused; internal if the thread ends at once.
-    pub fn open(spec: SwapperSpec) -> Result<Self> {
+    /// As [`EngineSpec::open`].
+    pub fn open(spec: SwapperSpec) -> Result<(Self, SpillPort)> {
         let (events_in, events) = channel();
         let (spills_in, spill_answers) = channel();
         let (ready_in, ready) = channel();
@@ -71,10 +54,10 @@ impl Swapper {
         let waker = ready.recv().map_err(|_| thread_is_gone())??;
         let inbox = Arc::new(Inbox { commands, waker });
         let (thread, moved) = (Some(handle), SweepTotals::default());
-        Ok(Self {
+        let port = SpillPort::new(Arc::clone(&inbox), spill_answers);
+        let swapper = Self {
             inbox,
             events,
-            spill_answers,
             thread,
             moved,
             sweep: SweepState::Ended,
@@ -82,7 +65,8 @@ impl Swapper {
             failed: false,
             gave_up: false,
             process: std::process::id(),
-        })
+        };
+        Ok((swapper, port))
     }
 
     /// Begins a sweep over all chunks, which are read and written where `slots` says. Swap-ins
@@ -174,17 +158,7 @@ impl Swapper {
     /// # Errors
     /// Usage in a forked child.
     pub fn check_process(&self) -> Result<()> {
-        let here = std::process::id();
-        if here == self.process {
-            return Ok(());
-        }
-        Err(Error::usage(
-            "an optimizer cannot be used in a forked child: its buffers and its I/O \
-                          thread are the parent's",
-        )
-        .with("process", here)
-        .with("of the parent", self.process)
-        .hint("create the optimizer after the fork, or use it in the parent alone"))
+        check_process(self.process)
     }
 
     fn next_chunk(&mut self) -> Result<Option<ResidentChunk>> {
@@ -250,18 +224,7 @@ impl Drop for Swapper {
     }
 }
 
-pub(super) fn thread_gave_up() -> Error {
-    Error::new(ErrorKind::Io, "the I/O thread has given up: an operation never came back").hint(
-        "end this process and start the job again: if it is durable, it goes on from its last \
-         commit",
-    )
-}
-
-pub(super) fn thread_is_gone() -> Error {
-    Error::internal("the I/O thread is gone")
-}
-
-/// A sweep under way. If it is dropped before its end, it stops and waits for what is in flight.
+/// A sweep under way. Dropped early, it stops and waits for what is in flight.
 pub struct Sweep<'a> {
     swapper: &'a mut Swapper,
     /// Whether the sweep goes on when this is dropped.

@@ -1,10 +1,8 @@
 //! The messages between the caller's thread and the I/O thread.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::pipeline::{Ending, Overlap, SweepKind};
@@ -73,15 +71,6 @@ impl SweepTotals {
         self.swap_in_busy += later.swap_in_busy;
         self.swap_out_busy += later.swap_out_busy;
     }
-}
-
-/// The commands that the I/O thread has still to carry out.
-#[derive(Default)]
-pub(super) struct Commands {
-    pub queue: Mutex<VecDeque<Command>>,
-    /// So many operations are in flight that the thread looks here soon anyway: buffers that come
-    /// back need not wake it.
-    pub looks_soon: AtomicBool,
 }
 
 /// From the caller to the I/O thread.

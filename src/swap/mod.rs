@@ -17,6 +17,7 @@
 //! that neither waits for the other's.
 
 mod handle;
+mod inbox;
 mod lent;
 mod messages;
 mod pipeline;
@@ -29,3 +30,4 @@ pub use lent::{ChunkHandle, LentChunks};
 pub use messages::{SwapperSpec, SweepTotals};
 pub use pipeline::{Action, Fate, Pipeline};
 pub use pipeline::{Ending, Overlap, SweepKind};
+pub use spill::SpillPort;

@@ -145,6 +145,7 @@ impl Pipeline {
 
     /// What to do next. Reads run as far ahead as there are buffers: a buffer is free as soon as
     /// its own write is done, and the next read starts at once, whatever else is in flight.
+    #[allow(clippy::should_implement_trait, reason = "it is no iterator: it never ends")]
     pub fn next(&mut self) -> Action {
         if !self.has_failed {
             if let Some(index) = self.to_write.pop_front() {

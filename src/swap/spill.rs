@@ -1,15 +1,31 @@
-//! The caller's end of spilled gradients: it takes buffers, fills them and has them written. All of
-//! this happens between sweeps; within an update, each chunk comes with its spilled gradient.
+//! The caller's end of spilled gradients: buffers to fill, and where they go. It is apart from the
+//! swapper, so that gradients may come from any thread while nobody sweeps; within an update, a
+//! chunk brings its spilled gradient along.
 
-use super::handle::{Swapper, thread_gave_up, thread_is_gone};
-use super::messages::{Command, Event, SpillAnswer, SpillCommand};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use super::inbox::{Inbox, check_process, thread_is_gone};
+use super::messages::{Command, SpillAnswer, SpillCommand};
 use crate::error::Result;
 use crate::io::Buffer;
 use crate::units::ChunkIndex;
 
-impl Swapper {
-    /// A buffer for gradients, with undefined contents. If none is free, this waits until the write
-    /// of an earlier gradient has ended; a caller that holds all buffers waits for ever.
+/// Where buffers for spilled gradients come from and go to. One thread uses it at a time.
+pub struct SpillPort {
+    inbox: Arc<Inbox>,
+    answers: Receiver<SpillAnswer>,
+    /// The process that the I/O thread is of.
+    process: u32,
+}
+
+impl SpillPort {
+    pub(super) fn new(inbox: Arc<Inbox>, answers: Receiver<SpillAnswer>) -> Self {
+        Self { inbox, answers, process: std::process::id() }
+    }
+
+    /// A buffer for gradients, with anything in it; waits for the write of an earlier one. Whoever
+    /// holds all of them waits for ever.
     ///
     /// # Errors
     /// Usage in a forked child; I/O if the I/O thread has given up; internal if it is gone.
@@ -59,20 +75,17 @@ impl Swapper {
         self.inbox.send(Command::Spill(SpillCommand::Discard));
     }
 
+    /// Gradients cannot be handed over in a forked child.
+    ///
+    /// # Errors
+    /// Usage in one.
+    pub fn check_process(&self) -> Result<()> {
+        check_process(self.process)
+    }
+
     fn ask(&mut self, command: SpillCommand) -> Result<SpillAnswer> {
         self.check_process()?;
-        if self.gave_up {
-            return Err(thread_gave_up());
-        }
         self.inbox.send(Command::Spill(command));
-        let answer = self.spill_answers.recv();
-        answer.map_err(|_| {
-            self.gave_up = true;
-            let reason = self.events.try_iter().find_map(|event| match event {
-                Event::GaveUp(error) => Some(error),
-                Event::Lent(_) | Event::Ended(_) | Event::Written => None,
-            });
-            reason.unwrap_or_else(thread_is_gone)
-        })
+        self.answers.recv().map_err(|_| self.inbox.commands.end_of_thread())
     }
 }

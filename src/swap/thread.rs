@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::inbox::Commands;
 use super::messages::{
-    Command, Commands, Event, EventSender, Loan, ReadySender, SpillSender, SwapperSpec, SweepTotals,
+    Command, Event, EventSender, Loan, ReadySender, SpillSender, SwapperSpec, SweepTotals,
 };
 use super::pipeline::{Action, Fate, Pipeline, SweepKind};
 use super::spills::Spills;
@@ -364,6 +365,10 @@ impl Worker {
     /// Ends the thread although operations may be in flight; their buffers are never freed.
     fn give_up(self, error: Error) {
         self.transfers.abandon();
+        let reason = (error.kind(), error.sentence());
+        let mut gave_up = self.commands.gave_up.lock().unwrap_or_else(PoisonError::into_inner);
+        gave_up.get_or_insert(reason);
+        drop(gave_up);
         let _ = self.events.send(Event::GaveUp(error));
     }
 }

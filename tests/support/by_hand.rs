@@ -2,12 +2,11 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
-use optswap::config::{Config, Durability};
-use optswap::error::Result;
-use optswap::optim::{GradElem, ParamElem};
-use optswap::state::{Hyperparameters, OptimizerSpec, StateTensorSpec};
-use optswap::step::{StepOutcome, SubGroups};
-use optswap::units::{Bytes, Elems};
+use optswap::internals::config::Durability;
+use optswap::{
+    Bytes, Config, Elems, GradElem, Hyperparameters, OptimizerSpec, ParamElem, Result,
+    StateTensorSpec, StepOutcome, SubGroups,
+};
 
 use super::Drives;
 use super::world::config_for;

@@ -1,6 +1,5 @@
 //! A local cluster: several hosts with Slurm on this machine, gone with the test.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,15 +13,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster; nothing where this machine cannot have one, and says so aloud.
-    pub fn up(options: &[&str]) -> Option<Self> {
-        if !is_possible() {
-            return None;
-        }
+    /// Starts a cluster, which needs root and Slurm.
+    pub fn up(options: &[&str]) -> Self {
         let cluster = Self { name: new_name(), folder: new_folder() };
         let output = cluster.local("up", options);
         assert_eq!(output.code, 0, "{output:?}");
-        Some(cluster)
+        cluster
     }
 
     /// `cluster/local COMMAND ARGUMENTS`, killed after two minutes.
@@ -134,24 +130,4 @@ pub fn local(name: &str, command: &str, arguments: &[&str]) -> Output {
         process.env_remove(variable);
     }
     process.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
-}
-
-/// Whether this machine can have a cluster. Tests that need one pass without it, but not silently.
-pub fn is_possible() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    let has = |name: &str| {
-        let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output();
-        found.is_ok_and(|output| output.status.success())
-    };
-    let why = match (is_root, ["slurmctld", "slurmd", "munged", "ip"].iter().all(|it| has(it))) {
-        (true, true) => return true,
-        (false, _) => "it needs root",
-        (true, false) => "Slurm is missing: launch/setup --cluster",
-    };
-    // Not through a macro: those are captured.
-    let _ = writeln!(
-        std::io::stderr(),
-        "\n*** SKIPPED: no test over several hosts was run: {why} ***\n"
-    );
-    false
 }

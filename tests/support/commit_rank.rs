@@ -1,9 +1,10 @@
 //! One rank's part of the model of commits: what lies on its drives, and its way through one life
 //! of the job. See `tests/commit_protocol.rs`.
 
-use optswap::storage::commit::{Stamp, place_beside};
-use optswap::storage::{MovedUnits, Placement, Slots};
-use optswap::units::{ChunkIndex, ExtentIndex};
+use optswap::ChunkIndex;
+use optswap::internals::storage::commit::{Stamp, place_beside};
+use optswap::internals::storage::{MovedUnits, Placement, Slots};
+use optswap::internals::units::ExtentIndex;
 
 /// The only chunk: its extent has the number of its slot.
 const CHUNK: ChunkIndex = ChunkIndex(0);
@@ -16,7 +17,7 @@ pub fn placement() -> Placement {
 }
 
 /// Which of all units an extent lies in.
-fn unit_at(segments: &[optswap::storage::Segment]) -> usize {
+fn unit_at(segments: &[optswap::internals::storage::Segment]) -> usize {
     2 * segments[0].drive.index() + (segments[0].file_offset / UNIT) as usize
 }
 
@@ -42,7 +43,7 @@ pub enum Slot {
     Whole(Made),
 }
 
-/// What counts of `optswap::storage::Record`; numbers are small here, so that worlds are.
+/// What counts of `optswap::internals::storage::Record`; numbers are small here, so that worlds are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Record {
     /// The life in which the job was created, for the job's id.

@@ -3,13 +3,12 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use half::bf16;
-use optswap::config::{Config, GradientPlace};
-use optswap::error::Result;
-use optswap::optim::GradElem;
-use optswap::step::{
-    Gradients, StepOptions, StepOutcome, SwappedOptimizer, fill_synthetic_gradients,
+use optswap::internals::config::GradientPlace;
+use optswap::internals::step::fill_synthetic_gradients;
+use optswap::{
+    Bytes, Config, GradElem, Gradients, ParamIndex, Result, StepOptions, StepOutcome,
+    SwappedOptimizer,
 };
-use optswap::units::{Bytes, ParamIndex};
 
 use crate::support::Drives;
 use crate::support::world;
@@ -82,7 +81,7 @@ pub fn hand_over<G: GradElem>(
     for (param, offset, range) in pieces_of(optimizer, has_gradient, seed) {
         // Gone when the call returns: nothing may hold on to it.
         let piece = shard[range].to_vec();
-        optimizer.swap_out_gradients(param, offset, &piece, is_last)?;
+        optimizer.gradient_sink().add(param, offset, &piece, is_last)?;
     }
     Ok(())
 }
@@ -98,7 +97,7 @@ pub fn step_handed_over(
         let shard = micro_batch(optimizer, step, batch);
         hand_over(optimizer, &shard, |_| true, step + batch, batch + 1 == batches)?;
     }
-    optimizer.step_gradients(params, StepOptions::default())
+    optimizer.step(&Gradients::handed_over(), params, StepOptions::default())
 }
 
 /// The same with their sum, borrowed.
@@ -113,6 +112,6 @@ pub fn step_borrowed(
         let more = micro_batch(optimizer, step, batch);
         sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     }
-    let gradients = Gradients::of_shard(optimizer.partition(), &sum)?;
+    let gradients = Gradients::Shard(&sum);
     optimizer.step(&gradients, params, StepOptions::default())
 }

@@ -57,6 +57,21 @@ impl Drives {
     }
 }
 
+/// Copies a tree of files, as another process finds them that starts after this one has ended: a
+/// thread that has given up an operation keeps its locks as long as the process lives.
+pub fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 /// What this build of the workspace has made: `optswap`, or `examples/train_lm`. (They are of other
 /// packages than the tests, so cargo does not tell where they are.)
 pub fn built(name: &str) -> PathBuf {

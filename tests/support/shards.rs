@@ -7,16 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use half::bf16;
-use optswap::config::{Config, GradientPlace};
-use optswap::coord::Communicator;
-use optswap::error::Result;
-use optswap::partition::{Piece, Run};
-use optswap::state::Inventory;
-use optswap::step::{
-    Gradients, Sharding, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
-    fill_synthetic_gradients, fill_synthetic_masters,
+use optswap::internals::config::GradientPlace;
+use optswap::internals::step::{fill_synthetic_gradients, fill_synthetic_masters};
+use optswap::{
+    Communicator, Config, Gradients, Inventory, MicroBatch, NoParameters, ParamIndex, Piece,
+    Result, Run, Sharding, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
 };
-use optswap::units::ParamIndex;
 
 /// A slice of every parameter for one of so many ranks, the last parameter first: slices begin at
 /// multiples of `align` elements, and some are shorter or empty.
@@ -60,7 +56,7 @@ pub fn start(
     let mut optimizer =
         SwappedOptimizer::create_sharded(config, inventory.clone(), comm, sharding)?;
     if optimizer.resumed().is_none() {
-        optimizer.initialize_parameters(fill_masters(seed, inventory))?;
+        optimizer.initialize_parameters(&mut NoParameters, fill_masters(seed, inventory))?;
     }
     Ok(optimizer)
 }
@@ -86,18 +82,23 @@ pub fn step(
     let mut params = vec![bf16::ZERO; shard.len()];
     let options = StepOptions { user_blob: b"where I was", ..StepOptions::default() };
     let outcome = if optimizer.plan().config().gradients.place == GradientPlace::Caller {
-        let pieces = Gradients::of_shard(optimizer.partition(), &shard)?;
+        let pieces = Gradients::Shard(&shard);
         optimizer.step(&pieces, &mut params, options)?
     } else {
         for piece in optimizer.partition().pieces().to_vec() {
             let grads = &shard[piece.in_shard()];
-            optimizer.swap_out_gradients(piece.param, piece.param_offset, grads, true)?;
+            optimizer.gradient_sink().add(
+                piece.param,
+                piece.param_offset,
+                grads,
+                MicroBatch::Last,
+            )?;
         }
-        optimizer.step_gradients(&mut params, options)?
+        optimizer.step(&Gradients::handed_over(), &mut params, options)?
     };
     if let Some(verifier) = verifier {
         verifier.step(optimizer, &outcome, &shard);
-        verifier.check_with(optimizer, &params)?;
+        verifier.check(optimizer, &params)?;
     }
     Ok(outcome)
 }

@@ -13,8 +13,7 @@ use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::job::{Launcher, command_line, launcher_command, mpi_library, settings};
 use optswap::internals::units::Elems;
-use optswap_args::SwapArgs;
-use optswap_args::say;
+use optswap_args::{SwapArgs, say};
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -49,8 +48,8 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     verify: bool,
 
-    /// What each drive can do, MB/s in each direction; the last counts for all that follow. Without
-    /// it, drives that were probed have their profiles, and others what the site expects of them.
+    /// What each drive can do, in MB/s in each direction; the last value counts for all drives that
+    /// follow [default: as probed, else as the site expects].
     #[arg(long, value_name = "MBPS,MBPS", value_delimiter = ',')]
     limit_mbps: Vec<f64>,
 
@@ -83,10 +82,11 @@ pub(super) fn run(args: &BenchArgs, comm: &Arc<dyn Communicator>) -> Result<()> 
         options: args.options(),
     };
     let run = run_bench(comm, &setup.config, &setup.options)?;
-    let limits = Limits { told_mbps: args.limit_mbps.clone() };
-    let published = match comm.rank().0 {
-        0 => args.publish(&BenchResult::new(setup, run, &limits)),
-        _ => Ok(()),
+    let limits = Limits { given_mbps: args.limit_mbps.clone() };
+    let published = if comm.rank().0 == 0 {
+        args.publish(&BenchResult::new(setup, run, &limits))
+    } else {
+        Ok(())
     };
     agree(&**comm, published)
 }
@@ -120,7 +120,7 @@ impl BenchArgs {
             write_to(path, &to_json(result)?)?;
         }
         if let Some(path) = &self.csv {
-            write_to(path, &bench_csv(result))?;
+            write_to(path, &bench_csv(result)?)?;
         }
         say(bench_tables(result))
     }

@@ -29,8 +29,5 @@ pub(super) fn run(args: &CompareArgs) -> Result<()> {
     };
     let files: Vec<(String, String)> = args.files.iter().map(read).collect::<Result<_>>()?;
     let comparison = compare(&files)?;
-    match args.json {
-        true => say(to_json(&comparison)?),
-        false => say(compare_table(&comparison)),
-    }
+    if args.json { say(to_json(&comparison)?) } else { say(compare_table(&comparison)) }
 }

@@ -11,8 +11,7 @@ use crate::report::{
 use optswap::internals::config::{Config, MachineFacts};
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::io::UringTrial;
-use optswap::internals::job::{ChosenDrives, choose_drives, no_drive_named};
-use optswap::internals::job::{Launcher, mpi_library};
+use optswap::internals::job::{ChosenDrives, Launcher, choose_drives, mpi_library, no_drive_named};
 use optswap::internals::storage::{Device, Drive, DriveProfile, DriveTrial};
 use optswap::internals::units::counted;
 use optswap_args::say;
@@ -65,7 +64,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<()> {
             let drives: Vec<ExaminedDrive> = paths.iter().map(examine).collect();
             checks.extend(drive_checks(&drives, &facts));
         }
-        // The machine was looked at all the same.
+        // Without drives, the machine can still be judged.
         None => {
             let error = no_drive_named();
             let fix = error.help().unwrap_or_default();
@@ -104,7 +103,7 @@ fn mpi_checks(launcher: &Launcher) -> Vec<Check> {
     let library = mpi_library();
     let started = match launcher.check_before_start(library.as_deref()) {
         Ok(()) => Check::ok("launcher", launcher.describe()),
-        // This command needs no ranks; a job started in the same way would end.
+        // A warning only: this command needs no ranks, but a job started in the same way would end.
         Err(error) => {
             Check { state: State::Warning, ..Check::of_error("launcher for ranks", &error) }
         }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use optswap::internals::telemetry::TextTable;
 use serde_json::{Value, json};
 
 use optswap::internals::config::{EffectiveValue, Sourced};
 use optswap::internals::error::Result;
+use optswap::internals::telemetry::TextTable;
 use optswap_args::say;
 
 #[derive(Debug, Args)]

@@ -11,11 +11,9 @@ use optswap::internals::config::{Config, Durability};
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::partition::Run;
-use optswap::internals::step::SwappedOptimizer;
+use optswap::internals::step::{CreateOptions, NoParameters, SwappedOptimizer};
 use optswap::internals::units::Bytes;
-use optswap_args::SwapArgs;
-use optswap_args::bytes_bar;
-use optswap_args::say;
+use optswap_args::{SwapArgs, bytes_bar, say};
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
@@ -32,7 +30,8 @@ pub(super) fn run(args: &InitArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let opened = resolve(args).and_then(|config| Ok((config, ModelFiles::open(&args.from)?)));
     let (config, model) = agree(&**comm, opened)?;
     let inventory = model.inventory().clone();
-    let mut optimizer = SwappedOptimizer::create(&config, inventory, Arc::clone(comm))?;
+    let mut optimizer =
+        SwappedOptimizer::create(&config, inventory, Arc::clone(comm), CreateOptions::default())?;
     agree(&**comm, refuse_committed(&optimizer))?;
     let bar = bytes_bar("initialising", comm.rank().0 == 0);
     let (mut bytes, all_bytes) = (0, 4 * optimizer.partition().elems());
@@ -44,15 +43,12 @@ pub(super) fn run(args: &InitArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     };
     if optimizer.plan().is_halved() {
         let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
-        optimizer.initialize_parameters_into(&mut params, fill)?;
+        optimizer.initialize_parameters(&mut params, fill)?;
     } else {
-        optimizer.initialize_parameters(fill)?;
+        optimizer.initialize_parameters(&mut NoParameters, fill)?;
     }
     // Dropped, not closed: what is committed stays.
-    match comm.rank().0 {
-        0 => tell(&optimizer, &model, &config),
-        _ => Ok(()),
-    }
+    if comm.rank().0 == 0 { print_summary(&optimizer, &model, &config) } else { Ok(()) }
 }
 
 /// What has been trained is not begun again.
@@ -71,7 +67,7 @@ fn resolve(args: &InitArgs) -> Result<Config> {
     Ok(config)
 }
 
-fn tell(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) -> Result<()> {
+fn print_summary(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Config) -> Result<()> {
     let inventory = model.inventory();
     say(format_args!(
         "{} parameters, {} elements, {} on {} drives of this rank; job `{}`, epoch 0",

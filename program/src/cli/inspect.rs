@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use optswap::internals::telemetry::TextTable;
 use wildmatch::WildMatch;
 
 use super::out::to_json;
 use optswap::internals::checkpoint::{JobContents, contents_of};
 use optswap::internals::error::Result;
+use optswap::internals::telemetry::TextTable;
 use optswap_args::say;
 
 #[derive(Debug, Args)]
@@ -39,12 +39,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     if args.json {
         say(to_json(&jobs)?)?;
     } else {
-        jobs.iter().try_for_each(tell)?;
+        jobs.iter().try_for_each(print_job)?;
     }
-    super::care::conclude(&findings)
+    super::maintenance::conclude(&findings)
 }
 
-fn tell(job: &JobContents) -> Result<()> {
+fn print_job(job: &JobContents) -> Result<()> {
     say(format_args!("job {}: {}, step {}", job.job, job.commit, job.attempts))?;
     let shards: Vec<String> = job.shards.iter().map(u32::to_string).collect();
     if job.inventories > 1 {

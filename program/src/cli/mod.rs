@@ -1,13 +1,18 @@
-//! The command line. Rank 0 prints; errors become exit codes; nothing is decided here that a test
-//! would want to reach.
+//! The command line: a file for each command, with its flags. A command takes values from the
+//! library, `measure` or `forecast`, has `report` make text of them, and prints that on rank 0. An
+//! error becomes the process's exit code.
+//!
+//! A new command is a file here, a variant of [`Command`] and a line in [`run`].
 
 mod bench;
-mod care;
 mod compare;
+mod completions;
 mod doctor;
 mod explain;
 mod init;
 mod inspect;
+mod maintenance;
+mod man;
 mod out;
 mod plan;
 mod plan_nodes;
@@ -15,10 +20,11 @@ mod probe;
 mod report;
 mod top;
 mod tune;
+mod version;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use optswap::internals::job;
 use optswap_args::parse;
@@ -26,6 +32,7 @@ use optswap_args::parse;
 /// Optimizer state on NVMe drives, for training under MPI.
 #[derive(Debug, Parser)]
 #[command(name = "optswap", version, about, help_expected = true)]
+#[command(long_version = version::LONG_VERSION.as_str())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -72,15 +79,21 @@ enum Command {
     /// Watch a job: ranks, drives, rates, from the metrics files in its report directory.
     Top(top::TopArgs),
     /// List the jobs on drives; remove those that are dead.
-    Clean(care::CleanArgs),
+    Clean(maintenance::CleanArgs),
     /// Compare what lies on drives, or in a checkpoint, with its checksums.
-    Verify(care::VerifyArgs),
+    Verify(maintenance::VerifyArgs),
     /// Repair corrupt chunks on drives from a checkpoint of the same step.
-    Scrub(care::ScrubArgs),
+    Scrub(maintenance::ScrubArgs),
     /// Write a checkpoint as safetensors files: masters and moments under the model's own names.
-    Export(care::ExportArgs),
+    Export(maintenance::ExportArgs),
     /// Make a checkpoint of safetensors files.
-    Import(care::ImportArgs),
+    Import(maintenance::ImportArgs),
+    /// Print what a shell needs to complete commands and flags.
+    ///
+    /// For bash: optswap completions bash > ~/.local/share/bash-completion/completions/optswap
+    Completions(completions::CompletionsArgs),
+    /// Write man pages: one for the program and one for each of its commands.
+    Man(man::ManArgs),
 }
 
 /// Runs the program.
@@ -101,10 +114,12 @@ pub fn run() -> ExitCode {
         Command::Tune(args) => job::run_main(&args.swap.launch(), |comm| tune::run(&args, &comm)),
         Command::Report(args) => job::run_tool(|| report::run(&args)),
         Command::Top(args) => job::run_tool(|| top::run(&args)),
-        Command::Clean(args) => job::run_tool(|| care::clean(&args)),
-        Command::Verify(args) => job::run_tool(|| care::verify(&args)),
-        Command::Scrub(args) => job::run_tool(|| care::scrub(&args)),
-        Command::Export(args) => job::run_tool(|| care::export(&args)),
-        Command::Import(args) => job::run_tool(|| care::import(&args)),
+        Command::Clean(args) => job::run_tool(|| maintenance::clean(&args)),
+        Command::Verify(args) => job::run_tool(|| maintenance::verify(&args)),
+        Command::Scrub(args) => job::run_tool(|| maintenance::scrub(&args)),
+        Command::Export(args) => job::run_tool(|| maintenance::export(&args)),
+        Command::Import(args) => job::run_tool(|| maintenance::import(&args)),
+        Command::Completions(args) => job::run_tool(|| completions::run(&args, Cli::command())),
+        Command::Man(args) => job::run_tool(|| man::run(&args, Cli::command())),
     }
 }

@@ -1,13 +1,17 @@
 //! Results for files and programs.
 
+use std::path::Path;
+
+use serde::Serialize;
+
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap_args::say;
 
 /// Writes a result to a file; `-` is stdout.
 ///
 /// # Errors
-/// Cannot create; as [`say`].
-pub(super) fn write_to(path: &std::path::Path, text: &str) -> Result<()> {
+/// Cannot create, if the file cannot be written; I/O, if stdout cannot.
+pub(super) fn write_to(path: &Path, text: &str) -> Result<()> {
     if path.as_os_str() == "-" {
         return say(text);
     }
@@ -22,7 +26,7 @@ pub(super) fn write_to(path: &std::path::Path, text: &str) -> Result<()> {
 ///
 /// # Errors
 /// Internal, for values that are no JSON.
-pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String> {
+pub(super) fn to_json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string_pretty(value)
         .map_err(|error| Error::internal("the result is no JSON").because(error))
 }

@@ -17,9 +17,9 @@ use optswap::internals::config::{CacheSize, CodecsConfig, Config, HostRanges, Ma
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::job::{Launch, LogRanks};
+use optswap::internals::state::StateTensor;
 use optswap::internals::units::Bytes;
-use optswap_args::DurabilityArg;
-use optswap_args::say;
+use optswap_args::{DurabilityArg, say};
 
 /// Collectives and noise of a common cluster network, where nothing was measured.
 const COLLECTIVES: CollectiveSpeed = CollectiveSpeed { hop_seconds: 5e-6, noise_seconds: 50e-6 };
@@ -35,8 +35,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "MODEL")]
     model: String,
 
-    /// Probed drives of this machine, as those of every node; found as those of a job if neither
-    /// this nor --drive-mbps is given.
+    /// Drives of this machine, as they were probed; every node is taken to have the same. Without
+    /// this flag and --drive-mbps, they are found as for a job.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',')]
     pub(super) drives: Vec<PathBuf>,
 
@@ -49,8 +49,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "HOSTS")]
     pub(super) hosts: Option<HostRanges>,
 
-    /// In their place the speeds of a node's drives, MB/s: of each direction, or
-    /// READ:WRITE:BOTH, separated by commas.
+    /// Speeds of a node's drives in place of --drives, in MB/s, separated by commas: one number
+    /// for each direction, or READ:WRITE:BOTH.
     #[arg(long, value_name = "MBPS,MBPS", value_delimiter = ',', conflicts_with = "drives")]
     pub(super) drive_mbps: Vec<DriveSpeed>,
 
@@ -58,11 +58,12 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "SIZE")]
     pub(super) drive_size: Option<Bytes>,
 
-    /// Nodes; of a site, or of --hosts, the first so many [default: all of those, else 1].
+    /// Number of nodes; of a site, or of --hosts, the first so many [default: all of those, else
+    /// 1].
     #[arg(long, value_name = "N")]
     pub(super) nodes: Option<u64>,
 
-    /// Ranks on each.
+    /// Ranks on each node.
     #[arg(long, value_name = "N", default_value_t = 1)]
     ranks_per_node: u64,
 
@@ -98,7 +99,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "SIZE")]
     memory_budget: Option<Bytes>,
 
-    /// How much of that keeps chunks in memory between steps: a size, or `auto` [default: 0].
+    /// How much of --memory-budget keeps chunks in memory between steps: a size, or `auto`
+    /// [default: 0].
     #[arg(long, value_name = "SIZE|auto")]
     cache: Option<CacheSize>,
 
@@ -159,9 +161,10 @@ pub(super) fn launch() -> Launch {
 
 pub(super) fn run(args: &PlanArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let collectives = measure_collectives(&**comm)?;
-    let done = match comm.rank().0 {
-        0 => args.plan(collectives).and_then(|plan| args.publish(&plan)),
-        _ => Ok(()),
+    let done = if comm.rank().0 == 0 {
+        args.plan(collectives).and_then(|plan| args.publish(&plan))
+    } else {
+        Ok(())
     };
     agree(&**comm, done)
 }
@@ -184,7 +187,7 @@ impl PlanArgs {
             let speed = checkpoint_gb_per_s.map(|gb| gb * 1e9);
             CheckpointForecast::of(model.params, &tensors, every, speed, forecast.step_seconds)
         });
-        let codec = |tensor: &optswap::internals::state::StateTensor| {
+        let codec = |tensor: &StateTensor| {
             (tensor.name.clone().into_owned(), tensor.codec.name().to_owned())
         };
         let codecs = tensors.iter().map(codec).collect();
@@ -215,7 +218,7 @@ impl PlanArgs {
         }
         config.swap.memory_budget = self.memory_budget.unwrap_or(config.swap.memory_budget);
         config.swap.cache = self.cache.unwrap_or(config.swap.cache);
-        // Where checkpoints go decides nothing here, and may be missing.
+        // The directory of checkpoints plays no part in a plan, so it may be missing.
         let every = std::mem::take(&mut config.checkpoint.every);
         config.validate()?;
         Ok((config, self.checkpoint_every.unwrap_or(every)))

@@ -1,5 +1,5 @@
-//! The nodes that a plan is for: told by their drives' speeds, this machine with probed drives, or
-//! those of a site's description.
+//! The nodes that a plan is for: given by the speeds of their drives, or like this machine with its
+//! probed drives, or those of a site's description.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -41,11 +41,11 @@ impl FromStr for DriveSpeed {
     }
 }
 
-/// Nodes, and what this machine tells of them if it is one of them.
+/// Nodes, and what is known of them because this machine is one of them.
 pub(super) struct Nodes {
     pub kinds: Vec<NodeKind>,
-    /// What one byte takes of this machine's processors on its way to or from a drive, as probed;
-    /// `None` if this machine is none of the nodes.
+    /// Nanoseconds of this machine's processors for one byte to or from a drive, as probed. `None`
+    /// if this machine is none of the nodes.
     pub cpu_ns_per_byte: Option<f64>,
     /// What the site expects of where checkpoints go, for the whole job.
     pub checkpoint_gb_per_s: Option<f64>,
@@ -58,18 +58,18 @@ pub(super) struct Nodes {
 pub(super) fn nodes(args: &PlanArgs, config: &Config) -> Result<Nodes> {
     let finder = Finder { args, config, cpu_ns_per_byte: None };
     if !args.drive_mbps.is_empty() {
-        return finder.told();
+        return finder.with_given_speeds();
     }
     let named = if args.drives.is_empty() { &config.drives.paths } else { &args.drives };
     if !named.is_empty() {
-        return finder.here(&expand_wildcards(named)?);
+        return finder.on_this_machine(&expand_wildcards(named)?);
     }
     let variable = |name: &str| std::env::var(name).ok();
     if let Some(place) = find_site(args.site.as_deref(), &variable)? {
         return finder.of_site(&place, &variable);
     }
     match discover_drives(&variable)? {
-        Some(chosen) => finder.here(&chosen.paths),
+        Some(chosen) => finder.on_this_machine(&chosen.paths),
         None => Err(no_drive_named().hint(
             "or tell the speeds of a node's drives with --drive-mbps, such as 6800:4000:5000",
         )),
@@ -83,13 +83,13 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    fn told(self) -> Result<Nodes> {
+    fn with_given_speeds(self) -> Result<Nodes> {
         let drive = |DriveSpeed(bandwidth): &DriveSpeed| self.drive(None, *bandwidth, SPREAD);
         let drives = self.args.drive_mbps.iter().map(drive).collect();
-        self.alike("every node".to_owned(), drives, None)
+        self.uniform("every node".to_owned(), drives, None)
     }
 
-    fn here(mut self, paths: &[PathBuf]) -> Result<Nodes> {
+    fn on_this_machine(mut self, paths: &[PathBuf]) -> Result<Nodes> {
         let drives = paths.iter().map(|path| {
             self.probed(path)?.ok_or_else(|| {
                 Error::usage("a drive was never probed").with("drive", path.display()).hint(
@@ -100,10 +100,10 @@ impl Finder<'_> {
         });
         let drives = drives.collect::<Result<_>>()?;
         let memory = memory_limit().map(|(bytes, _)| bytes.0);
-        self.alike("as this one".to_owned(), drives, memory)
+        self.uniform("as this one".to_owned(), drives, memory)
     }
 
-    fn alike(
+    fn uniform(
         self,
         name: String,
         mut drives: Vec<DriveSpec>,
@@ -113,7 +113,7 @@ impl Finder<'_> {
             return Err(Error::usage("--hosts names hosts of a site's description")
                 .hint("name it with --site, or count nodes with --nodes"));
         }
-        self.weigh(&mut drives)?;
+        self.set_weights(&mut drives)?;
         let memory_bytes = self.args.memory.map(|memory| memory.0).or(memory_bytes);
         let nodes = self.args.nodes.unwrap_or(1);
         let kinds = vec![NodeKind { name, nodes, drives, memory_bytes }];
@@ -127,7 +127,7 @@ impl Finder<'_> {
     ) -> Result<Nodes> {
         let site = place.site();
         let counts = match &self.args.hosts {
-            Some(hosts) => counts_of(place, hosts, self.args.nodes)?,
+            Some(hosts) => counts_on_hosts(place, hosts, self.args.nodes)?,
             None => counts(place, self.args.nodes)?,
         };
         let here = site.nodes_of(place.host()).ok();
@@ -141,7 +141,7 @@ impl Finder<'_> {
                 let of_entry = self.of_entry(drive, paths.unwrap_or_default());
                 drives.extend(of_entry.map_err(|error| error.with("hosts", &entry.hosts))?);
             }
-            self.weigh(&mut drives)?;
+            self.set_weights(&mut drives)?;
             let limit = memory_limit().filter(|_| is_here).map(|(bytes, _)| bytes);
             kinds.push(NodeKind {
                 name: entry.hosts.to_string(),
@@ -163,27 +163,26 @@ impl Finder<'_> {
     fn of_entry(&mut self, entry: &SiteDrive, paths: Vec<PathBuf>) -> Result<Vec<DriveSpec>> {
         let size = entry.size.map(|size| size.0);
         let endurance = entry.endurance_pb.map(|pb| pb * 1e15);
-        let told = |it: DriveSpec| DriveSpec {
+        let complete = |it: DriveSpec| DriveSpec {
             free_bytes: it.free_bytes.or(size),
             endurance_bytes: it.endurance_bytes.or(endurance),
             ..it
         };
-        let paths: Vec<Option<PathBuf>> = match paths.is_empty() {
-            false => paths.into_iter().map(Some).collect(),
-            true => {
-                let count = entry.drives_named().ok_or_else(|| {
-                    Error::usage("how many drives this names cannot be told from here")
-                        .with("path", entry.path.display())
-                        .hint("write `count = 4` below it in the site's description")
-                })?;
-                vec![None; count as usize]
-            }
+        let paths: Vec<Option<PathBuf>> = if paths.is_empty() {
+            let count = entry.drives_named().ok_or_else(|| {
+                Error::usage("how many drives this names cannot be told from here")
+                    .with("path", entry.path.display())
+                    .hint("write `count = 4` below it in the site's description")
+            })?;
+            vec![None; count as usize]
+        } else {
+            paths.into_iter().map(Some).collect()
         };
         let drive = |path: Option<PathBuf>| -> Result<DriveSpec> {
             if let Some(path) = &path {
                 self.cpu_ns_per_byte.get_or_insert(0.0);
                 if let Some(probed) = self.probed(path)? {
-                    return Ok(told(probed));
+                    return Ok(complete(probed));
                 }
             }
             let bandwidth = entry.gb_per_s().map(Bandwidth::expected).ok_or_else(|| {
@@ -194,7 +193,7 @@ impl Finder<'_> {
                          the drive and plan on its node",
                     )
             })?;
-            Ok(told(self.drive(path, bandwidth, SPREAD)))
+            Ok(complete(self.drive(path, bandwidth, SPREAD)))
         };
         paths.into_iter().map(drive).collect()
     }
@@ -223,7 +222,7 @@ impl Finder<'_> {
     }
 
     /// A job's weights are those of its configuration, before all others.
-    fn weigh(&self, drives: &mut [DriveSpec]) -> Result<()> {
+    fn set_weights(&self, drives: &mut [DriveSpec]) -> Result<()> {
         let weights = &self.config.drives.weights;
         if weights.is_empty() {
             return Ok(());
@@ -241,16 +240,16 @@ impl Finder<'_> {
 }
 
 /// How many nodes of each entry a job on these hosts has.
-fn counts_of(place: &NodeSite, hosts: &HostRanges, nodes: Option<u64>) -> Result<Vec<u64>> {
+fn counts_on_hosts(place: &NodeSite, hosts: &HostRanges, nodes: Option<u64>) -> Result<Vec<u64>> {
     let site = place.site();
-    let names = hosts.names(NODES_MAX).ok_or_else(|| too_many(hosts))?;
+    let names = hosts.names(NODES_MAX).ok_or_else(|| uncountable(hosts))?;
     let mut counts = vec![0; site.nodes.len()];
     for name in names.iter().take(nodes.map_or(NODES_MAX, |nodes| nodes as usize)) {
         let entry = site.nodes_of(name)?;
         let index = site.nodes.iter().position(|it| std::ptr::eq(it, entry));
         counts[index.unwrap_or(0)] += 1;
     }
-    enough(&counts, nodes)?;
+    check_count(&counts, nodes)?;
     Ok(counts)
 }
 
@@ -264,7 +263,7 @@ fn counts(place: &NodeSite, nodes: Option<u64>) -> Result<Vec<u64>> {
         counts.push(count.min(left));
         left -= count.min(left);
     }
-    enough(&counts, nodes)?;
+    check_count(&counts, nodes)?;
     Ok(counts)
 }
 
@@ -278,17 +277,17 @@ fn hosts_of(all: &[SiteNodes], index: usize, nodes: Option<u64>) -> Result<u64> 
         }
         // As many as are wanted.
         (None, Some(nodes)) => Ok(nodes),
-        (None, None) => Err(too_many(&entry.hosts)),
+        (None, None) => Err(uncountable(&entry.hosts)),
     }
 }
 
-fn too_many(hosts: &HostRanges) -> Error {
+fn uncountable(hosts: &HostRanges) -> Error {
     Error::usage("these hosts cannot be counted")
         .with("hosts", hosts)
         .hint("tell how many nodes the job has with --nodes, or which with --hosts")
 }
 
-fn enough(counts: &[u64], wanted: Option<u64>) -> Result<()> {
+fn check_count(counts: &[u64], wanted: Option<u64>) -> Result<()> {
     let found: u64 = counts.iter().sum();
     match wanted {
         Some(wanted) if found < wanted => {

@@ -8,11 +8,11 @@ use clap::Args;
 use super::out::{to_json, write_to};
 use crate::measure::{NodeProbe, ProbeOptions, probe_nodes};
 use crate::report::probe_table;
+use optswap::internals::config::EngineName;
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::units::Bytes;
-use optswap_args::SwapArgs;
-use optswap_args::say;
+use optswap_args::{SwapArgs, say};
 
 #[derive(Debug, Args)]
 pub(super) struct ProbeArgs {
@@ -66,7 +66,7 @@ impl ProbeArgs {
         Ok(ProbeOptions {
             seconds: self.seconds,
             file_bytes: self.size.map(|size| size.0),
-            engine: optswap::internals::config::EngineName::Auto,
+            engine: EngineName::Auto,
             depth: self.depth,
             saves: !self.no_save,
             allow_filesystems: Vec::new(),

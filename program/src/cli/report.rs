@@ -22,7 +22,7 @@ pub(super) struct ReportArgs {
 pub(super) fn run(args: &ReportArgs) -> Result<()> {
     let read = args.results.iter().map(|path| ResultFile::read(path));
     let mut results: Vec<ResultFile> = read.collect::<Result<_>>()?;
-    // Files of the same name are told apart by where they lie.
+    // Files of the same name are shown with their directories.
     let names: Vec<String> = results.iter().map(|result| result.name.clone()).collect();
     for (result, path) in results.iter_mut().zip(&args.results) {
         if names.iter().filter(|name| **name == result.name).count() > 1 {

@@ -13,11 +13,12 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table};
 use ratatui::{Frame, Terminal};
 
-use crate::report::{DriveView, JobView, RankView, median, sparkline};
+use crate::report::{DriveView, JobView, RankView, sparkline};
 use optswap::internals::error::{Error, ErrorKind, Result};
+use optswap::internals::telemetry::median;
 use optswap_args::say;
 
-/// A rank that has told nothing for so long, and has not ended, is worth a word.
+/// A rank that has written nothing for so long, and has not ended, is shown as silent.
 const SILENT_S: f64 = 10.0;
 /// Lines of the head, and of a table around its rows.
 const HEAD_LINES: u16 = 4;
@@ -97,11 +98,13 @@ fn once(job: &JobView) -> Result<String> {
         .draw(|frame| draw(frame, job, 0))
         .map_err(|error| Error::internal("the picture cannot be drawn").because(error))?;
     let buffer = terminal.backend().buffer();
-    let line = |row: &[ratatui::buffer::Cell]| {
-        let text: String = row.iter().map(ratatui::buffer::Cell::symbol).collect();
-        text.trim_end().to_owned() + "\n"
-    };
-    Ok(buffer.content().chunks(usize::from(buffer.area().width)).map(line).collect())
+    let mut text = String::new();
+    for row in buffer.content().chunks(usize::from(buffer.area().width)) {
+        let line: String = row.iter().map(ratatui::buffer::Cell::symbol).collect();
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 fn draw(frame: &mut Frame<'_>, job: &JobView, first: usize) {
@@ -127,10 +130,10 @@ fn now_unix_s() -> f64 {
 fn draw_head(frame: &mut Frame<'_>, area: Rect, job: &JobView) {
     let (name, ranks) = job.name();
     let steps: Vec<u64> = job.ranks.values().filter_map(|view| Some(view.last()?.step)).collect();
-    let heard = job.ranks.values().map(|view| view.heard_unix_s).fold(0.0, f64::max);
+    let updated = job.ranks.values().map(|view| view.updated_unix_s).fold(0.0, f64::max);
     let ended = job.ranks.values().filter(|view| view.has_ended).count();
     let state = match ended {
-        0 => format!("heard {:.0} s ago", (now_unix_s() - heard).max(0.0)),
+        0 => format!("heard {:.0} s ago", (now_unix_s() - updated).max(0.0)),
         all if all == job.ranks.len() => "ended".to_owned(),
         some => format!("{some} ranks have ended"),
     };
@@ -160,7 +163,8 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, job: &JobView) {
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-/// Late ones first: those in the earliest step, and of these, those whose own part is the longest.
+/// The ranks that are in the earliest step come first, and of these the ones whose own part is the
+/// longest.
 fn draw_ranks(frame: &mut Frame<'_>, area: Rect, job: &JobView, first: usize) {
     let mut ranks: Vec<(&u32, &RankView)> = job.ranks.iter().collect();
     let own = |view: &RankView| view.last().map_or(0.0, |it| it.own_s + it.between_s);
@@ -197,7 +201,7 @@ fn draw_ranks(frame: &mut Frame<'_>, area: Rect, job: &JobView, first: usize) {
 
 fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
     let host = view.start.as_ref().map_or("?".to_owned(), |start| start.host.clone());
-    let silent_s = now_unix_s() - view.heard_unix_s;
+    let silent_s = now_unix_s() - view.updated_unix_s;
     let state = match view.has_ended {
         true => Cell::from("ended"),
         false if silent_s > SILENT_S => Cell::from(format!("silent {silent_s:.0} s")).bold(),
@@ -206,7 +210,7 @@ fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
     let cells = match view.last() {
         None => std::array::from_fn(|_| "-".to_owned()),
         Some(step) => {
-            // What goes on behind a step may take longer than the step.
+            // Writes that go on after a step may take longer than the step.
             let busy_s = step.drives.iter().map(|drive| drive.busy_s);
             let seconds = busy_s.fold(step.step_s, f64::max);
             let per_s = |bytes: u64| if seconds > 0.0 { bytes as f64 / seconds } else { 0.0 };
@@ -229,18 +233,6 @@ fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
 fn draw_drives(frame: &mut Frame<'_>, area: Rect, drives: &[DriveView]) {
     let mut order: Vec<&DriveView> = drives.iter().collect();
     order.sort_by(|a, b| b.busy_share.total_cmp(&a.busy_share));
-    let row = |drive: &&DriveView| {
-        let both = drive.read_bytes_per_s + drive.written_bytes_per_s;
-        let limit = drive.limit.map(|limit| both / limit.mixed_bytes_per_s * 100.0);
-        Row::new([
-            drive.name.clone(),
-            format!("{:.3}", drive.read_bytes_per_s / 1e9),
-            format!("{:.3}", drive.written_bytes_per_s / 1e9),
-            limit.map_or("-".to_owned(), |limit| format!("{limit:.0}")),
-            format!("{:.0}", drive.busy_share * 100.0),
-            drive.depth_max.to_string(),
-        ])
-    };
     let widths = [
         Constraint::Min(20),
         Constraint::Length(9),
@@ -250,8 +242,21 @@ fn draw_drives(frame: &mut Frame<'_>, area: Rect, drives: &[DriveView]) {
         Constraint::Length(6),
     ];
     let names = ["drive", "GB/s in", "GB/s out", "% of limit", "busy %", "depth"];
-    let table = Table::new(order.iter().map(row), widths)
+    let table = Table::new(order.into_iter().map(drive_row), widths)
         .header(Row::new(names).style(Style::new().bold()))
         .block(Block::bordered().title(format!("drives, the busiest first ({})", drives.len())));
     frame.render_widget(table, area);
+}
+
+fn drive_row(drive: &DriveView) -> Row<'static> {
+    let both = drive.read_bytes_per_s + drive.written_bytes_per_s;
+    let limit = drive.limit.map(|limit| both / limit.mixed_bytes_per_s * 100.0);
+    Row::new([
+        drive.name.clone(),
+        format!("{:.3}", drive.read_bytes_per_s / 1e9),
+        format!("{:.3}", drive.written_bytes_per_s / 1e9),
+        limit.map_or("-".to_owned(), |limit| format!("{limit:.0}")),
+        format!("{:.0}", drive.busy_share * 100.0),
+        drive.depth_max.to_string(),
+    ])
 }

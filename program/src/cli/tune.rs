@@ -10,8 +10,7 @@ use crate::measure::{Tuning, tune};
 use crate::report::{tune_table, tuned_config};
 use optswap::internals::coord::{Communicator, agree};
 use optswap::internals::error::{Error, Result};
-use optswap_args::SwapArgs;
-use optswap_args::say;
+use optswap_args::{SwapArgs, say};
 
 #[derive(Debug, Args)]
 pub(super) struct TuneArgs {
@@ -35,18 +34,20 @@ pub(super) fn run(args: &TuneArgs, comm: &Arc<dyn Communicator>) -> Result<()> {
     let checked = args.check().and_then(|()| args.swap.resolve());
     let config = agree(&**comm, checked)?;
     let tuning = tune(comm, &config, args.seconds)?;
-    let done = match comm.rank().0 {
-        0 => args.swap.named_drives().and_then(|drives| args.publish(&tuning, &drives)),
-        _ => Ok(()),
+    let done = if comm.rank().0 == 0 {
+        args.swap.named_drives().and_then(|drives| args.publish(&tuning, &drives))
+    } else {
+        Ok(())
     };
     agree(&**comm, done)
 }
 
 impl TuneArgs {
     fn check(&self) -> Result<()> {
-        match self.seconds > 0.0 && self.seconds <= 3600.0 {
-            true => Ok(()),
-            false => Err(Error::usage("--seconds must be above 0 and at most 3600")),
+        if self.seconds > 0.0 && self.seconds <= 3600.0 {
+            Ok(())
+        } else {
+            Err(Error::usage("--seconds must be above 0 and at most 3600"))
         }
     }
 

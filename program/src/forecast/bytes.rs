@@ -5,7 +5,7 @@ use serde::Serialize;
 use optswap::internals::state::StateTensor;
 use optswap::internals::storage::ExtentLayout;
 
-/// Elements over which sections of whole sectors even out.
+/// So many elements that rounding to whole sectors makes no difference.
 const MANY_ELEMS: u64 = 1 << 20;
 
 /// What one parameter's optimizer state takes.
@@ -20,8 +20,9 @@ pub struct StateBytes {
 }
 
 impl StateBytes {
-    /// The bytes of these tensors. A durable job also writes the halves of masters that otherwise
-    /// only the training program's parameters hold: those do not survive it.
+    /// The bytes of these tensors. With the codec remainder16, the training program's parameters
+    /// hold the upper halves of the masters. They do not survive the process, so a durable job
+    /// writes those halves too.
     pub fn of(tensors: &[StateTensor], is_durable: bool) -> Self {
         let layout = ExtentLayout::new(MANY_ELEMS, tensors, is_durable);
         let [read, written] =

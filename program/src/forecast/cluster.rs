@@ -1,4 +1,4 @@
-//! What a forecast is asked: where a job is to run, and how it swaps.
+//! The question that a forecast answers: where a job is to run, and how it swaps.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Bandwidth;
 use optswap::internals::config::{CacheSize, Config, GradientPlace};
+use optswap::internals::storage::normalized;
 
 /// One drive of a node.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -37,6 +38,14 @@ pub struct NodeKind {
     pub memory_bytes: Option<u64>,
 }
 
+impl NodeKind {
+    /// Each drive's part of a node's state.
+    pub(super) fn shares(&self) -> Vec<f64> {
+        let weights: Vec<f64> = self.drives.iter().map(|drive| drive.weight).collect();
+        normalized(&weights)
+    }
+}
+
 /// Where a job is to run. Every node has as many ranks, and every rank as many parameters.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cluster {
@@ -50,7 +59,8 @@ pub struct Cluster {
     pub update_ns_per_param: f64,
     /// The same for the gradient's norm, which comes before any update.
     pub norm_ns_per_param: f64,
-    /// The same for one byte that goes to a drive or comes from one: what I/O takes from updates.
+    /// Nanoseconds that they need for one byte that goes to a drive or comes from one, in which
+    /// they update nothing.
     pub io_ns_per_byte: f64,
     /// How drives of one model differ from each other: standard deviation / mean.
     pub drive_to_drive: f64,
@@ -91,11 +101,11 @@ pub struct Swapping {
     pub commit_every: Option<u64>,
     /// Bytes that lie together on one drive.
     pub stripe_unit_bytes: u64,
-    /// Room in the files for other shares, as a part of the state.
+    /// Room in the files for shares that change later, as a part of the state.
     pub stripe_headroom: f64,
     /// Where gradients lie between backward and step.
     pub gradients: GradientPlace,
-    /// Bytes of one element there.
+    /// Bytes of one element of these gradients.
     pub gradient_bytes: u64,
 }
 

@@ -34,7 +34,7 @@ impl Bandwidth {
         Self { read: bytes_per_s, write: bytes_per_s, mixed: 2.0 * bytes_per_s }
     }
 
-    /// A drive of which this is expected, in GB/s: reading, writing, both directions together.
+    /// A drive as its site expects it to be, in GB/s: reading, writing, both directions together.
     pub fn expected(gb_per_s: [f64; 3]) -> Self {
         let [read, write, mixed] = gb_per_s.map(|gb| gb * 1e9);
         Self { read, write, mixed }
@@ -42,7 +42,8 @@ impl Bandwidth {
 
     /// A drive as it was probed, while its neighbours work too.
     pub fn of(profile: &DriveProfile) -> Self {
-        // What a shared ceiling takes from both directions it takes from each.
+        // Where drives share a bus or a controller, each direction loses as large a part as both
+        // together.
         let share = profile.weight() / profile.mixed_bytes_per_s;
         let share = if share.is_finite() { share.min(1.0) } else { 1.0 };
         Self {
@@ -68,12 +69,14 @@ impl Bandwidth {
             (written_bytes / self.write, Binding::Write),
             ((read_bytes + written_bytes) / self.mixed, Binding::Mixed),
         ];
-        // A direction that moves nothing at no speed takes no time.
-        let times = all.map(|(time, binding)| (if time.is_nan() { 0.0 } else { time }, binding));
-        times.into_iter().fold((0.0, Binding::Mixed), |worst, this| match this.0 > worst.0 {
-            true => this,
-            false => worst,
-        })
+        let mut longest = (0.0, Binding::Mixed);
+        for (seconds, binding) in all {
+            // A direction that moves nothing at no speed gives NaN, which is not longer.
+            if seconds > longest.0 {
+                longest = (seconds, binding);
+            }
+        }
+        longest
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::presets::{PRESETS, preset};
@@ -14,11 +14,11 @@ use optswap::internals::error::{Error, Result};
 use optswap::internals::state::{Inventory, Parameter};
 use optswap::internals::units::Elems;
 
-/// The largest head of a safetensors file that is believed.
+/// A longer head of a safetensors file is taken for damage.
 const HEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// A model as far as its optimizer state is concerned.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Model {
     /// What it is.
     pub name: String,
@@ -38,7 +38,7 @@ impl Model {
 /// Reads a model as the user names it.
 ///
 /// # Errors
-/// Usage, if it is nothing of what is known, or if a file is not what it should be.
+/// Usage, if the text names no model, or if a file has another format than it should have.
 pub fn read_model(text: &str) -> Result<Model> {
     if let Some((_, what, parameters)) = preset(text) {
         return Model::of((*what).to_owned(), parameters());
@@ -115,12 +115,13 @@ fn read_safetensors(path: &Path) -> Result<Vec<Parameter>> {
     let head: Map<String, Value> =
         serde_json::from_slice(&head).map_err(|error| damaged(&error.to_string()))?;
     let tensors = head.into_iter().filter(|(name, _)| name != "__metadata__");
-    let parameter = |(name, value): (String, Value)| {
+    let mut parameters = Vec::new();
+    for (name, value) in tensors {
         let tensor: Tensor =
             serde_json::from_value(value).map_err(|error| damaged(&error.to_string()))?;
-        Ok(Parameter::new(name, tensor.shape))
-    };
-    tensors.map(parameter).collect()
+        parameters.push(Parameter::new(name, tensor.shape));
+    }
+    Ok(parameters)
 }
 
 /// `[{"name": "w", "shape": [2, 3]}]`, or `{"w": [2, 3]}`, or either below `parameters`.
@@ -133,21 +134,23 @@ fn read_list(value: &Value) -> Result<Vec<Parameter>> {
     let shape = |value: &Value| -> Result<Vec<usize>> {
         serde_json::from_value(value.clone()).map_err(|error| wrong().because(error))
     };
+    let mut parameters = Vec::new();
     match value {
         Value::Object(all) => {
-            let parameter = |(name, value)| Ok(Parameter::new(name, shape(value)?));
-            all.iter().map(parameter).collect()
+            for (name, value) in all {
+                parameters.push(Parameter::new(name, shape(value)?));
+            }
         }
         Value::Array(all) => {
-            let parameter = |value: &Value| {
+            for value in all {
                 let name = value.get("name").and_then(Value::as_str).ok_or_else(wrong)?;
                 let shape = shape(value.get("shape").ok_or_else(wrong)?)?;
-                Ok(Parameter::new(name, shape))
-            };
-            all.iter().map(parameter).collect()
+                parameters.push(Parameter::new(name, shape));
+            }
         }
-        _ => Err(wrong()),
+        _ => return Err(wrong()),
     }
+    Ok(parameters)
 }
 
 #[cfg(test)]

@@ -118,16 +118,20 @@ pub fn predict(
 ) -> Result<Forecast> {
     let (shape, ranks) = shapes(params, cluster, bytes, swapping)?;
     let seconds: Vec<f64> = ranks.iter().map(Rank::step_seconds).collect();
-    // Of kinds that are as slow as each other, the first.
-    let slower = |most: usize, this: usize| if seconds[this] > seconds[most] { this } else { most };
-    let slowest = (0..seconds.len()).fold(0, slower);
+    let mut slowest = 0;
+    for (kind, own_seconds) in seconds.iter().enumerate() {
+        // Of kinds that are as slow as each other, the first.
+        if *own_seconds > seconds[slowest] {
+            slowest = kind;
+        }
+    }
     let step_seconds = seconds[slowest];
     let kinds = cluster.kinds.iter().zip(&ranks).zip(&seconds);
     let kinds: Vec<NodeForecast> = kinds
         .map(|((kind, rank), own)| {
             let caller_bytes = caller_bytes(swapping);
-            let question = Question { cluster, shape: &shape, kind, rank, caller_bytes };
-            question.answer(*own, step_seconds + cluster.compute_seconds)
+            let node = NodeQuestion { cluster, shape: &shape, kind, rank, caller_bytes };
+            node.forecast(*own, step_seconds + cluster.compute_seconds)
         })
         .collect();
     let least = |largest: fn(&NodeForecast) -> Option<u64>| -> Option<u64> {
@@ -164,7 +168,7 @@ fn caller_bytes(swapping: &Swapping) -> u64 {
 }
 
 /// One kind of node.
-struct Question<'a> {
+struct NodeQuestion<'a> {
     cluster: &'a Cluster,
     shape: &'a Shape,
     kind: &'a NodeKind,
@@ -172,14 +176,14 @@ struct Question<'a> {
     caller_bytes: u64,
 }
 
-impl Question<'_> {
+impl NodeQuestion<'_> {
     /// `cycle_seconds` go by from one step to the next.
-    fn answer(&self, step_seconds: f64, cycle_seconds: f64) -> NodeForecast {
+    fn forecast(&self, step_seconds: f64, cycle_seconds: f64) -> NodeForecast {
         let parts = self.parts();
         let more =
             |most: (BoundBy, f64), it: &(BoundBy, f64)| if it.1 > most.1 { *it } else { most };
         let bound_by = parts.iter().fold(parts[0], more).0;
-        let shares = shares(self.kind);
+        let shares = self.kind.shares();
         let drives = self.kind.drives.iter().zip(&shares);
         let drives: Vec<DriveForecast> =
             drives.map(|(drive, share)| self.drive(drive, *share, cycle_seconds)).collect();
@@ -245,12 +249,6 @@ impl Question<'_> {
             endurance_days: steps.map(|steps| steps * cycle_seconds / 86_400.0),
         }
     }
-}
-
-/// Each drive's part of a node's state.
-pub(super) fn shares(kind: &NodeKind) -> Vec<f64> {
-    let sum: f64 = kind.drives.iter().map(|drive| drive.weight).sum();
-    kind.drives.iter().map(|drive| drive.weight / sum).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Steps of one rank, chunk by chunk: what the swapper does next is decided by its own
-//! [`Pipeline`]; drives and processors that need no more than time stand in for the real ones.
+//! Steps of one rank, simulated chunk by chunk. The swapper's own [`Pipeline`] decides what happens
+//! next; drives and processors only take time.
 
 use std::collections::VecDeque;
 
@@ -7,15 +7,16 @@ use super::Bandwidth;
 use optswap::internals::swap::{Action, Ending, Fate, Overlap, Pipeline, SweepKind};
 use optswap::internals::units::ChunkIndex;
 
-/// Steps before those that count: by then every step is like the one before.
+/// Steps before those that count. After them, every step takes as long as the one before.
 const STEPS_BEFORE: u64 = 3;
 /// Steps that count, in a job without commits.
 const STEPS_COUNTED: u64 = 3;
-/// Steps from one commit to the next, or to what is like the step before.
+/// The most steps that are simulated from one commit to the next; later ones take as long as the
+/// last of them.
 const PERIOD_MAX: u64 = 4;
-/// More buffers than this are taken together, several for one.
+/// Of more buffers than this, several are simulated as one.
 const BUFFERS_MAX: u64 = 2048;
-/// The same, where a thousand steps are wanted.
+/// The same limit where many thousand steps are simulated.
 pub(super) const BUFFERS_FEW: u64 = 64;
 
 /// One rank of a node whose ranks are alike, with its part of drives and processors.
@@ -37,7 +38,7 @@ pub(super) struct Rank {
     pub norm_seconds: f64,
     /// What comes last: the agreement.
     pub agreement_seconds: f64,
-    /// Between two steps.
+    /// Seconds of the caller's own work between two steps.
     pub compute_seconds: f64,
     /// Bytes of one chunk's gradients that are written between two steps; the next one waits for
     /// them.
@@ -48,13 +49,14 @@ pub(super) struct Rank {
 }
 
 impl Rank {
-    /// Seconds of a step in the long run, from the call until it returns, and what it waits for
-    /// before; steps that commit and steps that do not, on average.
+    /// Seconds of a step in the long run, from the call until it returns, and of the wait for
+    /// gradients before it. The average of steps that commit and steps that do not.
     pub fn step_seconds(&self) -> f64 {
         self.with_buffers(BUFFERS_MAX).of_many_chunks()
     }
 
-    /// The same, bytes and buffers in at most so many parts: a little coarser, and fast.
+    /// The same rank with at most so many buffers, each of them larger: a little less exact, and
+    /// faster to simulate.
     pub fn with_buffers(self, most: u64) -> Self {
         let factor = self.buffers as f64 / most as f64;
         if factor <= 1.0 {
@@ -64,9 +66,10 @@ impl Rank {
         let chunks = fewer(self.chunks).max(1);
         let factor = self.chunks as f64 / chunks as f64;
         let buffers = most.min(chunks);
-        let kept = match self.kept == self.chunks {
-            true => chunks,
-            false => fewer(self.kept).min(buffers.saturating_sub(2)),
+        let kept = if self.kept == self.chunks {
+            chunks
+        } else {
+            fewer(self.kept).min(buffers.saturating_sub(2))
         };
         Self {
             chunks,
@@ -112,13 +115,13 @@ impl Rank {
         round();
         round();
         let seconds = round();
-        // What is left out is like the step before the commit.
-        let like = seconds[(period as usize).saturating_sub(2)];
-        (seconds.iter().sum::<f64>() + like * (every - period) as f64) / every as f64
+        // Steps that are left out take as long as the step before the commit.
+        let plain_seconds = seconds[(period as usize).saturating_sub(2)];
+        (seconds.iter().sum::<f64>() + plain_seconds * (every - period) as f64) / every as f64
     }
 }
 
-/// Chunks on their way, and the caller.
+/// The state of the simulation.
 struct Steps<'a> {
     rank: &'a Rank,
     pipeline: Pipeline,
@@ -163,7 +166,7 @@ impl<'a> Steps<'a> {
         let start = self.now;
         self.pipeline.begin(SweepKind::Update, ending);
         self.has_ended = false;
-        self.turn();
+        self.follow_pipeline();
         self.wait(self.rank.norm_seconds);
         while !self.has_ended {
             self.begin_update();
@@ -180,7 +183,7 @@ impl<'a> Steps<'a> {
         seconds + (self.now - pause_ends)
     }
 
-    /// The caller does something else, while drives go on.
+    /// The caller does something else for so long, while drives go on.
     fn wait(&mut self, seconds: f64) {
         let until = self.now + seconds;
         while self.now < until && self.advance(until) {}
@@ -196,13 +199,13 @@ impl<'a> Steps<'a> {
     }
 
     /// Does what the pipeline says, until it waits.
-    fn turn(&mut self) {
+    fn follow_pipeline(&mut self) {
         loop {
             match self.pipeline.next() {
                 Action::SwapIn { chunk, .. } => self.push_read(chunk),
                 Action::SwapOut(chunk) => self.push_write(chunk),
                 Action::Lend(chunk) | Action::LendZeroed(chunk) => self.lent.push_back(chunk),
-                // Of sweeps in order alone.
+                // Only sweeps in order drop chunks.
                 Action::Drop(_) => {}
                 Action::Finish => self.has_ended = true,
                 Action::Wait => return,
@@ -224,8 +227,8 @@ impl<'a> Steps<'a> {
         self.writes.push_back(chunk);
     }
 
-    /// How fast reads and writes go now: each at its speed, and where that is more than both may
-    /// do together, each at half, or what the other leaves.
+    /// Bytes per second of reads and writes now. Each goes at its own speed; if the sum is more
+    /// than both directions can do together, each gets half of that, or what the other leaves.
     fn speeds(&self) -> [f64; 2] {
         let Bandwidth { read, write, mixed } = self.rank.bandwidth;
         match (!self.reads.is_empty(), self.is_writing()) {
@@ -245,9 +248,8 @@ impl<'a> Steps<'a> {
     /// anything is under way.
     fn advance(&mut self, until: f64) -> bool {
         let [read, write] = self.speeds();
-        let in_seconds = |is_under_way: bool, left: f64, speed: f64| match is_under_way {
-            true => left / speed,
-            false => f64::INFINITY,
+        let in_seconds = |is_under_way: bool, left: f64, speed: f64| {
+            if is_under_way { left / speed } else { f64::INFINITY }
         };
         let read_in = in_seconds(!self.reads.is_empty(), self.read_left, read);
         let to_write = if self.writes.is_empty() { self.spill_left } else { self.write_left };
@@ -260,22 +262,23 @@ impl<'a> Steps<'a> {
         let seconds = next.min((until - self.now).max(0.0));
         self.now += seconds;
         self.read_left -= read * seconds;
-        match self.writes.is_empty() {
-            true => self.spill_left = (self.spill_left - write * seconds).max(0.0),
-            false => self.write_left -= write * seconds,
+        if self.writes.is_empty() {
+            self.spill_left = (self.spill_left - write * seconds).max(0.0)
+        } else {
+            self.write_left -= write * seconds
         }
         if read_in <= seconds {
             self.end_read();
         }
         if write_in <= seconds {
-            // Whatever rounding has left of gradients.
+            // Rounding may have left some bytes of gradients.
             self.spill_left = if self.writes.is_empty() { 0.0 } else { self.spill_left };
             self.end_write();
         }
         if update_in <= seconds {
             self.end_update();
         }
-        self.turn();
+        self.follow_pipeline();
         true
     }
 

@@ -1,5 +1,6 @@
-//! How long a step of one rank takes when its drives are slower or faster than they should be, or
-//! the norm is known late: a table, so that many thousand steps take no time.
+//! How long a step of one rank takes when its drives are slower or faster than nominal, or the norm
+//! is known late. It is a table that is computed once, so that many thousand steps can be looked
+//! up.
 
 use super::Bandwidth;
 use super::rank::{BUFFERS_FEW, Rank};
@@ -24,19 +25,20 @@ impl Response {
         let rank = rank.with_buffers(BUFFERS_FEW);
         let columns = if delay_max > 0.0 { DELAYS } else { 0 };
         let delay_step = delay_max / f64::from(DELAYS);
-        let row = |place: i32| {
+        let mut rows = Vec::new();
+        for place in -OCTAVES_BELOW * PER_OCTAVE..=OCTAVES_ABOVE * PER_OCTAVE {
             let speed = 2f64.powf(f64::from(place) / f64::from(PER_OCTAVE));
             let Bandwidth { read, write, mixed } = rank.bandwidth;
             let bandwidth =
                 Bandwidth { read: read * speed, write: write * speed, mixed: mixed * speed };
-            let seconds = |column: u32| {
+            let mut row = Vec::new();
+            for column in 0..=columns {
                 let norm_seconds = rank.norm_seconds + f64::from(column) * delay_step;
-                Rank { bandwidth, norm_seconds, ..rank }.step_seconds()
-            };
-            (0..=columns).map(seconds).collect()
-        };
-        let places = -OCTAVES_BELOW * PER_OCTAVE..=OCTAVES_ABOVE * PER_OCTAVE;
-        Self { rows: places.map(row).collect(), delay_step }
+                row.push(Rank { bandwidth, norm_seconds, ..rank }.step_seconds());
+            }
+            rows.push(row);
+        }
+        Self { rows, delay_step }
     }
 
     /// Seconds of a step at such a speed, the norm so many seconds late.
@@ -48,7 +50,7 @@ impl Response {
             let row = &self.rows[row];
             between(row.len(), column, |column| row[column])
         });
-        // What is slower than the table takes time in proportion.
+        // At speeds below the table, the time grows in proportion.
         seconds * 2f64.powf(-place.min(0.0) / f64::from(PER_OCTAVE))
     }
 }

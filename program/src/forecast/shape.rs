@@ -1,12 +1,11 @@
-//! How a model is cut for a cluster: everything that follows from the question before anything
-//! takes time.
+//! How a model is cut into the ranks and chunks of a cluster: everything that can be computed
+//! before a step is simulated.
 
-use super::predict::shares;
 use super::rank::Rank;
 use super::{Bandwidth, Cluster, NodeKind, StateBytes, Swapping};
 use optswap::internals::config::GradientPlace;
 use optswap::internals::error::{Error, Result};
-use optswap::internals::step::{GradientRoom, cached_chunks};
+use optswap::internals::plan::{GradientRoom, cached_chunks};
 use optswap::internals::units::{BLOCK_ELEMS, Bytes, round_up};
 
 /// Bytes that the update moves between memory and processors for one parameter: gradient, master
@@ -64,82 +63,165 @@ pub(super) fn shapes(
     swapping: &Swapping,
 ) -> Result<(Shape, Vec<Rank>)> {
     check(params, cluster)?;
-    let ranks = cluster.ranks();
-    let params_per_rank = round_up(params.div_ceil(ranks), BLOCK_ELEMS);
-    let chunk_elems = swapping.chunk_elems.min(params_per_rank);
-    let chunks = params_per_rank.div_ceil(chunk_elems);
-    let extent_bytes = whole_sectors(chunk_elems, bytes);
-    let gradients = Gradients::of(swapping, params_per_rank, chunk_elems, extent_bytes);
-    let room = swapping.budget_bytes.saturating_sub(gradients.memory_bytes);
-    let buffers = (room / extent_bytes).min(chunks);
-    if buffers < chunks.min(2) {
-        let minimum = chunks.min(2) * extent_bytes + gradients.memory_bytes;
-        return Err(Error::usage("the memory budget is below the minimum")
-            .with("memory budget", Bytes(swapping.budget_bytes).human())
-            .with("minimum", Bytes(minimum).human()));
-    }
-    let kept = cached_chunks(swapping.cache, extent_bytes, buffers, chunks) as u64;
-    // A rank's last chunk is short: on average its chunks are a little smaller than a full one.
-    let elems = params_per_rank as f64 / chunks as f64;
-    let moving = (chunks - kept) as f64;
-    let kept_written = swapping.commit_every.map_or(0.0, |every| kept as f64 / every as f64);
-    let moved_chunks = [moving, moving + kept_written];
+    let cut = Cut::of(params, cluster, bytes, swapping)?;
+    let costs = Costs::of(&cut);
+    let ranks = cluster.kinds.iter().map(|kind| cut.rank(kind, &costs)).collect();
+    Ok((cut.shape(&costs), ranks))
+}
 
-    let node = cluster.ranks_per_node as f64;
-    let moved_per_param = UPDATE_BYTES + bytes.read + bytes.written;
-    let memory_ns = cluster.memory_bytes_per_s.map_or(0.0, |speed| moved_per_param * 1e9 / speed);
-    let state_bytes = elems * (moved_chunks[0] * bytes.read + moved_chunks[1] * bytes.written);
-    let io_bytes = state_bytes + 2.0 * gradients.spilled_bytes as f64;
-    let io_ns = cluster.io_ns_per_byte * io_bytes / params_per_rank as f64;
-    let processor_ns = cluster.update_ns_per_param + io_ns;
-    let of_node = |ns_per_param: f64| params_per_rank as f64 * node * ns_per_param * 1e-9;
-    let norm_seconds = of_node(cluster.norm_ns_per_param);
-    let hops = 64 - (ranks - 1).leading_zeros();
-    let collective_seconds = 2.0 * f64::from(hops) * cluster.hop_seconds;
-    let rank = |kind: &NodeKind| {
-        let drives: Vec<Bandwidth> = kind.drives.iter().map(|drive| drive.bandwidth).collect();
-        let Bandwidth { read, write, mixed } = striped(&drives, &shares(kind));
-        // They are written before a step, while the program computes, and read with the state.
-        let spilled_bytes = gradients.spilled_bytes as f64 / chunks as f64;
-        Rank {
+/// A model cut into the chunks of ranks that are all alike.
+struct Cut<'a> {
+    cluster: &'a Cluster,
+    bytes: &'a StateBytes,
+    swapping: &'a Swapping,
+    params_per_rank: u64,
+    chunk_elems: u64,
+    chunks: u64,
+    extent_bytes: u64,
+    buffers: u64,
+    kept: u64,
+    /// Chunks that a rank reads and writes in a step, on average.
+    moved_chunks: [f64; 2],
+    gradients: Gradients,
+}
+
+impl<'a> Cut<'a> {
+    /// # Errors
+    /// Usage, if the budget is too small for two chunks.
+    fn of(
+        params: u64,
+        cluster: &'a Cluster,
+        bytes: &'a StateBytes,
+        swapping: &'a Swapping,
+    ) -> Result<Self> {
+        let params_per_rank = round_up(params.div_ceil(cluster.ranks()), BLOCK_ELEMS);
+        let chunk_elems = swapping.chunk_elems.min(params_per_rank);
+        let chunks = params_per_rank.div_ceil(chunk_elems);
+        let extent_bytes = whole_sectors(chunk_elems, bytes);
+        let gradients = Gradients::of(swapping, params_per_rank, chunk_elems, extent_bytes);
+        let room = swapping.budget_bytes.saturating_sub(gradients.memory_bytes);
+        let buffers = (room / extent_bytes).min(chunks);
+        if buffers < chunks.min(2) {
+            let minimum = chunks.min(2) * extent_bytes + gradients.memory_bytes;
+            return Err(Error::usage("the memory budget is below the minimum")
+                .with("memory budget", Bytes(swapping.budget_bytes).human())
+                .with("minimum", Bytes(minimum).human()));
+        }
+        let kept = cached_chunks(swapping.cache, extent_bytes, buffers, chunks) as u64;
+        let moving = (chunks - kept) as f64;
+        let kept_written = swapping.commit_every.map_or(0.0, |every| kept as f64 / every as f64);
+        Ok(Self {
+            cluster,
+            bytes,
+            swapping,
+            params_per_rank,
+            chunk_elems,
             chunks,
+            extent_bytes,
             buffers,
             kept,
-            read_bytes: elems * bytes.read + spilled_bytes,
-            written_bytes: elems * bytes.written,
-            // All ranks of a node are at it at the same time.
-            update_seconds: elems * node * processor_ns.max(memory_ns) * 1e-9,
+            moved_chunks: [moving, moving + kept_written],
+            gradients,
+        })
+    }
+
+    /// Elements of a chunk on average: a rank's last chunk is short.
+    fn mean_chunk_elems(&self) -> f64 {
+        self.params_per_rank as f64 / self.chunks as f64
+    }
+
+    /// Seconds of a node for all its parameters.
+    fn node_seconds(&self, ns_per_param: f64) -> f64 {
+        let ranks = self.cluster.ranks_per_node as f64;
+        self.params_per_rank as f64 * ranks * ns_per_param * 1e-9
+    }
+
+    /// Stripe units of a rank's state in one slot.
+    fn units(&self) -> u64 {
+        let unit_bytes = self.swapping.stripe_unit_bytes;
+        let last_elems = self.params_per_rank - (self.chunks - 1) * self.chunk_elems;
+        let last = whole_sectors(last_elems, self.bytes).div_ceil(unit_bytes);
+        (self.chunks - 1) * self.extent_bytes.div_ceil(unit_bytes) + last
+    }
+
+    fn rank(&self, kind: &NodeKind, costs: &Costs) -> Rank {
+        let (elems, node) = (self.mean_chunk_elems(), self.cluster.ranks_per_node as f64);
+        let drives: Vec<Bandwidth> = kind.drives.iter().map(|drive| drive.bandwidth).collect();
+        let Bandwidth { read, write, mixed } = striped(&drives, &kind.shares());
+        // They are written before a step, while the program computes, and read with the state.
+        let spilled_bytes = self.gradients.spilled_bytes as f64 / self.chunks as f64;
+        Rank {
+            chunks: self.chunks,
+            buffers: self.buffers,
+            kept: self.kept,
+            read_bytes: elems * self.bytes.read + spilled_bytes,
+            written_bytes: elems * self.bytes.written,
+            // All ranks of a node update at the same time.
+            update_seconds: elems * node * costs.processor_ns.max(costs.memory_ns) * 1e-9,
             bandwidth: Bandwidth { read: read / node, write: write / node, mixed: mixed / node },
-            norm_seconds: norm_seconds + collective_seconds,
-            agreement_seconds: collective_seconds,
-            compute_seconds: cluster.compute_seconds,
+            norm_seconds: costs.norm_seconds + costs.collective_seconds,
+            agreement_seconds: costs.collective_seconds,
+            compute_seconds: self.cluster.compute_seconds,
             spilled_bytes,
-            write_behind: swapping.write_behind,
-            prefetch: swapping.prefetch,
-            commit_every: swapping.commit_every,
+            write_behind: self.swapping.write_behind,
+            prefetch: self.swapping.prefetch,
+            commit_every: self.swapping.commit_every,
         }
-    };
-    let last_elems = params_per_rank - (chunks - 1) * chunk_elems;
-    let unit_bytes = swapping.stripe_unit_bytes;
-    let last = whole_sectors(last_elems, bytes).div_ceil(unit_bytes);
-    let units = (chunks - 1) * extent_bytes.div_ceil(unit_bytes) + last;
-    let spilled_units = gradients.spilled_bytes.div_ceil(unit_bytes);
-    let shape = Shape {
-        params_per_rank,
-        buffers,
-        kept,
-        extent_bytes,
-        gradient_memory_bytes: gradients.memory_bytes,
-        spilled_bytes: gradients.spilled_bytes,
-        moved_chunks,
-        collective_seconds,
-        processor_seconds: of_node(processor_ns) + norm_seconds,
-        memory_seconds: of_node(memory_ns),
-        units: swapping.slots() * units + spilled_units,
-        unit_bytes,
-        headroom: swapping.stripe_headroom,
-    };
-    Ok((shape, cluster.kinds.iter().map(rank).collect()))
+    }
+
+    fn shape(&self, costs: &Costs) -> Shape {
+        let unit_bytes = self.swapping.stripe_unit_bytes;
+        let spilled_units = self.gradients.spilled_bytes.div_ceil(unit_bytes);
+        Shape {
+            params_per_rank: self.params_per_rank,
+            buffers: self.buffers,
+            kept: self.kept,
+            extent_bytes: self.extent_bytes,
+            gradient_memory_bytes: self.gradients.memory_bytes,
+            spilled_bytes: self.gradients.spilled_bytes,
+            moved_chunks: self.moved_chunks,
+            collective_seconds: costs.collective_seconds,
+            processor_seconds: self.node_seconds(costs.processor_ns) + costs.norm_seconds,
+            memory_seconds: self.node_seconds(costs.memory_ns),
+            units: self.swapping.slots() * self.units() + spilled_units,
+            unit_bytes,
+            headroom: self.swapping.stripe_headroom,
+        }
+    }
+}
+
+/// What a step costs beside the drives.
+struct Costs {
+    /// Nanoseconds of a node's processors for one parameter: update, and what I/O takes from it.
+    processor_ns: f64,
+    /// Nanoseconds of its memory for one parameter.
+    memory_ns: f64,
+    /// Seconds of a node for the norm of its gradients.
+    norm_seconds: f64,
+    /// Seconds of one collective over all ranks.
+    collective_seconds: f64,
+}
+
+impl Costs {
+    fn of(cut: &Cut<'_>) -> Self {
+        let (cluster, bytes) = (cut.cluster, cut.bytes);
+        let moved_per_param = UPDATE_BYTES + bytes.read + bytes.written;
+        let memory_ns =
+            cluster.memory_bytes_per_s.map_or(0.0, |speed| moved_per_param * 1e9 / speed);
+        let [read_chunks, written_chunks] = cut.moved_chunks;
+        let state_bytes =
+            cut.mean_chunk_elems() * (read_chunks * bytes.read + written_chunks * bytes.written);
+        let io_bytes = state_bytes + 2.0 * cut.gradients.spilled_bytes as f64;
+        let io_ns = cluster.io_ns_per_byte * io_bytes / cut.params_per_rank as f64;
+        // A collective goes up and down a binary tree of all ranks.
+        let hops = 64 - (cluster.ranks() - 1).leading_zeros();
+        Self {
+            processor_ns: cluster.update_ns_per_param + io_ns,
+            memory_ns,
+            norm_seconds: cut.node_seconds(cluster.norm_ns_per_param),
+            collective_seconds: 2.0 * f64::from(hops) * cluster.hop_seconds,
+        }
+    }
 }
 
 /// What gradients take of a rank's memory, and of its drives.

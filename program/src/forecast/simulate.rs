@@ -1,5 +1,5 @@
-//! Many ranks: every node's drives and every rank's way into a collective vary, and a step of the
-//! world takes as long as its slowest rank. Seeded: the same question has the same answer.
+//! Steps of many ranks. The drives of every node and the delay of every rank vary by chance, and a
+//! step of the world takes as long as its slowest rank. The same seed gives the same result.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use super::shape::shapes;
 use super::{Cluster, DriveSpec, NodeKind, StateBytes, Swapping};
 use optswap::internals::error::Result;
 
-/// A drive's spread is that of its speed over so many seconds.
+/// The spread of a drive is measured over intervals of so many seconds.
 const SPREAD_SECONDS: f64 = 0.2;
 
 /// Values at some percents of a distribution.
@@ -39,7 +39,7 @@ impl Percentiles {
     }
 }
 
-/// What came of it.
+/// The result of a simulation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Simulation {
     /// Ranks.
@@ -54,14 +54,15 @@ pub struct Simulation {
     pub own_seconds: Percentiles,
     /// The part of a step that a rank waits for the slowest one, over all ranks and steps.
     pub waiting_share: Percentiles,
-    /// A step in which nothing varies, over the mean step.
+    /// The time of a step in which nothing varies, divided by that of the mean step.
     pub efficiency: f64,
 }
 
 /// Steps of all ranks of a cluster.
 ///
 /// # Errors
-/// As [`super::predict`].
+/// Usage, if the cluster has a node without drives or no rank, or the budget is too small for a
+/// chunk.
 pub fn simulate(
     params: u64,
     cluster: &Cluster,
@@ -71,7 +72,7 @@ pub fn simulate(
     seed: u64,
 ) -> Result<Simulation> {
     let (_, ranks) = shapes(params, cluster, bytes, swapping)?;
-    // Beyond this, one step in a thousand is.
+    // The latest rank is later than this in one step of a thousand.
     let delay_max = cluster.noise_seconds * ((cluster.ranks() as f64).ln() + 7.0);
     let kinds: Vec<Kind> = cluster
         .kinds
@@ -84,40 +85,45 @@ pub fn simulate(
     let mut random = Random::new(seed);
     let mut nodes: Vec<(&Kind, Vec<f64>)> = Vec::new();
     for kind in &kinds {
-        let one = |_| (kind, kind.drives_of_node(cluster.drive_to_drive, &mut random));
-        nodes.extend((0..kind.nodes).map(one));
+        for _ in 0..kind.nodes {
+            nodes.push((kind, kind.drives_of_node(cluster.drive_to_drive, &mut random)));
+        }
     }
     let slices = (steady_seconds / SPREAD_SECONDS).max(1.0);
-    let (mut of_world, mut of_ranks, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut world_seconds, mut rank_seconds, mut waiting_shares) =
+        (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..steps {
-        let mut delay = || random.exponential(cluster.noise_seconds);
         // The all-reduce of the norm ends when its last rank has come.
-        let latest = (0..cluster.ranks()).map(|_| delay()).fold(0.0, f64::max);
+        let mut latest = 0.0f64;
+        for _ in 0..cluster.ranks() {
+            latest = latest.max(random.exponential(cluster.noise_seconds));
+        }
         let mut own = Vec::with_capacity(cluster.ranks() as usize);
         for (kind, drives) in &nodes {
             let speed = kind.speed_in_this_step(drives, slices, &mut random);
             let ends = kind.response.seconds(speed, latest);
-            let late = |_| ends + random.exponential(cluster.noise_seconds);
-            own.extend((0..cluster.ranks_per_node).map(late));
+            for _ in 0..cluster.ranks_per_node {
+                own.push(ends + random.exponential(cluster.noise_seconds));
+            }
         }
         let world = own.iter().copied().fold(0.0, f64::max);
-        waiting.extend(own.iter().map(|own| (world - own) / world.max(1e-12)));
-        of_ranks.append(&mut own);
-        of_world.push(world);
+        waiting_shares.extend(own.iter().map(|own| (world - own) / world.max(1e-12)));
+        rank_seconds.append(&mut own);
+        world_seconds.push(world);
     }
-    let step_seconds = Percentiles::of(of_world);
+    let step_seconds = Percentiles::of(world_seconds);
     Ok(Simulation {
         ranks: cluster.ranks(),
         steps,
         seed,
         efficiency: steady_seconds / step_seconds.mean.max(1e-12),
         step_seconds,
-        own_seconds: Percentiles::of(of_ranks),
-        waiting_share: Percentiles::of(waiting),
+        own_seconds: Percentiles::of(rank_seconds),
+        waiting_share: Percentiles::of(waiting_shares),
     })
 }
 
-/// Nodes that are alike but for chance.
+/// Nodes that differ by chance alone.
 struct Kind {
     nodes: u64,
     /// How much faster each drive is than its share of the state asks of it, the slowest one at 1;
@@ -135,7 +141,7 @@ impl Kind {
         Self { nodes: kind.nodes, drives, response }
     }
 
-    /// The drives of one node: of one model, but not equal.
+    /// The speeds of the drives of one node, which are of one model but not equal.
     fn drives_of_node(&self, drive_to_drive: f64, random: &mut Random) -> Vec<f64> {
         self.drives.iter().map(|(speed, _)| speed * random.speed(drive_to_drive)).collect()
     }

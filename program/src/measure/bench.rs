@@ -5,14 +5,14 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-use super::node::{NodeFacts, RankPlace, look_around};
+use super::node::{NodeFacts, RankPlace, survey};
 use super::workload::{Stretch, Workload, synthetic_inventory};
 use optswap::internals::config::Config;
 use optswap::internals::coord::{Communicator, agree, gather_all};
 use optswap::internals::error::Result;
 use optswap::internals::job::command_line;
 use optswap::internals::optim::GradElem;
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::RankRecord;
 
 /// Number formats of gradients in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -37,15 +37,15 @@ pub struct BenchOptions {
     pub steps: u64,
     /// Steps before the first repetition, which do not count.
     pub warmup: u64,
-    /// Gradients in memory.
+    /// Number format of the gradients.
     pub gradients: GradientFormat,
-    /// Of masters and gradients.
+    /// Seed of masters and gradients.
     pub seed: u64,
     /// Compare with an AdamW in memory after every step.
     pub verify: bool,
 }
 
-/// One repetition, by rank.
+/// What each rank timed in one repetition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Repetition {
     /// Seconds of all its steps together, until everything is on the rank's drives.
@@ -87,10 +87,11 @@ pub struct BenchRun {
     pub state_digest: String,
 }
 
-/// Collective: runs it.
+/// Collective: runs the benchmark.
 ///
 /// # Errors
-/// As [`optswap::internals::step::SwappedOptimizer`]; internal if a comparison found a difference.
+/// Agreed: usage if the configuration does not fit the model, the drives or memory, errors of the
+/// drives or of lost ranks, terminated after a signal. Internal if a comparison found a difference.
 pub fn run_bench(
     comm: &Arc<dyn Communicator>,
     config: &Config,
@@ -111,7 +112,7 @@ fn run_with<G: GradElem>(
 ) -> Result<BenchRun> {
     let BenchOptions { params, repetitions, steps, warmup, seed, verify, .. } = *options;
     let inventory = agree(&**comm, synthetic_inventory(params))?;
-    let (nodes, mut places) = look_around(&**comm, &config.drives)?;
+    let (nodes, mut places) = survey(&**comm, &config.drives)?;
     let mut work = Workload::create(comm, config, inventory, seed, verify, convert)?;
     let are_direct = gather_all(&**comm, &work.optimizer.are_direct())?;
     places.iter_mut().zip(are_direct).for_each(|(place, it)| place.direct_io = it);

@@ -1,23 +1,24 @@
-//! What a forecast wants to know of this machine beside its drives: how long processors need for a
-//! parameter, and how long ranks need to reach each other.
+//! What a forecast needs to know of this machine beside its drives: the time of processors for a
+//! parameter, and the time of a collective between ranks.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
+use serde::Serialize;
 
 use super::workload::{Workload, synthetic_inventory};
 use optswap::internals::config::{CodecsConfig, Config};
 use optswap::internals::coord::{Communicator, Solo, gather_all};
 use optswap::internals::error::Result;
-use optswap::internals::step::RankRecord;
+use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Timer;
 use optswap::internals::units::Elems;
 
-/// Where state lies without a drive's slowness.
+/// Where the state lies, so that no drive slows the steps down.
 const MEMORY: &str = "/dev/shm";
-/// Enough for every thread, few enough for a fraction of a second.
+/// Parameters: enough work for every thread, and still only a fraction of a second.
 const PARAMS: u64 = 4 << 20;
 /// Steps that are measured, after one that is not.
 const STEPS: u64 = 4;
@@ -25,7 +26,7 @@ const STEPS: u64 = 4;
 const COLLECTIVES: usize = 300;
 
 /// Nanoseconds per parameter, all processors of this process working.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ProcessorSpeed {
     /// Checksums and update.
     pub update_ns_per_param: f64,
@@ -33,7 +34,7 @@ pub struct ProcessorSpeed {
     pub norm_ns_per_param: f64,
 }
 
-/// A directory that goes with its holder.
+/// A directory that is removed when this is dropped.
 struct Directory(PathBuf);
 
 impl Drop for Directory {
@@ -48,7 +49,7 @@ impl Drop for Directory {
 /// # Errors
 /// If there is no room for it.
 pub fn measure_processors(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
-    // It is no job of the user's, and says nothing of itself.
+    // The user started no job, so nothing is logged.
     let quiet = tracing::subscriber::NoSubscriber::default();
     tracing::subscriber::with_default(quiet, || measure_in_memory(codecs))
 }
@@ -86,7 +87,7 @@ fn measure_in_memory(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
 }
 
 /// How long ranks need to reach each other.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CollectiveSpeed {
     /// Seconds from one rank to the next.
     pub hop_seconds: f64,
@@ -97,7 +98,7 @@ pub struct CollectiveSpeed {
 /// Collective: measures all-reduces of a step's size; `None` for one rank, which has none.
 ///
 /// # Errors
-/// As every collective.
+/// Those of a collective: a rank that is lost or does not come.
 pub fn measure_collectives(comm: &dyn Communicator) -> Result<Option<CollectiveSpeed>> {
     if comm.size() < 2 {
         return Ok(None);
@@ -115,7 +116,7 @@ pub fn measure_collectives(comm: &dyn Communicator) -> Result<Option<CollectiveS
     all.sort_by(f64::total_cmp);
     let median = all[all.len() / 2];
     let mean = all.iter().sum::<f64>() / all.len() as f64;
-    // There and back along a tree.
+    // An all-reduce goes up and down a tree.
     let hops = 2 * (usize::BITS - (comm.size() - 1).leading_zeros());
     Ok(Some(CollectiveSpeed {
         hop_seconds: median / f64::from(hops),

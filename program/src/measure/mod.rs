@@ -1,5 +1,5 @@
-//! Measuring: drives by themselves, and the swapper in the benchmark and in tuning. It prints
-//! nothing; what it finds are values for `report`.
+//! Measurements of drives by themselves, and of the swapper in the benchmark and in tuning. Nothing
+//! is printed here: results are values, which `report` turns into text.
 
 mod bench;
 mod calibrate;
@@ -11,7 +11,7 @@ mod workload;
 
 pub use bench::{BenchOptions, BenchRun, GradientFormat, Repetition, run_bench};
 pub use calibrate::{CollectiveSpeed, ProcessorSpeed, measure_collectives, measure_processors};
-pub use node::{NodeDrive, NodeFacts, RankPlace, look_around};
+pub use node::{NodeDrive, NodeFacts, RankPlace, survey};
 pub use probe::{DriveProbe, NodeProbe, ProbeOptions, probe_nodes};
 pub use search::{Setting, Trial};
 pub use tune::{Tuning, tune};

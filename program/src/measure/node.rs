@@ -1,4 +1,4 @@
-//! Where a measurement ran: what makes it possible to run it again, or to see why another differs.
+//! Where a measurement ran, so that it can be run again, or compared with one from elsewhere.
 
 use std::path::{Path, PathBuf};
 
@@ -17,9 +17,9 @@ pub struct NodeFacts {
     pub host: String,
     /// Kernel release.
     pub kernel: String,
-    /// Processors that are there.
+    /// Processors that are online.
     pub cpus: usize,
-    /// Memory that the ranks may use together; 0 if nothing tells.
+    /// Memory that the ranks may use together; 0 if it is not known.
     pub memory_bytes: u64,
     /// The drives that its ranks name.
     pub drives: Vec<NodeDrive>,
@@ -54,7 +54,7 @@ pub struct RankPlace {
     /// Its drives.
     #[serde(default)]
     pub drives: Vec<PathBuf>,
-    /// What named them.
+    /// What named the drives, such as `--drives` or the site.
     #[serde(default)]
     pub drives_named_by: String,
     /// Whether the file on each of its drives was opened for direct I/O.
@@ -65,8 +65,8 @@ pub struct RankPlace {
 /// Collective: every node, as its first rank sees it, and every rank's place.
 ///
 /// # Errors
-/// As every collective.
-pub fn look_around(
+/// Those of a collective: a rank that is lost or does not come.
+pub fn survey(
     comm: &dyn Communicator,
     drives: &DrivesConfig,
 ) -> Result<(Vec<NodeFacts>, Vec<RankPlace>)> {
@@ -90,7 +90,7 @@ pub fn look_around(
         memory_bytes: facts.memory.map_or(0, |(bytes, _)| bytes.0),
         drives: roots.iter().map(|root| drive(root, drives)).collect(),
     });
-    // A flattened value is a map, which the ranks' own encoding does not know.
+    // Sent as JSON: a flattened field is a map, which the encoding between ranks does not support.
     let node = node.and_then(|node| serde_json::to_string(&node).ok());
     let nodes: Vec<Option<String>> = gather_all(comm, &node)?;
     let nodes = nodes.into_iter().flatten().filter_map(|text| serde_json::from_str(&text).ok());
@@ -100,7 +100,7 @@ pub fn look_around(
 /// Collective: the drives that any rank of this node names, in the order in which they do.
 ///
 /// # Errors
-/// As every collective.
+/// Those of a collective: a rank that is lost or does not come.
 pub(super) fn drives_of_node(
     comm: &dyn Communicator,
     topology: &Topology,

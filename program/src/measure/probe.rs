@@ -14,17 +14,17 @@ use optswap::internals::io::{
     EngineSpec, Load, LoadKind, LoadResult, Loader, Part, allocate_buffers,
 };
 use optswap::internals::job::stop_request;
-use optswap::internals::step::ProcessIo;
 use optswap::internals::storage::{Device, Drive, DriveProfile, same_disk, scratch_file};
+use optswap::internals::telemetry::ProcessIo;
 
 /// One operation: as large as a stripe unit is by default.
-const BLOCK_BYTES: u64 = 1 << 20;
-/// A file that drives with caches of their own do not keep there.
+pub(super) const BLOCK_BYTES: u64 = 1 << 20;
+/// Size of a file: more than drives keep in caches of their own.
 const FILE_BYTES: u64 = 1 << 30;
-/// Of the measured time, before it: drives answer the first operations from what they have saved
-/// up.
+/// Warm-up before a measurement, as a part of its time. Drives answer the first operations faster,
+/// from what they have prepared while idle.
 const WARMUP_SHARE: f64 = 0.2;
-/// Bytes that the kernel must have moved for I/O to count as direct.
+/// The part of the bytes that the kernel must have moved for I/O to count as direct.
 const DIRECT_SHARE: f64 = 0.9;
 
 /// How to measure.
@@ -95,10 +95,7 @@ pub fn probe_nodes(
     let topology = Topology::discover(comm)?;
     let of_node = drives_of_node(comm, &topology, roots)?;
     let is_first = topology.local_ranks().next() == Some(comm.rank());
-    let probed = match is_first {
-        true => probe_node(comm, &of_node, options).map(Some),
-        false => Ok(None),
-    };
+    let probed = if is_first { probe_node(comm, &of_node, options).map(Some) } else { Ok(None) };
     let all: Vec<Option<NodeProbe>> = gather_all(comm, &agree(comm, probed)?)?;
     Ok(all.into_iter().flatten().collect())
 }
@@ -156,28 +153,18 @@ impl Trial {
         Ok(Self { drive, file, blocks, is_direct: true, profile: DriveProfile::default() })
     }
 
-    fn lane(&self, file: u32) -> Vec<Vec<Part>> {
-        let block = |number: u64| Part {
-            file,
-            file_offset: number * BLOCK_BYTES,
-            buffer_offset: 0,
-            len: BLOCK_BYTES as usize,
-        };
-        (0..self.blocks).map(|number| vec![block(number)]).collect()
-    }
-
     fn measure(&mut self, comm: &dyn Communicator, options: &ProbeOptions) -> Result<()> {
         let mut loader = open_loader(std::slice::from_ref(self), options)?;
         let process_io = ProcessIo::open();
         let before = process_io.bytes();
-        let lanes = [self.lane(0)];
-        let filled = run(comm, &mut loader, &lanes, LoadKind::Fill, options.seconds)?;
+        let lanes = [blocks_of_file(0, self.blocks)];
+        let filled = run_load(comm, &mut loader, &lanes, LoadKind::Fill, options.seconds)?;
         // A slow drive has not got to the file's end; but no block is moved twice at once.
         self.blocks = filled.extents[0].max(options.depth as u64 + 1).min(self.blocks);
-        let lanes = [self.lane(0)];
+        let lanes = [blocks_of_file(0, self.blocks)];
         let mut moved = moved_bytes(&filled);
         let mut measure = |kind| {
-            let result = run(comm, &mut loader, &lanes, kind, options.seconds)?;
+            let result = run_load(comm, &mut loader, &lanes, kind, options.seconds)?;
             moved += moved_bytes(&result);
             Ok(result)
         };
@@ -214,8 +201,9 @@ fn measure_together(
         return Ok(());
     }
     let mut loader = open_loader(trials, options)?;
-    let lanes: Vec<_> = (0u32..).zip(trials.iter()).map(|(file, it)| it.lane(file)).collect();
-    let result = run(comm, &mut loader, &lanes, LoadKind::Cycle, options.seconds)?;
+    let lanes: Vec<_> =
+        (0u32..).zip(trials.iter()).map(|(file, it)| blocks_of_file(file, it.blocks)).collect();
+    let result = run_load(comm, &mut loader, &lanes, LoadKind::Cycle, options.seconds)?;
     for (file, trial) in trials.iter_mut().enumerate() {
         trial.profile.mixed_together_bytes_per_s = result.file_bytes_per_s(file).round();
     }
@@ -234,8 +222,18 @@ fn open_loader(trials: &[Trial], options: &ProbeOptions) -> Result<Loader> {
     Loader::open(spec, buffers, trials.iter().map(|trial| trial.drive.root.clone()).collect())
 }
 
+/// The first so many blocks of a file, each moved by an operation of its own.
+pub(super) fn blocks_of_file(file: u32, blocks: u64) -> Vec<Vec<Part>> {
+    let mut lane = Vec::new();
+    for number in 0..blocks {
+        let file_offset = number * BLOCK_BYTES;
+        lane.push(vec![Part { file, file_offset, buffer_offset: 0, len: BLOCK_BYTES as usize }]);
+    }
+    lane
+}
+
 /// One load after a warm-up; a signal to stop is an error.
-pub(super) fn run(
+pub(super) fn run_load(
     comm: &dyn Communicator,
     loader: &mut Loader,
     lanes: &[Vec<Vec<Part>>],
@@ -249,7 +247,7 @@ pub(super) fn run(
         warmup: Duration::from_secs_f64(warmup),
         duration: Duration::from_secs_f64(seconds),
         is_stopped: &|| stop_request().is_some(),
-        // The other ranks of the node wait: they are told that this one works.
+        // The other ranks of the node wait, and learn from this that this one works.
         on_progress: &|completed_ops| {
             if let Some(presence) = comm.presence() {
                 presence.progress(completed_ops);

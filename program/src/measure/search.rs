@@ -1,14 +1,14 @@
-//! Looking for good settings: one axis after the other, in large steps first and then in small
-//! ones. It knows no clock and no drive, only how good each setting is.
+//! A search for good settings: one axis after the other, in large steps first and then in small
+//! ones. It measures nothing itself; the caller says how good each setting is.
 
 use serde::{Deserialize, Serialize};
 
 use optswap::internals::error::Result;
 
-/// Less than this is no gain: measurements repeat no better.
+/// A gain below this factor does not count, because repeated measurements differ by as much.
 pub(super) const GAIN_MIN: f64 = 1.03;
 
-/// What is tuned beside the weights.
+/// The settings that are tuned, beside the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// `drives.stripe_unit`, bytes.
@@ -24,7 +24,7 @@ pub struct Setting {
 pub struct Trial {
     /// The setting.
     pub setting: Setting,
-    /// How good it is: bytes per second, both directions together; of several nodes, the slowest.
+    /// Bytes per second of the slowest node, both directions together.
     pub bytes_per_s: f64,
 }
 
@@ -82,7 +82,7 @@ pub(super) fn search(
     for stride in [2, 1] {
         for axis in Axis::ALL {
             for direction in [stride, -stride] {
-                // Onwards as long as it becomes better.
+                // Go on in this direction as long as it becomes better.
                 while let Some(setting) = axis.moved(best.setting, direction) {
                     match try_it(setting, &mut trials)? {
                         Some(it) if it > best.bytes_per_s * GAIN_MIN => {

@@ -1,6 +1,6 @@
-//! Tuning: chunk, depth, stripe unit and weights for the drives at hand, tried with reads and
-//! writes mixed as in a step, on all ranks at once; then steps of the real thing, with and without
-//! what was found, in turns.
+//! Tuning of chunk, depth, stripe unit and weights. Settings are tried with reads and writes mixed
+//! as in a step, on all ranks at once. Then real steps are measured with and without what was
+//! found, in turns.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use serde::Serialize;
 
-use super::probe::run;
+use super::probe::{BLOCK_BYTES, blocks_of_file, run_load};
 use super::search::{GAIN_MIN, Setting, Trial, search};
 use super::workload::{Workload, synthetic_inventory};
-use optswap::internals::config::Config;
+use optswap::internals::config::{Config, Durability};
 use optswap::internals::coord::{Communicator, Topology, agree, gather_all};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::io::{EngineSpec, LoadKind, Loader, Part, allocate_buffers};
 use optswap::internals::storage::{Drive, ExtentLayout, Placement, scratch_file};
 use optswap::internals::units::{Bytes, Elems, ExtentIndex, Rank};
 
-/// The file of each rank on each drive: so large, or half of the free space for those of all ranks.
+/// Size of the file of each rank on each drive, as long as the files of all ranks take no more than
+/// this part of the free space.
 const FILE_BYTES: u64 = 256 << 20;
 const FILE_ROOM_USED: f64 = 0.5;
-/// Where it is written and weighed, a block at a time.
-const BLOCK_BYTES: u64 = 1 << 20;
-/// Enough for a drive; and what is in flight when time is over still has to come back.
+/// Blocks in flight while it is written. They are enough for a drive, and few, because all of them
+/// still have to come back when time is over.
 const BLOCKS_IN_FLIGHT: usize = 8;
-/// Written however long it takes.
+/// Blocks that are written however long it takes.
 const BLOCKS_MIN: u64 = 16;
 /// How long a setting is tried.
 const TRIAL_SECONDS: f64 = 0.8;
@@ -33,38 +33,38 @@ const TRIAL_SECONDS: f64 = 0.8;
 const UNEQUAL: f64 = 1.1;
 /// Pairs of measured steps, without and with what was found.
 const PAIRS: usize = 5;
-/// A step of a pair takes about so long, where there is time for that.
+/// How long a step of a pair is meant to take, if there is time for that.
 const STEP_SECONDS: f64 = 0.5;
-/// Steps that all pairs take together, with the one before, and with what creating two jobs costs.
+/// The time of all pairs in steps, warm-up and the creation of two jobs included.
 const STEPS_OF_PAIRS: f64 = 24.0;
-/// Fewer pairs say nothing.
+/// The fewest pairs that say anything.
 const PAIRS_MIN: usize = 2;
-/// Of the time that all may take: writing the files, and all that comes before the pairs.
+/// Parts of the whole time: for writing the files, and for everything before the pairs.
 const FILL_SHARE: f64 = 0.15;
 const TRIALS_SHARE: f64 = 0.5;
-/// Parameters of a rank in pairs: several chunks of any size that is tried.
+/// Parameters of a rank in pairs, so many that every chunk size that is tried gives several chunks.
 const PARAMS_MIN: u64 = 4 << 20;
 const PARAMS_MAX: u64 = 64 << 20;
-/// The same where drives have no more room.
+/// Parameters of a rank in pairs where drives have no room for more.
 const PARAMS_FEW: u64 = 64 << 10;
-/// Of the free space, so that no drive runs full.
+/// The part of the free space that is used, so that no drive runs full.
 const ROOM_USED: f64 = 0.9;
 
 /// What was tried and found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tuning {
-    /// Settings before.
+    /// The settings of the given configuration.
     pub before: Setting,
     /// What was tried.
     pub trials: Vec<Trial>,
-    /// What was best, after it was tried again.
+    /// The best setting, after it was tried again.
     pub best: Option<Trial>,
     /// Relative speeds of the drives; empty if they are equal.
     pub weights: Vec<f64>,
-    /// How many times as fast steps were with what was found, pair by pair; empty if there was
+    /// How many times as fast the steps of each pair were with what was found. Empty if there was
     /// nothing to compare.
     pub gains: Vec<f64>,
-    /// Whether every pair gained: only then is what was found taken.
+    /// Whether every pair gained. Only then `config` has what was found.
     pub is_gain: bool,
     /// The configuration to use.
     pub config: Config,
@@ -72,10 +72,11 @@ pub struct Tuning {
     pub seconds: f64,
 }
 
-/// Collective: tunes, in at most about so many seconds.
+/// Collective: tunes within about so many seconds.
 ///
 /// # Errors
-/// As [`optswap::internals::step::SwappedOptimizer`]; a signal ends it, too.
+/// Agreed: usage if the configuration does not fit the drives or memory, errors of the drives or of
+/// lost ranks, terminated after a signal.
 pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Result<Tuning> {
     let start = Instant::now();
     let topology = Topology::discover(&**comm)?;
@@ -94,7 +95,7 @@ pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Resu
         bench.measure(setting, &weights)
     };
     let trials = search(before, &mut measure)?;
-    let best = confirmed(&bench, before, trials.last().copied(), &weights)?;
+    let best = confirm(&bench, before, trials.last().copied(), &weights)?;
     drop(bench);
     let mut found = config.clone();
     found.drives.weights.clone_from(&weights);
@@ -102,9 +103,10 @@ pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Resu
         apply(best.setting, &mut found);
     }
     let speed = best.map_or(0.0, |best| best.bytes_per_s);
-    let gains = match found == *config {
-        true => Vec::new(),
-        false => pairs(comm, &topology, [config, &found], speed, after(1.0))?,
+    let gains = if found == *config {
+        Vec::new()
+    } else {
+        gains_of_pairs(comm, &topology, [config, &found], speed, after(1.0))?
     };
     let is_gain = !gains.is_empty() && gains.iter().all(|gain| *gain > 1.0);
     Ok(Tuning {
@@ -119,9 +121,9 @@ pub fn tune(comm: &Arc<dyn Communicator>, config: &Config, seconds: f64) -> Resu
     })
 }
 
-/// Collective: what looked best, if it still is when both are tried again in turns: of many trials
-/// one is lucky.
-fn confirmed(
+/// Collective: tries the best setting and the given one again, in turns, because the best of many
+/// trials may only have been lucky. Gives the better of the two.
+fn confirm(
     bench: &Bench<'_>,
     before: Setting,
     best: Option<Trial>,
@@ -133,9 +135,10 @@ fn confirmed(
         of_before += bench.measure(before, weights)?.unwrap_or(0.0);
         of_best += bench.measure(best.setting, weights)?.unwrap_or(0.0);
     }
-    Ok(Some(match of_best > of_before * GAIN_MIN {
-        true => best,
-        false => Trial { setting: before, bytes_per_s: of_before / 2.0 },
+    Ok(Some(if of_best > of_before * GAIN_MIN {
+        best
+    } else {
+        Trial { setting: before, bytes_per_s: of_before / 2.0 }
     }))
 }
 
@@ -159,8 +162,8 @@ struct Bench<'a> {
     topology: &'a Topology,
     config: &'a Config,
     files: Vec<std::fs::File>,
-    /// Bytes of every file that are used, the same on all ranks: those that have been written.
-    /// Others would not be read from a drive.
+    /// Bytes of every file that have been written, the same on all ranks. Only those are used: a
+    /// read of others would not reach the drive.
     file_bytes: u64,
 }
 
@@ -189,39 +192,30 @@ impl<'a> Bench<'a> {
         let choice = self.config.io.engine;
         let spec = EngineSpec { choice, depth, files, faults: Vec::new() };
         let buffers = allocate_buffers(buffers, buffer_bytes)?;
-        // One engine after the other: the first says what it is.
+        // Many engines are opened one after the other, and each would log what it is.
         let quiet = tracing::subscriber::NoSubscriber::default();
         tracing::subscriber::with_default(quiet, || {
             Loader::open(spec, buffers, self.config.drives.paths.clone())
         })
     }
 
-    /// Collective: writes the files, as much as there is time for, and gives the drives' relative
-    /// speeds; empty if they are alike, or if nodes differ.
+    /// Collective: writes as much of the files as there is time for, then measures the relative
+    /// speeds of the drives. Gives none if they are alike, or if nodes differ.
     fn fill_and_weigh(&mut self, fill_seconds: f64) -> Result<Vec<f64>> {
-        let lane = |file: usize, blocks: u64| -> Vec<Vec<Part>> {
-            let part = |number: u64| Part {
-                file: file as u32,
-                file_offset: number * BLOCK_BYTES,
-                buffer_offset: 0,
-                len: BLOCK_BYTES as usize,
-            };
-            (0..blocks).map(|number| vec![part(number)]).collect()
-        };
         let lanes = |blocks: u64| -> Vec<_> {
-            (0..self.files.len()).map(|file| lane(file, blocks)).collect()
+            (0..self.files.len() as u32).map(|file| blocks_of_file(file, blocks)).collect()
         };
         let buffers = BLOCKS_IN_FLIGHT * self.files.len();
         let comm = &**self.comm;
         let mut loader = agree(comm, self.loader(buffers, buffers, BLOCK_BYTES as usize))?;
-        let first = run(comm, &mut loader, &lanes(BLOCKS_MIN), LoadKind::Fill, 3600.0);
+        let first = run_load(comm, &mut loader, &lanes(BLOCKS_MIN), LoadKind::Fill, 3600.0);
         agree(comm, first)?;
         let whole = self.file_bytes / BLOCK_BYTES;
-        let filled = run(comm, &mut loader, &lanes(whole), LoadKind::Fill, fill_seconds);
+        let filled = run_load(comm, &mut loader, &lanes(whole), LoadKind::Fill, fill_seconds);
         let mine = agree(comm, filled)?.extents.into_iter().min().unwrap_or(0);
         let blocks = gather_all(comm, &mine)?.into_iter().min().unwrap_or(0).max(BLOCKS_MIN);
         let cycle = LoadKind::Cycle;
-        let result = run(comm, &mut loader, &lanes(blocks), cycle, 2.0 * TRIAL_SECONDS);
+        let result = run_load(comm, &mut loader, &lanes(blocks), cycle, 2.0 * TRIAL_SECONDS);
         let result = agree(comm, result)?;
         let mine = (0..self.files.len()).map(|file| result.file_bytes_per_s(file));
         let all: Vec<Vec<f64>> = gather_all(comm, &mine.collect::<Vec<f64>>())?;
@@ -230,16 +224,14 @@ impl<'a> Bench<'a> {
         Ok(unequal_speeds(&all, self.topology.nodes()))
     }
 
-    /// Collective: how fast reads and writes go with this setting, the slowest node's ranks
-    /// together; `None` if memory or files are too small for it.
+    /// Collective: bytes per second that the ranks of the slowest node read and write together with
+    /// this setting. `None` if memory or files are too small for it.
     fn measure(&self, setting: Setting, weights: &[f64]) -> Result<Option<f64>> {
         let tensors = self.config.state_tensors();
         let layout = ExtentLayout::new(setting.chunk_elems, &tensors, self.config.is_durable());
         let extent_bytes = layout.bytes();
-        let weights = match weights.is_empty() {
-            true => vec![1.0; self.files.len()],
-            false => weights.to_vec(),
-        };
+        let weights =
+            if weights.is_empty() { vec![1.0; self.files.len()] } else { weights.to_vec() };
         // As many extents as the fullest file holds.
         let place = |extents: u64| {
             let extents = vec![extent_bytes; extents as usize];
@@ -271,21 +263,21 @@ impl<'a> Bench<'a> {
         let loader = self.loader(setting.depth as usize, buffers as usize, extent_bytes as usize);
         let mut loader = agree(&**self.comm, loader)?;
         self.comm.barrier()?;
-        let load = run(&**self.comm, &mut loader, &lanes, LoadKind::Cycle, TRIAL_SECONDS);
+        let load = run_load(&**self.comm, &mut loader, &lanes, LoadKind::Cycle, TRIAL_SECONDS);
         let mine = agree(&**self.comm, load)?.bytes_per_s();
         let all: Vec<f64> = gather_all(&**self.comm, &mine)?;
         Ok(Some(slowest_node(&all, self.topology.nodes())))
     }
 }
 
-/// The sum over each node's ranks; the least of them.
+/// The least sum over the ranks of a node.
 fn slowest_node(of_ranks: &[f64], nodes: &[Vec<Rank>]) -> f64 {
     let of_node = |ranks: &Vec<Rank>| ranks.iter().map(|rank| of_ranks[rank.index()]).sum();
     nodes.iter().map(of_node).fold(f64::INFINITY, f64::min)
 }
 
-/// Speeds of the drives of every rank, as weights relative to the fastest: of each node the sum
-/// over its ranks. Empty if the drives are alike, or not the same on all nodes.
+/// Weights of a node's drives relative to the fastest, from the speeds that every rank measured,
+/// added up over the ranks of a node. Empty if the drives are alike, or not the same on all nodes.
 fn unequal_speeds(of_ranks: &[Vec<f64>], nodes: &[Vec<Rank>]) -> Vec<f64> {
     let of_node = |ranks: &Vec<Rank>| -> Vec<f64> {
         let drives = of_ranks.iter().map(Vec::len).min().unwrap_or(0);
@@ -303,9 +295,10 @@ fn unequal_speeds(of_ranks: &[Vec<f64>], nodes: &[Vec<Rank>]) -> Vec<f64> {
         pairs.into_iter().all(|(a, b)| a / b < UNEQUAL && b / a < UNEQUAL)
     };
     let slowest = first.iter().copied().fold(1.0, f64::min);
-    match slowest * UNEQUAL < 1.0 && nodes.iter().map(of_node).all(|it| is_alike(&it)) {
-        true => first,
-        false => Vec::new(),
+    if slowest * UNEQUAL < 1.0 && nodes.iter().map(of_node).all(|it| is_alike(&it)) {
+        first
+    } else {
+        Vec::new()
     }
 }
 
@@ -314,9 +307,9 @@ fn inspect(config: &Config) -> Result<Vec<Drive>> {
     config.drives.paths.iter().map(|root| Drive::inspect(root, allowed)).collect()
 }
 
-/// Parameters of a rank for which this node's drives have room: two jobs with one slot and headroom
-/// at the same time.
-fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
+/// Parameters of a rank for which this node's drives have room, when two jobs with one slot and
+/// headroom lie on them.
+fn params_that_fit(topology: &Topology, config: &Config) -> Result<u64> {
     let drives = inspect(config)?;
     let (weights, ranks) = (config.drive_weights(), topology.local_ranks().count() as f64);
     let whole: f64 = weights.iter().sum();
@@ -331,9 +324,9 @@ fn fitting(topology: &Topology, config: &Config) -> Result<u64> {
     Ok(drives.iter().map(of_device).fold(f64::INFINITY, f64::min) as u64)
 }
 
-/// Collective: steps without and with what was found, in turns, as many as there is time for; how
-/// many times as fast each second one was.
-fn pairs(
+/// Collective: takes steps without and with what was found, in turns, as many pairs as there is
+/// time for. Gives how many times as fast the second step of each pair was.
+fn gains_of_pairs(
     comm: &Arc<dyn Communicator>,
     topology: &Topology,
     [without, with]: [&Config; 2],
@@ -347,15 +340,15 @@ fn pairs(
     let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
     let in_time = |seconds: f64| (seconds * node_bytes_per_s / moved_bytes) as u64 / of_node;
     let wanted = in_time(STEP_SECONDS).clamp(PARAMS_MIN, PARAMS_MAX);
-    let fitting = agree(&**comm, fitting(topology, with))?;
+    let fitting = agree(&**comm, params_that_fit(topology, with))?;
     let mine = wanted.min(in_time(left / STEPS_OF_PAIRS)).min(fitting);
-    // Even a short step tells more than none.
+    // Even a short step says more than none.
     let per_rank = gather_all(&**comm, &mine)?.into_iter().min().unwrap_or(0).max(PARAMS_FEW);
     let params = ranks * per_rank;
     let create = |config: &Config, name: &str| {
         let mut config = config.clone();
         config.job = format!("{}-tune-{name}", config.job);
-        config.durability.mode = optswap::internals::config::Durability::Scratch;
+        config.durability.mode = Durability::Scratch;
         config.drives.keep_files = false;
         let inventory = synthetic_inventory(params)?;
         Workload::create(comm, &config, inventory, 0, false, bf16::from_f32)
@@ -369,7 +362,7 @@ fn pairs(
         if is_late && pair >= PAIRS_MIN {
             break;
         }
-        // Whoever comes second may find the drives warmed up.
+        // The order alternates, because the second job may find the drives warmed up.
         let (before, after) = match pair % 2 {
             0 => (first.run(2)?, second.run(2)?),
             _ => {

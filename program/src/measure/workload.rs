@@ -1,5 +1,5 @@
-//! The swapper at work without a training program: synthetic masters, and gradients that lie ready
-//! before the clock starts.
+//! The swapper without a training program: masters are synthetic, and gradients are made before the
+//! clock starts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 use optswap::internals::config::{AccumulateIn, Config, GradientPlace};
 use optswap::internals::coord::Communicator;
 use optswap::internals::error::{Error, ErrorKind, Result};
+use optswap::internals::gradients::{Gradients, MicroBatch};
 use optswap::internals::job::{answer_table_request, stop_request, table_request};
 use optswap::internals::optim::{GradElem, ParamElem};
 use optswap::internals::partition::Run;
 use optswap::internals::state::{Inventory, Parameter};
 use optswap::internals::step::{
-    Gradients, StepOptions, StepOutcome, Stop, SwappedOptimizer, Verifier,
+    CreateOptions, StepOptions, StepOutcome, Stop, SwappedOptimizer, Verifier,
     fill_synthetic_gradients, fill_synthetic_masters,
 };
 
@@ -53,7 +54,8 @@ impl<G: GradElem> Workload<G> {
     /// Collective: creates the job and initialises it.
     ///
     /// # Errors
-    /// As [`SwappedOptimizer::create`].
+    /// Agreed: usage if the configuration does not fit the model, the drives or memory; errors of
+    /// the drives or of lost ranks.
     pub fn create(
         comm: &Arc<dyn Communicator>,
         config: &Config,
@@ -62,7 +64,12 @@ impl<G: GradElem> Workload<G> {
         verifies: bool,
         convert: impl Fn(f32) -> G,
     ) -> Result<Self> {
-        let mut optimizer = SwappedOptimizer::create(config, inventory, Arc::clone(comm))?;
+        let mut optimizer = SwappedOptimizer::create(
+            config,
+            inventory,
+            Arc::clone(comm),
+            CreateOptions::default(),
+        )?;
         let flat_start = optimizer.partition().flat().start;
         let fill = |run: &Run, masters: &mut [f32]| {
             fill_synthetic_masters(seed, flat_start + run.shard_offset, masters);
@@ -70,11 +77,8 @@ impl<G: GradElem> Workload<G> {
         };
         let elems = optimizer.partition().elems() as usize;
         let mut params = vec![bf16::ZERO; elems];
-        optimizer.initialize_parameters_into(&mut params, fill)?;
-        let verifier = match verifies {
-            true => Some(Verifier::new(&optimizer, fill)?),
-            false => None,
-        };
+        optimizer.initialize_parameters(&mut params, fill)?;
+        let verifier = if verifies { Some(Verifier::new(&optimizer, fill)?) } else { None };
         let gradients = [1, 2].map(|turn| {
             let mut shard: Vec<G> = vec![convert(0.0); elems];
             fill_synthetic_gradients(seed, turn, flat_start, &mut shard, &convert);
@@ -88,13 +92,14 @@ impl<G: GradElem> Workload<G> {
     /// # Errors
     /// Agreed errors of the drives.
     pub fn state_digest(&mut self) -> Result<String> {
-        self.optimizer.state_digest_with(&self.params)
+        self.optimizer.state_digest(&self.params)
     }
 
     /// Collective: so many steps, until everything is on the drives.
     ///
     /// # Errors
-    /// As [`SwappedOptimizer::step`]; terminated, agreed, after a signal.
+    /// Agreed: errors of the drives or of lost ranks, terminated after a signal. Internal if a
+    /// comparison found a difference.
     pub fn run(&mut self, steps: u64) -> Result<Stretch> {
         let mut stretch = Stretch::default();
         // Writes and reads cross the ends of steps: both ends of a stretch are drained.
@@ -104,10 +109,13 @@ impl<G: GradElem> Workload<G> {
         let mut comparing = Duration::ZERO;
         for _ in 0..steps {
             let begin = Instant::now();
-            let stop = if stop_request().is_some() { Stop::AfterThisStep } else { Stop::No };
-            let wants_table = table_request();
-            let options = StepOptions { stop, wants_table, ..StepOptions::default() };
-            let outcome = self.step(options)?;
+            if stop_request().is_some() {
+                self.optimizer.request_stop(Stop::AfterThisStep);
+            }
+            if table_request() {
+                self.optimizer.request_table();
+            }
+            let outcome = self.step()?;
             stretch.step_seconds.push(begin.elapsed().as_secs_f64());
             self.steps += 1;
             answer_table_request(&self.optimizer, &outcome)?;
@@ -121,23 +129,25 @@ impl<G: GradElem> Workload<G> {
                 let gradients = &self.optimizer.plan().config().gradients;
                 let is_rounded = gradients.place != GradientPlace::Caller
                     && gradients.accumulate_in == AccumulateIn::Bf16;
-                let widen = |gradient: &G| match is_rounded {
-                    true => bf16::emit(gradient.load()).load(),
-                    false => gradient.load(),
+                let widen = |gradient: &G| {
+                    if is_rounded { bf16::emit(gradient.load()).load() } else { gradient.load() }
                 };
                 let widened: Vec<f32> = shard.iter().map(widen).collect();
                 verifier.step(&self.optimizer, &outcome, &widened);
-                verifier.check_with(&mut self.optimizer, &self.params)?;
+                verifier.check(&mut self.optimizer, &self.params)?;
                 comparing += before.elapsed();
             }
         }
         self.optimizer.flush()?;
         let without = |took: Duration| took.saturating_sub(comparing).as_secs_f64();
         stretch.seconds = without(start.elapsed());
-        let done = |last: Instant| match last > start {
-            true => without(last - start),
-            // Where all state stays in memory, nothing is written.
-            false => 0.0,
+        let done = |last: Instant| {
+            if last > start {
+                without(last - start)
+            } else {
+                // Where all state stays in memory, nothing is written.
+                0.0
+            }
         };
         let of_drives = self.optimizer.last_swap_outs().into_iter().map(done);
         stretch.drive_done_seconds = of_drives.collect();
@@ -148,23 +158,24 @@ impl<G: GradElem> Workload<G> {
 
     /// Collective: a step with the gradients borrowed, or handed over, the last ones first, where
     /// the configuration has a place for them.
-    fn step(&mut self, options: StepOptions<'_>) -> Result<StepOutcome> {
+    fn step(&mut self) -> Result<StepOutcome> {
+        let options = StepOptions::default();
         let shard = &self.gradients[(self.steps % 2) as usize];
         if self.optimizer.plan().config().gradients.place == GradientPlace::Caller {
-            let gradients = Gradients::of_shard(self.optimizer.partition(), shard)?;
-            return self.optimizer.step(&gradients, &mut self.params, options);
+            return self.optimizer.step(&Gradients::Shard(shard), &mut self.params, options);
         }
-        for piece in self.optimizer.partition().pieces().to_vec().iter().rev() {
+        let sink = self.optimizer.gradient_sink();
+        for piece in self.optimizer.partition().pieces().iter().rev() {
             let (first, mut end) = (piece.in_shard().start, piece.in_shard().end);
             while end > first {
                 let start = end.saturating_sub(HANDED_OVER_ELEMS).max(first);
                 let offset = piece.param_offset + (start - first) as u64;
                 let grads = &shard[start..end];
-                self.optimizer.swap_out_gradients(piece.param, offset, grads, true)?;
+                sink.add(piece.param, offset, grads, MicroBatch::Last)?;
                 end = start;
             }
         }
-        self.optimizer.step_gradients(&mut self.params, options)
+        self.optimizer.step(&Gradients::handed_over(), &mut self.params, options)
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a machine's facts mean for optswap: whether each is in order, and if not, what to do about
-//! it. Nothing is looked at here.
+//! it. The facts are given; nothing is looked up here.
 
 use std::io;
 
@@ -186,13 +186,14 @@ fn memory(facts: &MachineFacts, buffers: &Buffers) -> Check {
         return Check::ok(name, "nothing tells how much there is");
     };
     let found = format!("{} ({source})", limit.human());
-    match limit >= buffers.of_all {
-        true => Check::ok(name, found),
-        false => Check::problem(
+    if limit >= buffers.of_all {
+        Check::ok(name, found)
+    } else {
+        Check::problem(
             name,
             format!("{found}, less than {buffers}"),
             "give the job more memory, or lower swap.memory_budget",
-        ),
+        )
     }
 }
 
@@ -216,13 +217,14 @@ fn huge_pages(facts: &MachineFacts) -> Check {
 fn processors(facts: &MachineFacts) -> Check {
     let (allowed, online) = (facts.cpus_allowed.len(), facts.cpus_online.len());
     let found = format!("{allowed} of {online} may be used");
-    match allowed == 1 && online > 1 {
-        true => Check::warning(
+    if allowed == 1 && online > 1 {
+        Check::warning(
             "processors",
             format!("{found}: updates will have one thread"),
             "mpirun --bind-to none or --map-by slot:PE=k (Open MPI), srun -c k (Slurm)",
-        ),
-        false => Check::ok("processors", found),
+        )
+    } else {
+        Check::ok("processors", found)
     }
 }
 
@@ -241,8 +243,7 @@ pub fn mpi_check(library: Option<&str>, launchers: &[(String, String)]) -> Check
         let found = "not built in: one process is the whole job";
         return Check::ok(name, found);
     };
-    let built_in = library.lines().next().unwrap_or_default();
-    let built_in = built_in.split(", ").next().unwrap_or_default().replace('\t', " ");
+    let built_in = mpi_name(library);
     let Some(kind) = mpi_kind(library) else {
         return Check::ok(name, built_in);
     };
@@ -271,6 +272,12 @@ pub fn mpi_check(library: Option<&str>, launchers: &[(String, String)]) -> Check
             format!("install {kind}'s, or load its module; srun does without"),
         ),
     }
+}
+
+/// Name and version of an MPI library, out of all that it says of itself.
+pub fn mpi_name(library: &str) -> String {
+    let line = library.lines().next().unwrap_or_default();
+    line.split(',').next().unwrap_or_default().replace('\t', " ").trim().to_owned()
 }
 
 fn mpi_kind(text: &str) -> Option<&'static str> {

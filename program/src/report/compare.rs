@@ -1,14 +1,14 @@
 //! Results of several benchmarks side by side: weak and strong scaling, or ratios.
 
-use optswap::internals::telemetry::TextTable;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::bench::{BENCH_SCHEMA, BENCH_SCHEMA_OLDEST, Flag};
-use super::stats::median;
+use super::flat_keys::{flat_keys, flat_keys_below};
 use optswap::internals::error::{Error, Result};
+use optswap::internals::telemetry::{TextTable, median};
 use optswap::internals::units::counted;
 
 /// What a comparison needs of a result file.
@@ -136,7 +136,7 @@ fn read((file, text): &(String, String)) -> Result<(String, Bench)> {
     Ok((name, bench))
 }
 
-/// Two results of which one tells nothing about the other.
+/// Refuses two results of which one says nothing about the other.
 fn refuse_unlike((first, a): &(String, Bench), (second, b): &(String, Bench)) -> Result<()> {
     let is_buffered = |bench: &Bench| bench.flags.contains(&Flag::Buffered);
     for (differs, what) in [
@@ -173,11 +173,11 @@ fn scaling(all: &[(String, Bench)]) -> Result<Scaling> {
         (false, _, true) => Ok(Scaling::Weak),
         (false, true, _) => Ok(Scaling::Strong),
         _ => {
-            let one = |(name, bench): &(String, Bench)| {
+            let mut each = Vec::new();
+            for (name, bench) in all {
                 let (ranks, params) = (counted(bench.ranks, "rank"), bench.params);
-                format!("{name}: {ranks}, {params} parameters")
-            };
-            let each: Vec<String> = all.iter().map(one).collect();
+                each.push(format!("{name}: {ranks}, {params} parameters"));
+            }
             Err(Error::usage("these results are neither weak nor strong scaling")
                 .because(each.join("; "))
                 .hint(
@@ -221,9 +221,8 @@ fn row(name: &str, bench: &Bench, first: &Bench, scaling: Scaling) -> Row {
 /// Keys of the configuration, options and versions that are not the same everywhere.
 fn differences(all: &[(String, Bench)]) -> BTreeMap<String, Vec<Value>> {
     let flat = |bench: &Bench| {
-        let mut keys = BTreeMap::new();
-        flatten("", &bench.config, &mut keys);
-        flatten("bench", &bench.options, &mut keys);
+        let mut keys = flat_keys(&bench.config);
+        keys.extend(flat_keys_below("bench", &bench.options));
         keys.insert("optswap".to_owned(), Value::from(bench.optswap.clone()));
         keys.insert("commit".to_owned(), Value::from(bench.commit.clone()));
         let of_node = |node: &Value, key: &str| node.get(key).cloned().unwrap_or_default();
@@ -245,17 +244,6 @@ fn differences(all: &[(String, Bench)]) -> BTreeMap<String, Vec<Value>> {
         differences.remove(key);
     }
     differences
-}
-
-pub(super) fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
-    let Value::Object(table) = value else {
-        into.insert(prefix.to_owned(), value.clone());
-        return;
-    };
-    for (key, value) in table {
-        let dot = if prefix.is_empty() { "" } else { "." };
-        flatten(&format!("{prefix}{dot}{key}"), value, into);
-    }
 }
 
 /// The comparison for people.

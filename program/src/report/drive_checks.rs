@@ -1,9 +1,9 @@
-//! What was found on drives, and what that means for optswap. Nothing is looked at here but whether
-//! two names are of one directory.
+//! What was found on drives, and what that means for optswap. The facts are given; only whether two
+//! names are of one directory is looked up here.
 
 use std::path::{Path, PathBuf};
 
-use super::{Check, State};
+use super::checks::{Check, State};
 use optswap::internals::config::MachineFacts;
 use optswap::internals::error::Error;
 use optswap::internals::storage::{Device, Drive, DriveProfile, DriveTrial, is_local_filesystem};

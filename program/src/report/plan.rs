@@ -1,6 +1,5 @@
 //! A forecast for people.
 
-use optswap::internals::telemetry::TextTable;
 use serde::Serialize;
 
 use crate::forecast::{
@@ -8,6 +7,7 @@ use crate::forecast::{
     Percentiles, Simulation, StateBytes, Swapping,
 };
 use optswap::internals::config::GradientPlace;
+use optswap::internals::telemetry::TextTable;
 use optswap::internals::units::{Bytes, counted};
 
 /// A forecast with the question that it answers.
@@ -248,8 +248,9 @@ fn verdict(plan: &PlanResult) -> String {
             Bytes(memory).human()
         );
     }
-    match drives().all(|drive| drive.free_bytes.is_some()) {
-        true => "it fits".to_owned(),
-        false => "whether it fits the drives is not known: tell --drive-size".to_owned(),
+    if drives().all(|drive| drive.free_bytes.is_some()) {
+        "it fits".to_owned()
+    } else {
+        "whether it fits the drives is not known: tell --drive-size".to_owned()
     }
 }

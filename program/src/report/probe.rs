@@ -1,9 +1,10 @@
 //! What drives can do, as a table for people.
 
 use crate::measure::NodeProbe;
+use optswap::internals::storage::DriveProfile;
 use optswap::internals::telemetry::TextTable;
 
-/// Drives that reach less than this share of their sum share something.
+/// Drives that together reach less than this part of their sum share something.
 const SHARED: f64 = 0.9;
 
 /// One line for each drive and one for each node with several, MB/s; then what is worth saying.
@@ -34,7 +35,7 @@ pub fn probe_table(nodes: &[NodeProbe]) -> String {
             ]);
         }
         if node.drives.len() > 1 {
-            let sum = |value: fn(&optswap::internals::storage::DriveProfile) -> f64| {
+            let sum = |value: fn(&DriveProfile) -> f64| {
                 mb(node.drives.iter().map(|drive| value(&drive.profile)).sum())
             };
             table.add_row([
@@ -44,7 +45,7 @@ pub fn probe_table(nodes: &[NodeProbe]) -> String {
                 sum(|profile| profile.read_bytes_per_s),
                 sum(|profile| profile.write_bytes_per_s),
                 sum(|profile| profile.mixed_bytes_per_s),
-                sum(optswap::internals::storage::DriveProfile::weight),
+                sum(DriveProfile::weight),
                 String::new(),
             ]);
         }

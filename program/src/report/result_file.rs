@@ -66,22 +66,14 @@ impl ResultFile {
 
     fn problem(&self) -> Option<&'static str> {
         let records = &self.rank_records;
-        let is_whole = |record: &RankRecord| {
-            let (series, len) = (&record.series, record.series.len());
-            let columns = [&series.step_ns, &series.between_ns, &series.own_ns, &series.waiting_ns];
-            let of_drives = series.drives.iter();
-            columns.iter().all(|column| column.len() == len)
-                && of_drives
-                    .flat_map(|it| [&it.read_bytes, &it.written_bytes, &it.busy_ns])
-                    .all(|column| column.len() == len)
-        };
         if records.is_empty() {
             return Some("it has no ranks");
         }
         if !self.step_seconds.iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0) {
             return Some("the time of a step is no time");
         }
-        (!records.iter().all(is_whole)).then_some("columns of a series have different lengths")
+        (!records.iter().all(has_whole_series))
+            .then_some("columns of a series have different lengths")
     }
 
     /// The middle step time, in seconds.
@@ -108,4 +100,13 @@ impl ResultFile {
     pub fn verdict(&self) -> Verdict {
         Verdict::of(&self.rank_records)
     }
+}
+
+/// Whether all columns of a rank's series are as long as each other.
+fn has_whole_series(record: &RankRecord) -> bool {
+    let (series, len) = (&record.series, record.series.len());
+    let columns = [&series.step_ns, &series.between_ns, &series.own_ns, &series.waiting_ns];
+    let of_drives =
+        series.drives.iter().flat_map(|it| [&it.read_bytes, &it.written_bytes, &it.busy_ns]);
+    columns.into_iter().chain(of_drives).all(|column| column.len() == len)
 }

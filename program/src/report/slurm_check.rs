@@ -1,6 +1,6 @@
-//! What Slurm offers to the MPI that is built in. Nothing is looked at here.
+//! What Slurm offers to the MPI that is built in.
 
-use super::Check;
+use super::checks::Check;
 
 /// How ranks can be started with srun: which MPI is built in, and what `srun --mpi=list` printed,
 /// if there is an srun.
@@ -18,20 +18,21 @@ pub fn slurm_check(library: Option<&str>, listed: Option<&str>) -> Option<Check>
     }
     // Open MPI since version 4 speaks PMIx alone; MPICH and its kin speak PMI-2.
     let wanted = if library.contains("Open MPI") { "pmix" } else { "pmi2" };
-    Some(match has(wanted) {
-        true => Check::ok(name, format!("fits: srun --mpi={wanted}")),
-        false => Check::warning(
+    Some(if has(wanted) {
+        Check::ok(name, format!("fits: srun --mpi={wanted}"))
+    } else {
+        Check::warning(
             name,
             format!("no {wanted}, which the MPI that is built in needs"),
             "start ranks with mpirun inside of the job; or have Slurm's plugin installed",
-        ),
+        )
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::State;
+    use crate::report::checks::State;
 
     #[test]
     fn the_plugin_of_the_mpi_that_is_built_in_is_named() {

@@ -1,26 +1,27 @@
 //! A result for those on a terminal: key figures, and step times as a line of blocks.
 
 use super::result_file::ResultFile;
-use optswap::internals::step::RankRecord;
-use optswap::internals::telemetry::{median, rank_lines};
+use optswap::internals::telemetry::{RankRecord, median, rank_lines};
 use optswap::internals::timers::{Section, Timer};
 use optswap::internals::units::Bytes;
 
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Values as blocks from their smallest to their largest, at most so many; of more values, the
-/// largest of each few.
+/// Values as a line of blocks, the lowest for the smallest value. Of more values than `width`, each
+/// block is the largest of a few.
 pub fn sparkline(values: &[f64], width: usize) -> String {
     let group = values.len().div_ceil(width.max(1)).max(1);
     let largest = |few: &[f64]| few.iter().copied().fold(0.0, f64::max);
     let values: Vec<f64> = values.chunks(group).map(largest).collect();
     let max = largest(&values);
     let min = values.iter().copied().fold(max, f64::min);
-    let block = |value: &f64| match max > min {
-        true => BLOCKS[((value - min) / (max - min) * 7.0).round() as usize],
-        false => BLOCKS[3],
-    };
-    values.iter().map(block).collect()
+    if max == min {
+        return values.iter().map(|_| BLOCKS[3]).collect();
+    }
+    values
+        .iter()
+        .map(|value| BLOCKS[((value - min) / (max - min) * 7.0).round() as usize])
+        .collect()
 }
 
 /// Names and values, for page and terminal alike.
@@ -61,7 +62,7 @@ fn sum(records: &[RankRecord], value: fn(&RankRecord) -> u64) -> u64 {
     records.iter().map(value).sum()
 }
 
-/// What fits a terminal.
+/// The summary of a result, short enough for a terminal.
 pub fn terminal_summary(result: &ResultFile) -> String {
     let mut text = format!("{}\n  {}\n", result.name, result.verdict().words);
     let figures = key_figures(result);

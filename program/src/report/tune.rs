@@ -1,12 +1,11 @@
 //! What tuning tried and found, for people, and the configuration that comes of it.
 
-use optswap::internals::telemetry::TextTable;
 use std::path::PathBuf;
 
-use super::stats::{OverRanks, median};
 use crate::measure::Tuning;
 use optswap::internals::config::{Config, DrivesConfig};
 use optswap::internals::error::{Error, Result};
+use optswap::internals::telemetry::{OverRanks, TextTable, median};
 use optswap::internals::units::{Bytes, Elems, counted};
 
 /// What was tried, and what it gains.
@@ -29,9 +28,10 @@ pub fn tune_table(tuning: &Tuning) -> String {
             mark.to_owned(),
         ]);
     }
-    let weights = match tuning.weights.is_empty() {
-        true => "weights: the drives are alike".to_owned(),
-        false => format!("weights: {:?}", tuning.weights),
+    let weights = if tuning.weights.is_empty() {
+        "weights: the drives are alike".to_owned()
+    } else {
+        format!("weights: {:?}", tuning.weights)
     };
     let over = OverRanks::of(&tuning.gains);
     let pairs = counted(tuning.gains.len() as u64, "pair");
@@ -44,11 +44,10 @@ pub fn tune_table(tuning: &Tuning) -> String {
                 over.min,
                 over.max
             );
-            match is_gain {
-                true => format!("gain: {figures}"),
-                false => {
-                    format!("gain: none that every pair shows ({figures}); nothing is changed")
-                }
+            if is_gain {
+                format!("gain: {figures}")
+            } else {
+                format!("gain: none that every pair shows ({figures}); nothing is changed")
             }
         }
     };
@@ -73,8 +72,9 @@ pub fn tuned_config(tuning: &Tuning, drives: &[PathBuf]) -> Result<String> {
     config.drives.expected_gb_per_s = none.expected_gb_per_s;
     let text = toml::to_string(&config)
         .map_err(|error| Error::internal("the configuration cannot be written").because(error))?;
-    match Config::parse(&text)? == config {
-        true => Ok(format!("# Written by optswap tune.\n{}", text.trim_end())),
-        false => Err(Error::internal("the configuration does not read back as it was written")),
+    if Config::parse(&text)? == config {
+        Ok(format!("# Written by optswap tune.\n{}", text.trim_end()))
+    } else {
+        Err(Error::internal("the configuration does not read back as it was written"))
     }
 }

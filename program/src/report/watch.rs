@@ -1,5 +1,5 @@
-//! A job as its metrics files tell it, while it runs or afterwards: the files are read on from
-//! where they ended at the last look.
+//! A job as its metrics files show it, while it runs or afterwards. Every look reads what has been
+//! added to the files since the one before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::telemetry::{DriveLimit, Line, StartLine, StepLine};
 
-/// Steps of a rank that are looked at.
+/// The last steps of a rank that are kept.
 const STEPS_KEPT: usize = 120;
 
-/// What one rank has told.
+/// What the metrics file of one rank says.
 #[derive(Clone, Debug, Default)]
 pub struct RankView {
     /// Who it is; none before its first line.
@@ -21,8 +21,8 @@ pub struct RankView {
     pub steps: VecDeque<StepLine>,
     /// Whether it has ended in order.
     pub has_ended: bool,
-    /// When it last told anything, in seconds since 1970.
-    pub heard_unix_s: f64,
+    /// When its last line was written, in seconds since 1970.
+    pub updated_unix_s: f64,
     offset: u64,
 }
 
@@ -52,21 +52,21 @@ pub struct DriveView {
 }
 
 impl RankView {
-    fn take(&mut self, line: Line) {
+    fn apply(&mut self, line: Line) {
         match line {
             Line::Start(start) => {
-                let (offset, heard_unix_s) = (self.offset, start.unix_s);
-                *self = Self { start: Some(start), offset, heard_unix_s, ..Self::default() };
+                let (offset, updated_unix_s) = (self.offset, start.unix_s);
+                *self = Self { start: Some(start), offset, updated_unix_s, ..Self::default() };
             }
             Line::Step(step) => {
-                self.heard_unix_s = step.unix_s;
+                self.updated_unix_s = step.unix_s;
                 if self.steps.len() == STEPS_KEPT {
                     self.steps.pop_front();
                 }
                 self.steps.push_back(step);
             }
             Line::End(end) => {
-                self.heard_unix_s = end.unix_s;
+                self.updated_unix_s = end.unix_s;
                 self.has_ended = true;
             }
         }
@@ -118,7 +118,7 @@ impl JobView {
             let number = name.strip_prefix("metrics-rank").and_then(|it| it.strip_suffix(".jsonl"));
             let Some(rank) = number.and_then(|number| number.parse::<u32>().ok()) else { continue };
             let view = self.ranks.entry(rank).or_default();
-            read_on(&entry.path(), view).map_err(refused)?;
+            read_new_lines(&entry.path(), view).map_err(refused)?;
         }
         // Ranks of an earlier, larger start of the job are no longer there.
         let newest = self.ranks.values().filter_map(|view| view.start.as_ref());
@@ -154,7 +154,7 @@ impl JobView {
             for ((path, it), limit) in start.drives.iter().zip(&step.drives).zip(limits) {
                 let name = format!("{} ({})", path.display(), start.host);
                 let drive = drives.entry(name.clone()).or_default();
-                // What goes on behind a step may take longer than the step.
+                // Writes that go on after a step may take longer than the step.
                 let seconds = step.step_s.max(it.busy_s);
                 let per_s = |value: f64| if seconds > 0.0 { value / seconds } else { 0.0 };
                 drive.name = name;
@@ -170,7 +170,7 @@ impl JobView {
 }
 
 /// Reads whole lines from where the file ended at the last look; half a line is left for the next.
-fn read_on(path: &Path, view: &mut RankView) -> std::io::Result<()> {
+fn read_new_lines(path: &Path, view: &mut RankView) -> std::io::Result<()> {
     let mut file = File::open(path)?;
     if file.metadata()?.len() < view.offset {
         *view = RankView::default();
@@ -181,9 +181,9 @@ fn read_on(path: &Path, view: &mut RankView) -> std::io::Result<()> {
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     view.offset += whole as u64;
     for line in bytes[..whole].split(|byte| *byte == b'\n') {
-        // A line that is none, from a full disk for instance, says nothing.
+        // A line that cannot be read, after a full disk for instance, is left out.
         if let Ok(line) = serde_json::from_slice(line) {
-            view.take(line);
+            view.apply(line);
         }
     }
     Ok(())

@@ -1,17 +1,17 @@
-//! The kinds of pictures, drawn with plotters as SVG. Colours are those of the page: marks stand
-//! for them while plotters draws, and are replaced by the page's variables afterwards.
+//! The kinds of pictures, drawn with plotters as SVG. plotters knows no variables of CSS, so
+//! placeholder colours stand for those of the page and are replaced afterwards.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
 const WIDTH: u32 = 960;
-/// As many series have colours of their own.
+/// Series that have a colour of their own.
 pub(super) const COLOURS: usize = 8;
 
 const INK: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(2, 2, 2);
 
-fn mark(colour: usize) -> RGBColor {
+fn placeholder(colour: usize) -> RGBColor {
     RGBColor(10 + (colour % COLOURS) as u8, 0, 1)
 }
 
@@ -45,13 +45,13 @@ fn draw(height: u32, paint: impl FnOnce(&Area<'_>) -> Result<(), String>) -> Str
     let hex = |RGBColor(r, g, b): RGBColor| format!("\"#{r:02X}{g:02X}{b:02X}\"");
     let mut svg = svg.replace(&hex(INK), "\"var(--ink)\"").replace(&hex(GRID), "\"var(--grid)\"");
     for colour in 0..COLOURS {
-        svg = svg.replace(&hex(mark(colour)), &format!("\"var(--s{colour})\""));
+        svg = svg.replace(&hex(placeholder(colour)), &format!("\"var(--s{colour})\""));
     }
     // The picture is as wide as the page lets it be.
     svg.replacen(&format!("width=\"{WIDTH}\" height=\"{height}\" "), "", 1)
 }
 
-fn said(error: impl std::fmt::Display) -> String {
+fn message(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -61,7 +61,7 @@ fn top(values: impl Iterator<Item = f64>) -> f64 {
     if max > 0.0 { max * 1.08 } else { 1.0 }
 }
 
-/// A number as short as it can be told from its neighbours on an axis.
+/// A number on an axis, without zeros at its end.
 fn short(value: f64) -> String {
     let text = format!("{value:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
@@ -78,25 +78,25 @@ pub(super) fn curves(x: &str, y: &str, curves: &[Curve], has_dots: bool) -> Stri
     draw(320, |area| {
         let mut builder = ChartBuilder::on(area);
         builder.margin(12).margin_right(20).x_label_area_size(44).y_label_area_size(64);
-        let mut chart = builder.build_cartesian_2d(x_range, 0.0..y_top).map_err(said)?;
+        let mut chart = builder.build_cartesian_2d(x_range, 0.0..y_top).map_err(message)?;
         let text = ("sans-serif", 15).into_font().color(&INK);
         let mut mesh = chart.configure_mesh();
         mesh.bold_line_style(GRID).light_line_style(TRANSPARENT).axis_style(INK);
         mesh.x_label_formatter(&|value| short(*value)).y_label_formatter(&|value| short(*value));
         mesh.x_desc(x).y_desc(y).label_style(text.clone()).axis_desc_style(text);
-        mesh.x_labels(10).y_labels(6).draw().map_err(said)?;
+        mesh.x_labels(10).y_labels(6).draw().map_err(message)?;
         for curve in curves {
-            let style = mark(curve.colour).stroke_width(if curve.is_limit { 1 } else { 2 });
+            let style = placeholder(curve.colour).stroke_width(if curve.is_limit { 1 } else { 2 });
             if curve.is_limit {
                 let dashed = DashedLineSeries::new(curve.points.iter().copied(), 6, 4, style);
-                chart.draw_series(dashed).map_err(said)?;
+                chart.draw_series(dashed).map_err(message)?;
             } else {
                 let line = LineSeries::new(curve.points.iter().copied(), style);
-                chart.draw_series(line).map_err(said)?;
+                chart.draw_series(line).map_err(message)?;
             }
             if (has_dots || curve.points.len() == 1) && !curve.is_limit {
-                let dot = |at: &(f64, f64)| Circle::new(*at, 4, mark(curve.colour).filled());
-                chart.draw_series(curve.points.iter().map(dot)).map_err(said)?;
+                let dot = |at: &(f64, f64)| Circle::new(*at, 4, placeholder(curve.colour).filled());
+                chart.draw_series(curve.points.iter().map(dot)).map_err(message)?;
             }
         }
         Ok(())
@@ -111,12 +111,11 @@ pub(super) fn bars(x: &str, rows: &[String], bars: &[Bar]) -> String {
     let label = |row: i32| -> String {
         let name = rows.get(row as usize).map_or("", String::as_str);
         let chars = name.chars().count();
-        match chars > LABEL_CHARS_MAX {
-            // The end of a path tells more than its beginning.
-            true => {
-                format!("...{}", name.chars().skip(chars - LABEL_CHARS_MAX).collect::<String>())
-            }
-            false => name.to_owned(),
+        if chars > LABEL_CHARS_MAX {
+            // Paths differ at their ends.
+            format!("...{}", name.chars().skip(chars - LABEL_CHARS_MAX).collect::<String>())
+        } else {
+            name.to_owned()
         }
     };
     let right = top(bars.iter().map(|bar| bar.to)) / 1.06;
@@ -126,19 +125,19 @@ pub(super) fn bars(x: &str, rows: &[String], bars: &[Bar]) -> String {
         let mut builder = ChartBuilder::on(area);
         builder.margin(12).margin_right(20).margin_left(label_width).x_label_area_size(44);
         let mut chart =
-            builder.build_cartesian_2d(0.0..right, f64::from(count)..0.0).map_err(said)?;
+            builder.build_cartesian_2d(0.0..right, f64::from(count)..0.0).map_err(message)?;
         let text = ("sans-serif", 15).into_font().color(&INK);
         let mut mesh = chart.configure_mesh();
         mesh.bold_line_style(GRID).light_line_style(TRANSPARENT).axis_style(INK);
         mesh.disable_y_mesh().disable_y_axis().x_label_formatter(&|value| short(*value));
         mesh.x_desc(x).label_style(text.clone()).axis_desc_style(text);
-        mesh.x_labels(10).draw().map_err(said)?;
+        mesh.x_labels(10).draw().map_err(message)?;
         let rectangle = |bar: &Bar| {
             let row = bar.row as f64;
             let corners = [(bar.from, row + 0.12), (bar.to, row + 0.88)];
-            Rectangle::new(corners, mark(bar.colour).filled())
+            Rectangle::new(corners, placeholder(bar.colour).filled())
         };
-        chart.draw_series(bars.iter().map(rectangle)).map_err(said)?;
+        chart.draw_series(bars.iter().map(rectangle)).map_err(message)?;
         let style = ("sans-serif", 14).into_font().color(&INK);
         let style = style.pos(plotters::style::text_anchor::Pos::new(
             plotters::style::text_anchor::HPos::Right,
@@ -147,7 +146,7 @@ pub(super) fn bars(x: &str, rows: &[String], bars: &[Bar]) -> String {
         for row in 0..count {
             let (_, y) = chart.backend_coord(&(0.0, f64::from(row) + 0.5));
             area.draw(&Text::new(label(row), (label_width as i32 - 8, y), style.clone()))
-                .map_err(said)?;
+                .map_err(message)?;
         }
         Ok(())
     })

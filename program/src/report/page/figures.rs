@@ -8,7 +8,7 @@ use optswap::internals::timers::{NO_CHUNK, Section, SpanKind, Timer};
 /// A picture with what belongs to it.
 pub(super) struct Figure {
     pub title: String,
-    pub words: String,
+    pub caption: String,
     /// Number of a colour, and what has it.
     pub legend: Vec<(usize, String)>,
     pub svg: String,
@@ -44,7 +44,7 @@ fn step_times(result: &ResultFile) -> Figure {
     });
     Figure {
         title: "Step time".to_owned(),
-        words:
+        caption:
             "Every step of the slowest rank, and the largest part of a step that was a rank's own \
                 and not waiting for others."
                 .to_owned(),
@@ -61,14 +61,15 @@ fn step_times(result: &ResultFile) -> Figure {
 /// The largest own part of any rank, step by step.
 fn own_times(records: &[RankRecord]) -> Vec<f64> {
     let steps = records.iter().map(|record| record.series.len()).min().unwrap_or(0);
-    let of_step = |index: usize| {
-        let own = |record: &RankRecord| {
-            let own_ns = &record.series.own_ns;
-            own_ns[own_ns.len() - steps + index]
-        };
-        records.iter().map(own).max().unwrap_or(0) as f64 / 1e9
-    };
-    (0..steps).map(of_step).collect()
+    let mut largest_ns = vec![0; steps];
+    for record in records {
+        // A rank that has more steps than others has the earlier ones more.
+        let own_ns = &record.series.own_ns;
+        for (largest, own) in largest_ns.iter_mut().zip(&own_ns[own_ns.len() - steps..]) {
+            *largest = (*largest).max(*own);
+        }
+    }
+    largest_ns.into_iter().map(|ns| ns as f64 / 1e9).collect()
 }
 
 fn sections(result: &ResultFile) -> Figure {
@@ -102,7 +103,7 @@ fn sections(result: &ResultFile) -> Figure {
     };
     Figure {
         title: "Where the time went".to_owned(),
-        words: format!("Milliseconds of a step, on average, by rank.{more}"),
+        caption: format!("Milliseconds of a step, on average, by rank.{more}"),
         legend: (0..=REST).zip(names).collect(),
         svg: bars(
             "milliseconds per step",
@@ -172,9 +173,10 @@ fn bandwidth(result: &ResultFile) -> Option<Figure> {
         }
     }
     let has_limits = all.iter().any(|it| it.limit.is_some());
-    let limits = match has_limits {
-        true => " Dashed: what the drive can do both ways at once, as it was measured.",
-        false => " No drive has a measured limit: optswap probe measures it.",
+    let limits = if has_limits {
+        " Dashed: what the drive can do both ways at once, as it was measured."
+    } else {
+        " No drive has a measured limit: optswap probe measures it."
     };
     let left_out = match count - all.len() {
         0 => String::new(),
@@ -182,17 +184,18 @@ fn bandwidth(result: &ResultFile) -> Option<Figure> {
     };
     let mut header = vec!["step".to_owned()];
     header.extend(all.iter().map(|it| format!("{} GB/s", it.name)));
-    let row = |index: usize| {
+    let mut rows = Vec::new();
+    for index in 0..all[0].rates.len() {
         let mut cells = vec![(first + index as u64).to_string()];
         cells.extend(all.iter().map(|it| format!("{:.3}", it.rates[index])));
-        cells
-    };
+        rows.push(cells);
+    }
     Some(Figure {
         title: "Bandwidth of the drives".to_owned(),
-        words: format!("GB/s read and written, per step.{limits}{left_out}"),
+        caption: format!("GB/s read and written, per step.{limits}{left_out}"),
         legend: all.iter().enumerate().map(|(at, it)| (at, it.name.clone())).collect(),
         svg: curves("step", "GB/s", &lines, false),
-        rows: (0..all[0].rates.len()).map(row).collect(),
+        rows,
         header,
     })
 }
@@ -202,10 +205,10 @@ const READ: usize = 0;
 const WRITE: usize = 1;
 
 fn overlap(result: &ResultFile) -> Option<Figure> {
-    let told = result.rank_records.iter().filter(|record| !record.picture.is_empty());
+    let drawn = result.rank_records.iter().filter(|record| !record.picture.is_empty());
     let (mut names, mut rectangles, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut step = 0;
-    for record in told.take(4) {
+    for record in drawn.take(4) {
         let picture = || record.picture.iter().filter(|span| !is_before_step(span.kind));
         let start = picture().map(|span| span.begin_ns).min().unwrap_or(0);
         let ms = |ns: u64| ns.saturating_sub(start) as f64 / 1e6;
@@ -237,7 +240,7 @@ fn overlap(result: &ResultFile) -> Option<Figure> {
     legend.extend(work.map(|section| (colour_of(section), section.name().to_owned())));
     (!rectangles.is_empty()).then(|| Figure {
         title: format!("Step {step}: what overlapped"),
-        words: "Operations on the drives, and what the step computed and waited for; the first \
+        caption: "Operations on the drives, and what the step computed and waited for; the first \
                 thousand spans of a few ranks, each from the beginning of its own step."
             .to_owned(),
         legend,
@@ -299,22 +302,9 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
     let ideal = |value: f64| -> Vec<(f64, f64)> {
         order.iter().map(|result| (ranks(result), value * ranks(result) / ranks(first))).collect()
     };
-    let row = |result: &&ResultFile| {
-        let ideal = first.bytes_per_s() * ranks(result) / ranks(first);
-        let efficiency = if ideal > 0.0 { result.bytes_per_s() / ideal * 100.0 } else { 0.0 };
-        vec![
-            result.name.clone(),
-            result.rank_records.len().to_string(),
-            result.params.to_string(),
-            format!("{:.4}", result.step_median_s()),
-            format!("{:.3}", result.bytes_per_s() / 1e9),
-            format!("{:.1}", result.params_per_s() / 1e6),
-            format!("{efficiency:.0}"),
-        ]
-    };
     let header =
         header(&["result", "ranks", "parameters", "step s", "GB/s", "Mparam/s", "% of ideal GB/s"]);
-    let rows: Vec<Vec<String>> = order.iter().map(row).collect();
+    let rows: Vec<Vec<String>> = order.iter().map(|result| scaling_row(result, first)).collect();
     let rate = points(ResultFile::bytes_per_s, 1e9);
     let rate_ideal = ideal(rate[0].1);
     let step = points(ResultFile::step_median_s, 1.0);
@@ -323,7 +313,7 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
     vec![
         Figure {
             title: "Bandwidth over ranks".to_owned(),
-            words: "GB/s read and written by all ranks. Dashed: as much more as there are more \
+            caption: "GB/s read and written by all ranks. Dashed: as much more as there are more \
                     ranks than in the smallest result."
                 .to_owned(),
             legend: vec![(0, "measured".to_owned()), (7, "ideal".to_owned())],
@@ -333,7 +323,7 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
         },
         Figure {
             title: "Step time over ranks".to_owned(),
-            words: "The middle step of each result. Flat is ideal when each rank has the same \
+            caption: "The middle step of each result. Flat is ideal when each rank has the same \
                     number of parameters in all of them."
                 .to_owned(),
             legend: vec![(0, "measured".to_owned())],
@@ -341,5 +331,21 @@ pub(super) fn scaling(results: &[ResultFile]) -> Vec<Figure> {
             header,
             rows,
         },
+    ]
+}
+
+/// One result's figures, its bandwidth against that of the smallest result.
+fn scaling_row(result: &ResultFile, first: &ResultFile) -> Vec<String> {
+    let [ranks, first_ranks] = [result, first].map(|it| it.rank_records.len() as f64);
+    let ideal = first.bytes_per_s() * ranks / first_ranks;
+    let efficiency = if ideal > 0.0 { result.bytes_per_s() / ideal * 100.0 } else { 0.0 };
+    vec![
+        result.name.clone(),
+        result.rank_records.len().to_string(),
+        result.params.to_string(),
+        format!("{:.4}", result.step_median_s()),
+        format!("{:.3}", result.bytes_per_s() / 1e9),
+        format!("{:.1}", result.params_per_s() / 1e6),
+        format!("{efficiency:.0}"),
     ]
 }

@@ -1,0 +1,81 @@
+//! Where a step takes its gradients from.
+
+use std::borrow::Cow;
+
+use super::given::ShardGradients;
+use super::norm::shard_norm;
+use super::store::GradientStore;
+use crate::error::Result;
+use crate::optim::{BlockNorm, GradElem};
+use crate::partition::NormBlocks;
+use crate::plan::Plan;
+use crate::units::{ChunkIndex, ParamIndex};
+
+/// Where an update that the caller makes takes its gradients from.
+pub enum UpdateGradients<'a, G> {
+    /// The caller's memory.
+    Borrowed(ShardGradients<'a, G>),
+    /// What was handed over before.
+    Stored,
+}
+
+impl<G: GradElem> UpdateGradients<'_, G> {
+    /// Those of one chunk at least; `spilled` is what came with it from the drives.
+    ///
+    /// # Errors
+    /// As [`GradientStore::of_chunk`].
+    pub fn of_chunk<'s>(
+        &'s self,
+        store: &'s GradientStore,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        spilled: &'s [u8],
+    ) -> Result<Cow<'s, ShardGradients<'s, G>>> {
+        match self {
+            Self::Borrowed(gradients) => Ok(Cow::Borrowed(gradients)),
+            Self::Stored => store.of_chunk(plan, chunk, spilled),
+        }
+    }
+}
+
+/// The gradients of one step.
+pub enum StepGradients<'a, G> {
+    /// In the caller's memory.
+    Borrowed(ShardGradients<'a, G>),
+    /// Handed over before.
+    Stored(&'a GradientStore),
+}
+
+impl<G: GradElem> StepGradients<'_, G> {
+    /// Norm and overflows of all of them. What was stored knows its own.
+    pub fn norm(&self, pool: &rayon::ThreadPool, blocks: &NormBlocks) -> BlockNorm {
+        match self {
+            Self::Borrowed(gradients) => shard_norm(pool, gradients, blocks),
+            Self::Stored(store) => store.norm(),
+        }
+    }
+
+    /// The parameters that have one.
+    pub fn params(&self, plan: &Plan) -> Vec<ParamIndex> {
+        match self {
+            Self::Borrowed(gradients) => gradients.params(),
+            Self::Stored(store) => store.params(plan),
+        }
+    }
+
+    /// Those of one chunk at least; `spilled` is what came with it from the drives.
+    ///
+    /// # Errors
+    /// As [`GradientStore::of_chunk`].
+    pub fn of_chunk<'s>(
+        &'s self,
+        plan: &Plan,
+        chunk: ChunkIndex,
+        spilled: &'s [u8],
+    ) -> Result<Cow<'s, ShardGradients<'s, G>>> {
+        match self {
+            Self::Borrowed(gradients) => Ok(Cow::Borrowed(gradients)),
+            Self::Stored(store) => store.of_chunk(plan, chunk, spilled),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Where a job's state came from when it was started.
+
+use std::path::PathBuf;
+
+use crate::step::Resumed;
+
+/// Where a job's state came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was initialised.
+    Fresh,
+    /// It lay on the drives.
+    Drives(Resumed),
+    /// It was loaded from a checkpoint.
+    Checkpoint {
+        /// Which.
+        directory: PathBuf,
+        /// Steps attempted up to it.
+        attempt: u64,
+        /// What had been handed to the last step before it was saved, by rank 0.
+        user_blob: Vec<u8>,
+    },
+}
+
+impl Origin {
+    /// Steps attempted before this start.
+    pub fn attempt(&self) -> u64 {
+        match self {
+            Self::Fresh => 0,
+            Self::Drives(resumed) => resumed.attempt,
+            Self::Checkpoint { attempt, .. } => *attempt,
+        }
+    }
+
+    /// What had been handed to the last step before; empty for a new job.
+    pub fn user_blob(&self) -> &[u8] {
+        match self {
+            Self::Fresh => &[],
+            Self::Drives(resumed) => &resumed.user_blob,
+            Self::Checkpoint { user_blob, .. } => user_blob,
+        }
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fresh => write!(f, "a new job"),
+            Self::Drives(Resumed { stamp, attempt, why, .. }) => {
+                write!(f, "going on after step {attempt} from the drives: {stamp}, {why}")
+            }
+            Self::Checkpoint { directory, attempt, .. } => {
+                write!(f, "going on after step {attempt} from checkpoint {}", directory.display())
+            }
+        }
+    }
+}

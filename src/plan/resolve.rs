@@ -1,0 +1,367 @@
+//! The plan: everything that follows from configuration, inventory and world before anything is
+//! created.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::gradients::GradientPlan;
+use crate::config::{CacheSize, Config};
+use crate::error::{Error, ErrorKind, Result};
+use crate::optim::Dice;
+use crate::partition::{Allotment, Chunk, Cut, NormBlocks, Partition, Run, contiguous_ranges};
+use crate::state::{Codec, Inventory, StateTensor};
+use crate::storage::{ExtentLayout, Placement, Shares};
+use crate::units::{Bytes, ChunkIndex};
+
+/// The least number of buffers that keeps reads and writes going at the same time.
+const BUFFERS_MIN: u64 = 2;
+
+/// Buffers that `cache = "auto"` leaves for chunks on their way: enough for deep queues in both
+/// directions.
+const MOVING_BUFFERS: u64 = 8;
+
+/// What one rank is going to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    config: Config,
+    tensors: Vec<StateTensor>,
+    inventory: Arc<Inventory>,
+    allotment: Allotment,
+    ranges: Vec<Range<u64>>,
+    partition: Arc<Partition>,
+    norm_blocks: Arc<NormBlocks>,
+    placement: Arc<Placement>,
+    buffer_count: usize,
+    buffer_bytes: usize,
+    cached_chunks: usize,
+    gradients: GradientPlan,
+}
+
+impl Plan {
+    /// Resolves the plan of a rank that is allotted this shard. A pure function of its arguments.
+    ///
+    /// # Errors
+    /// Usage if the configuration is out of range, no drive is named, or the memory budget is below
+    /// the minimum, which is in the message.
+    pub fn resolve(config: &Config, inventory: Inventory, allotment: &Allotment) -> Result<Self> {
+        config.validate()?;
+        if config.drives.paths.is_empty() {
+            return Err(Error::usage("no drive is named").hint(
+                "name a directory on each drive with --drives DIR,DIR or in [drives] paths",
+            ));
+        }
+        let (sub_group, chunk) = (config.swap.sub_group_elements, config.swap.chunk_elements);
+        let pieces = allotment.cut.pieces(&inventory);
+        let partition = Partition::of_pieces(&inventory, &pieces, sub_group.0, chunk.0);
+        let blocks = match allotment.cut {
+            Cut::Contiguous { .. } => NormBlocks::of_flat_space,
+            Cut::Own(_) => NormBlocks::of_parameters,
+        };
+        let norm_blocks = blocks(&partition, &allotment.uncounted);
+        let by_part = contiguous_ranges(inventory.total_elems(), allotment.parts.len().max(1));
+        let ranges = allotment.parts.iter().map(|part| by_part[*part as usize].clone());
+        let ranges = ranges.collect();
+        let tensors = config.state_tensors();
+        let is_durable = config.is_durable();
+        let layout = |chunk: &Chunk| ExtentLayout::new(chunk.padded_elems, &tensors, is_durable);
+        let extents = partition.chunks().iter().map(|chunk| layout(chunk).bytes());
+        let extents: Vec<u64> = extents.collect();
+        let weights = config.drive_weights();
+        let slots = if config.is_durable() { 2 } else { 1 };
+        check_units(config, slots as u64 * extents.iter().sum::<u64>())?;
+        let placement = Placement::weighted(
+            &extents.repeat(slots),
+            config.drives.stripe_unit.0,
+            &weights,
+            allotment.shard as usize,
+            config.drives.stripe_headroom,
+        );
+        let buffer_bytes = extents.iter().copied().max().unwrap_or(0);
+        let chunks = extents.len() as u64;
+        let gradients =
+            GradientPlan::resolve(config, &partition, &placement, buffer_bytes, allotment.shard);
+        let taken = gradients.memory_bytes();
+        let buffer_count = buffer_count(config, taken, buffer_bytes, chunks)?;
+        let cached_chunks =
+            cached_chunks(config.swap.cache, buffer_bytes, buffer_count as u64, chunks);
+        Ok(Self {
+            config: config.clone(),
+            tensors,
+            inventory: Arc::new(inventory),
+            allotment: allotment.clone(),
+            ranges,
+            partition: Arc::new(partition),
+            norm_blocks: Arc::new(norm_blocks),
+            placement: Arc::new(placement),
+            buffer_count,
+            buffer_bytes: buffer_bytes as usize,
+            cached_chunks,
+            gradients,
+        })
+    }
+
+    /// The configuration that the plan follows.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The model's parameters.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The number of this rank's shard.
+    pub fn shard(&self) -> u32 {
+        self.allotment.shard
+    }
+
+    /// This rank's shard among all shards of the job.
+    pub fn allotment(&self) -> &Allotment {
+        &self.allotment
+    }
+
+    /// The blocks in which the gradients of this shard count in the norm.
+    pub fn norm_blocks(&self) -> &NormBlocks {
+        &self.norm_blocks
+    }
+
+    /// The range of the flat space, in elements, of every rank that shares this rank's inventory,
+    /// by rank among them. Nothing where they have brought pieces of their own.
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
+    /// This rank's part.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// Where this rank's chunks lie. All copies of a plan share it, and it follows what is written.
+    pub fn placement(&self) -> &Arc<Placement> {
+        &self.placement
+    }
+
+    /// Where gradients lie that are handed over during backward.
+    pub fn gradients(&self) -> &GradientPlan {
+        &self.gradients
+    }
+
+    /// Bytes that the shard's file on each drive must have: state, headroom and spilled gradients.
+    pub fn drive_bytes(&self) -> Vec<u64> {
+        let state = self.placement.drive_bytes();
+        match self.gradients.placement() {
+            None => state,
+            Some(spills) => {
+                let both = state.iter().zip(spills.drive_bytes());
+                both.map(|(state, spilled)| state + spilled).collect()
+            }
+        }
+    }
+
+    /// Bytes of all memory that the budget is for: buffers and gradients.
+    pub fn memory_bytes(&self) -> u64 {
+        (self.buffer_count * self.buffer_bytes) as u64 + self.gradients.memory_bytes()
+    }
+
+    /// New weights of the drives, for all that is written from now on. Gives what came of them for
+    /// the state.
+    pub fn reweigh(&self, weights: &[f64]) -> Shares {
+        if let Some(spills) = self.gradients.placement() {
+            spills.reweigh(weights);
+        }
+        self.placement.reweigh(weights)
+    }
+
+    /// Number of I/O buffers for state.
+    pub fn buffer_count(&self) -> usize {
+        self.buffer_count
+    }
+
+    /// Bytes of one I/O buffer: the largest extent.
+    pub fn buffer_bytes(&self) -> usize {
+        self.buffer_bytes
+    }
+
+    /// Number of chunks that stay in memory between steps, each in a buffer of its own: the first
+    /// ones of the shard.
+    pub fn cached_chunks(&self) -> usize {
+        self.cached_chunks
+    }
+
+    /// The layout of one chunk's extent on the drives.
+    pub fn layout(&self, chunk: ChunkIndex) -> ExtentLayout {
+        let padded_elems = self.partition.chunk(chunk).padded_elems;
+        ExtentLayout::new(padded_elems, &self.tensors, self.config.is_durable())
+    }
+
+    /// The layout of one chunk in a checkpoint, which holds the whole state.
+    pub fn saved_layout(&self, chunk: ChunkIndex) -> ExtentLayout {
+        ExtentLayout::new(self.partition.chunk(chunk).padded_elems, &self.tensors, true)
+    }
+
+    /// The sub-group of a chunk: sub-groups are cut in shard order, all but the last of one size.
+    pub fn sub_group_of(&self, chunk: ChunkIndex) -> u32 {
+        let elems = self.config.swap.sub_group_elements.0;
+        (self.partition.chunk(chunk).shard_offset / elems) as u32
+    }
+
+    /// The sub-group of every chunk, ascending.
+    pub fn sub_groups(&self) -> Vec<u32> {
+        let chunks = (0..self.partition.chunks().len()).map(ChunkIndex::from_index);
+        chunks.map(|chunk| self.sub_group_of(chunk)).collect()
+    }
+
+    /// The chunks of a sub-group.
+    pub fn chunks_of(&self, sub_group: u32) -> Range<usize> {
+        let sub_groups = self.sub_groups();
+        let before = |last: u32| sub_groups.partition_point(|it| *it < last);
+        before(sub_group)..sub_groups.partition_point(|it| *it <= sub_group)
+    }
+
+    /// Bytes of each chunk that a step reads.
+    pub fn swap_in_bytes(&self) -> Vec<usize> {
+        let chunks = (0..self.partition.chunks().len()).map(ChunkIndex::from_index);
+        chunks.map(|chunk| self.layout(chunk).swap_in_bytes() as usize).collect()
+    }
+
+    /// The state tensors in the order in which they lie in an extent.
+    pub fn tensors(&self) -> &[StateTensor] {
+        &self.tensors
+    }
+
+    /// Whether the parameters are the upper halves of the masters, of which state tensors have only
+    /// the lower ones.
+    pub fn is_halved(&self) -> bool {
+        self.tensors.iter().any(|tensor| tensor.codec == Codec::Remainder16)
+    }
+
+    /// Checksums of a chunk: one for each state tensor, and one for upper halves.
+    pub fn sums_per_chunk(&self) -> usize {
+        self.tensors.len() + usize::from(self.is_halved())
+    }
+
+    /// What a checksum is of.
+    pub fn sum_name(&self, sum: usize) -> &str {
+        self.tensors.get(sum).map_or("upper halves of master", |tensor| &tensor.name)
+    }
+
+    /// Which of the random numbers of a step the rounding of an element of the shard begins with.
+    /// Copies of a whole shard round alike, different shards do not.
+    pub fn dice_offset(&self, shard_offset: u64) -> u64 {
+        let origin = match &self.allotment.cut {
+            Cut::Contiguous { .. } => {
+                self.partition.flat().start | u64::from(self.allotment.group) << 50
+            }
+            own @ Cut::Own(_) => 1 << 59 | (own.fingerprint() & 0x7ff_ffff) << 32,
+        };
+        origin + shard_offset
+    }
+
+    /// How a step rounds.
+    pub fn dice(&self, attempt: u64) -> Dice {
+        Dice::new(self.config.codecs.rounding, self.config.codecs.seed, attempt)
+    }
+
+    /// What a chunk holds, for messages.
+    pub fn describe(&self, chunk: ChunkIndex) -> String {
+        describe(&self.inventory, &self.partition, chunk)
+    }
+
+    /// [`Self::describe`] for the I/O thread.
+    pub fn describer(&self) -> Box<dyn Fn(ChunkIndex) -> String + Send> {
+        let (inventory, partition) = (Arc::clone(&self.inventory), Arc::clone(&self.partition));
+        Box::new(move |chunk| describe(&inventory, &partition, chunk))
+    }
+}
+
+fn describe(inventory: &Inventory, partition: &Partition, chunk: ChunkIndex) -> String {
+    let name = |run: &Run| {
+        let end = run.param_offset + run.elems;
+        format!("{}[{}..{end}]", inventory.parameter(run.param).name, run.param_offset)
+    };
+    match partition.runs_of(chunk) {
+        [] => chunk.to_string(),
+        [only] => format!("{chunk}: {}", name(only)),
+        [first, .., last] => format!("{chunk}: {} to {}", name(first), name(last)),
+    }
+}
+
+/// Units are counted in 32 bits.
+fn check_units(config: &Config, bytes: u64) -> Result<()> {
+    let unit = config.drives.stripe_unit;
+    let units = bytes as f64 / unit.0 as f64 * (1.0 + config.drives.stripe_headroom);
+    if units < f64::from(u32::MAX / 2) {
+        return Ok(());
+    }
+    Err(Error::usage("a rank's state has too many stripe units")
+        .with("drives.stripe_unit", unit)
+        .with("state of one rank", Bytes(bytes).human())
+        .hint("raise drives.stripe_unit"))
+}
+
+/// As many buffers as the budget holds beside gradients, but no more than there are chunks.
+fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> Result<usize> {
+    let wanted = BUFFERS_MIN.min(chunks);
+    let budget = config.swap.memory_budget;
+    let room = budget.0.checked_sub(taken);
+    let fitting = room.and_then(|room| room.checked_div(buffer_bytes)).unwrap_or(0).min(chunks);
+    if fitting < wanted {
+        let gradients = match taken {
+            0 => String::new(),
+            _ => format!(
+                " and {} for gradients (gradients.place, gradients.accumulate_in)",
+                Bytes(taken).human()
+            ),
+        };
+        return Err(Error::new(ErrorKind::Usage, "the memory budget is below the minimum")
+            .with("swap.memory_budget", budget)
+            .with("minimum", Bytes(wanted * buffer_bytes + taken))
+            .hint(format!(
+                "{wanted} buffers of one chunk ({}){gradients} are needed: raise --memory-budget, \
+                 or lower swap.chunk_elements (now {})",
+                Bytes(buffer_bytes).human(),
+                config.swap.chunk_elements
+            )));
+    }
+    Ok(fitting as usize)
+}
+
+/// As many of the buffers as the cache may have. All of them if all chunks fit; otherwise enough
+/// are left for the others to go through.
+pub fn cached_chunks(cache: CacheSize, buffer_bytes: u64, buffers: u64, chunks: u64) -> usize {
+    let (wanted, moving) = match cache {
+        CacheSize::Bytes(bytes) => (bytes.0.checked_div(buffer_bytes).unwrap_or(0), BUFFERS_MIN),
+        CacheSize::Auto => (chunks, MOVING_BUFFERS.min(buffers.div_ceil(2)).max(BUFFERS_MIN)),
+    };
+    match wanted >= chunks && buffers == chunks {
+        true => chunks as usize,
+        false => wanted.min(buffers.saturating_sub(moving)) as usize,
+    }
+}
+
+impl fmt::Display for Plan {
+    /// The budget's formula and the shape of the shard, for the log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, bytes) = (self.buffer_count as u64, self.buffer_bytes as u64);
+        write!(
+            f,
+            "shard of {} elements in {} chunks; memory: {count} buffers x {}",
+            self.partition.elems(),
+            self.partition.chunks().len(),
+            Bytes(bytes).human(),
+        )?;
+        let gradients = self.gradients.formula();
+        if !gradients.is_empty() {
+            write!(f, " + {gradients}")?;
+        }
+        let all = Bytes(self.memory_bytes()).human();
+        write!(f, " = {all} of {} budget", self.config.swap.memory_budget)?;
+        let cached = self.cached_chunks as u64;
+        if cached > 0 {
+            let kept = Bytes(cached * bytes).human();
+            write!(f, ", {cached} of them ({kept}) keep chunks between steps")?;
+        }
+        Ok(())
+    }
+}

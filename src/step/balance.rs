@@ -1,0 +1,267 @@
+//! Drives that do more or less than their share asks for: each rank watches what its drives do, and
+//! when one of them sees that something has changed, the ranks of a node give every drive another
+//! share of what is written from then on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::coord::{Communicator, Topology, gather_all};
+use crate::error::{Error, Result};
+use crate::io::{Direction, DriveMeters, Reading};
+use crate::plan::Plan;
+use crate::storage::balance::{Change, DriveLoad, NOISE, WeightKeeper, rates as rates_of};
+use crate::storage::{DRIVES_TARGET, ShardFiles, Shares};
+use crate::units::{DriveIndex, Rank};
+
+/// A measurement takes as many steps as the busiest drive needs to be busy for so long.
+const BUSY_NS_MIN: u64 = 50_000_000;
+/// A drive with fewer operations in a direction has not been measured.
+const OPS_MIN: u64 = 2;
+/// Where the busiest drive is busy for less than this part of the steps' time, drives do not decide
+/// how long a step takes.
+const BUSY_PART_MIN: f64 = 0.5;
+
+/// What ranks of a node call the same drive: its device, and which of several directories on it, if
+/// the user wants these to be told apart.
+type DriveKey = (u64, u32);
+
+/// One rank's view of its drives.
+pub(super) struct Balance {
+    is_on: bool,
+    meters: Arc<DriveMeters>,
+    keys: Vec<DriveKey>,
+    /// The ranks of this node.
+    local: Vec<Rank>,
+    keeper: WeightKeeper,
+    /// Readings at the beginning of the measurement under way, and the time that steps took since.
+    begin: Vec<[Reading; 2]>,
+    steps: Duration,
+    /// The last whole measurement.
+    measured: Vec<DriveLoad>,
+    has_evidence: bool,
+    /// What the log has last said, or could have, that each drive does for this rank, and the most
+    /// that it ever did while it was busy all the time; bytes per second, 0 if that is not known.
+    told: Vec<[f64; 2]>,
+    has_told_bound: bool,
+}
+
+impl Balance {
+    /// `tells_apart`: the user has given weights, so directories on one device are drives of their
+    /// own.
+    pub fn new(
+        plan: &Plan,
+        files: &ShardFiles,
+        meters: Arc<DriveMeters>,
+        topology: &Topology,
+        tells_apart: bool,
+    ) -> Self {
+        let drives = plan.config().drives.paths.len();
+        let key = |drive: usize| {
+            let found = rustix::fs::fstat(files.file(DriveIndex::from_index(drive)));
+            let device = found.map_or(drive as u64, |found| found.st_dev);
+            (device, if tells_apart { drive as u32 } else { 0 })
+        };
+        Self {
+            is_on: plan.config().drives.reweight && drives > 1,
+            begin: meters.read(),
+            meters,
+            keys: (0..drives).map(key).collect(),
+            local: topology.local_ranks().collect(),
+            keeper: WeightKeeper::new(&plan.placement().shares()),
+            steps: Duration::ZERO,
+            measured: Vec::new(),
+            has_evidence: false,
+            told: vec![[0.0; 2]; drives],
+            has_told_bound: false,
+        }
+    }
+
+    /// Gives the drives other weights, of all that is written from now on.
+    ///
+    /// # Errors
+    /// Usage if there is not one weight for each drive, or a weight is out of range.
+    pub fn set_weights(&mut self, plan: &Plan, host: &str, weights: &[f64]) -> Result<()> {
+        let fits = weights.len() == self.keys.len();
+        let in_range = weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0);
+        if !(fits && in_range && weights.iter().any(|weight| *weight > 0.0)) {
+            return Err(Error::usage(
+                "the drives' weights must be one for each drive, finite, not negative and not all \
+                 zero",
+            )
+            .with("weights", format!("{weights:?}"))
+            .with("drives", self.keys.len()));
+        }
+        self.keeper.set(weights);
+        let shares = plan.reweigh(weights);
+        self.tell_bound(host, &shares);
+        Ok(())
+    }
+
+    /// The weights of a record count, not those of the layout.
+    pub fn begin(&mut self, plan: &Plan) {
+        self.keeper.set(&plan.placement().shares());
+    }
+
+    /// When this rank's last write to each drive ended; long ago if there was none.
+    pub fn last_swap_outs(&self) -> Vec<Instant> {
+        self.meters.last_done(Direction::SwapOut)
+    }
+
+    /// A step has ended, and took so long.
+    pub fn end_step(&mut self, took: Duration) {
+        self.steps += took;
+    }
+
+    /// Before the ranks speak to each other: whether this one has seen enough to ask the others. It
+    /// looks now, not when a step ends, so that what was written behind the last one counts for
+    /// this one.
+    pub fn find_evidence(&mut self) -> bool {
+        if self.is_on && self.steps > Duration::ZERO {
+            self.look();
+        }
+        self.has_evidence
+    }
+
+    fn look(&mut self) {
+        let now = self.meters.read();
+        let busiest = now
+            .iter()
+            .zip(&self.begin)
+            .flat_map(|(now, begin)| [0, 1].map(|way| now[way].busy_ns - begin[way].busy_ns));
+        let busiest = busiest.max().unwrap_or(0);
+        if busiest < BUSY_NS_MIN {
+            return;
+        }
+        let load = |(now, begin): (&[Reading; 2], &[Reading; 2])| {
+            let mut load = DriveLoad::default();
+            for way in [0, 1] {
+                if now[way].ops - begin[way].ops >= OPS_MIN {
+                    load.bytes[way] = now[way].bytes - begin[way].bytes;
+                    load.busy_ns[way] = now[way].busy_ns - begin[way].busy_ns;
+                    load.observers[way] = 1;
+                }
+            }
+            load
+        };
+        let measured: Vec<DriveLoad> = now.iter().zip(&self.begin).map(load).collect();
+        let are_drives_the_limit = busiest as f64 >= BUSY_PART_MIN * self.steps.as_nanos() as f64;
+        (self.begin, self.steps) = (now, Duration::ZERO);
+        if are_drives_the_limit {
+            let loads = self.keys.iter().copied().zip(measured);
+            self.measured = self.loads_of(loads);
+            self.has_evidence = self.keeper.look(&mut self.measured);
+            for (told, load) in self.told.iter_mut().zip(&self.measured) {
+                let known = load.known_bytes_per_s;
+                *told = [if told[0] == 0.0 { known } else { told[0] }, told[1].max(known)];
+            }
+        }
+    }
+
+    /// What each of this rank's drives did, from the measurements of some ranks. Directories on one
+    /// device share what that did.
+    fn loads_of(&self, measured: impl Iterator<Item = (DriveKey, DriveLoad)>) -> Vec<DriveLoad> {
+        let mut by_key: BTreeMap<DriveKey, DriveLoad> = BTreeMap::new();
+        for (key, load) in measured {
+            let sum = by_key.entry(key).or_default();
+            *sum = sum.and(&load);
+        }
+        let load_of = |key: &DriveKey| {
+            let twins = self.keys.iter().filter(|it| *it == key).count() as u64;
+            let load = by_key.get(key).copied().unwrap_or_default();
+            let known_bytes_per_s = load.known_bytes_per_s / twins as f64;
+            DriveLoad { bytes: load.bytes.map(|bytes| bytes / twins), known_bytes_per_s, ..load }
+        };
+        self.keys.iter().map(load_of).collect()
+    }
+
+    /// Collective: the ranks put their measurements together, and those of each node decide.
+    ///
+    /// # Errors
+    /// As every collective.
+    pub fn reweigh(&mut self, plan: &Plan, comm: &dyn Communicator) -> Result<()> {
+        self.has_evidence = false;
+        let mine = self.keys.iter().copied().zip(self.measured.iter().copied());
+        let all = gather_all(comm, &mine.collect::<Vec<_>>())?;
+        let local = self.local.iter().flat_map(|rank| all[rank.index()].iter().copied());
+        let loads = self.loads_of(local);
+        let Some(changes) = self.keeper.decide(&loads) else { return Ok(()) };
+        let before = plan.placement().shares();
+        let shares = plan.reweigh(self.keeper.weights());
+        if self.local.first() == Some(&comm.rank()) {
+            let rates = rates_of(&loads);
+            for change in changes {
+                let drive = change.drive;
+                let path = plan.config().drives.paths[drive].display().to_string();
+                let moves = [before[drive], shares.given[drive]];
+                self.tell(comm.host(), &path, &change, &rates, moves);
+            }
+            self.tell_bound(comm.host(), &shares);
+        }
+        Ok(())
+    }
+
+    /// Says that a drive has changed, once; what only puts its share right is said less loudly.
+    fn tell(
+        &mut self,
+        host: &str,
+        path: &str,
+        change: &Change,
+        rates: &[Option<f64>],
+        [before, after]: [f64; 2],
+    ) {
+        let rate = rates[change.drive].unwrap_or(0.0);
+        let own_rate = rates_of(&self.measured)[change.drive].unwrap_or(0.0);
+        let [told, most] = &mut self.told[change.drive];
+        let [before, after] = [percent(before), percent(after)];
+        let mbps = |rate: f64| format!("{:.0}", rate / 1e6);
+        let others = rates.iter().enumerate().filter(|(drive, _)| *drive != change.drive);
+        let others: Vec<String> = others.map(|(_, rate)| mbps(rate.unwrap_or(0.0))).collect();
+        let (own, others) = (mbps(rate), others.join(", "));
+        if (own_rate / NOISE..own_rate * NOISE).contains(told) {
+            if before != after {
+                tracing::info!(
+                    target: DRIVES_TARGET,
+                    "the share of {path} on {host} is put right, from {before} to {after}: it does \
+                     {own} MB/s each way while it is busy, the others {others}",
+                );
+            }
+            return;
+        }
+        // Headroom may allow no other share.
+        let moves = match before == after {
+            true => format!("stays at {after}"),
+            false => format!("goes from {before} to {after}"),
+        };
+        tracing::warn!(
+            target: DRIVES_TARGET,
+            "the drive {path} on {host} has become {}: {own} MB/s each way while it is busy (the \
+             others {others}); its share of what is written {moves}",
+            if change.factor < 1.0 { "slower" } else { "faster" },
+        );
+        // One that is rested does more than it will.
+        *told = if *most > 0.0 { own_rate.min(*most) } else { own_rate };
+    }
+
+    fn tell_bound(&mut self, host: &str, shares: &Shares) {
+        if !shares.are_bound() || std::mem::replace(&mut self.has_told_bound, true) {
+            return;
+        }
+        tracing::warn!(
+            target: DRIVES_TARGET,
+            "on {host} the files have no room for the shares that the drives can do, {}: they get \
+             {}, which is the best there is; a new job does better with a larger \
+             drives.stripe_headroom, or with drives.weights set to the former",
+            percents(&shares.wanted),
+            percents(&shares.given),
+        );
+    }
+}
+
+fn percents(shares: &[f64]) -> String {
+    shares.iter().map(|share| percent(*share)).collect::<Vec<_>>().join(", ")
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}

@@ -1,0 +1,125 @@
+//! A chunk that the caller updates: its state as f32 values, where they lie or decoded, and back.
+
+use std::time::Instant;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::super::view::sections_mut;
+use crate::optim::{Dice, ParamElem, SPLIT_ELEMS, Section, SectionMut};
+use crate::plan::Plan;
+use crate::state::Codec;
+use crate::swap::ResidentChunk;
+
+/// A resident chunk, and the values of its state tensors that do not lie as fp32.
+pub(in crate::step) struct LentChunk {
+    pub resident: ResidentChunk,
+    /// One for each state tensor; empty for those that lie as fp32.
+    decoded: Vec<Vec<f32>>,
+    /// The caller may have changed something.
+    pub has_changed: bool,
+    /// The caller knows where it lies.
+    pub is_exposed: bool,
+    pub since: Instant,
+}
+
+/// A chunk in the caller's hands.
+pub(in crate::step) struct OpenChunk<'a> {
+    /// The live values of every state tensor, to be changed.
+    pub arrays: Vec<&'a mut [f32]>,
+    /// Its spilled gradient, as it came from the drives.
+    pub spilled: &'a [u8],
+    /// To be set if the caller may change something.
+    pub has_changed: &'a mut bool,
+}
+
+impl LentChunk {
+    /// Decodes what is not fp32, into memory of a chunk before. `uppers` are the upper halves of
+    /// the chunk's live masters, where those are parameters.
+    pub fn new(
+        plan: &Plan,
+        pool: &rayon::ThreadPool,
+        resident: ResidentChunk,
+        uppers: &[bf16],
+        mut decoded: Vec<Vec<f32>>,
+    ) -> Self {
+        let layout = plan.layout(resident.index());
+        let elems = plan.partition().chunk(resident.index()).padded_elems as usize;
+        decoded.resize_with(plan.tensors().len(), Vec::new);
+        let tensors = plan.tensors().iter().zip(layout.sections()).zip(&mut decoded);
+        let coded = tensors.filter(|((tensor, _), _)| tensor.codec != Codec::Fp32);
+        let coded: Vec<_> = coded.collect();
+        pool.install(|| {
+            coded.into_par_iter().for_each(|((tensor, section), values)| {
+                values.resize(elems, 0.0);
+                Section::new(tensor, &resident[section.clone()], elems).decode(uppers, values);
+            });
+        });
+        Self { resident, decoded, has_changed: false, is_exposed: false, since: Instant::now() }
+    }
+
+    /// What the caller may see of it.
+    pub fn open(&mut self, plan: &Plan) -> OpenChunk<'_> {
+        let chunk = self.resident.index();
+        let live = plan.partition().chunk(chunk).elems as usize;
+        let (bytes, spilled) = self.resident.with_gradient();
+        let (sections, _) = sections_mut(plan, chunk, bytes);
+        let arrays = sections.into_iter().zip(&mut self.decoded);
+        let arrays = arrays.map(|(section, decoded)| match section {
+            SectionMut::Fp32(values) => &mut values[..live],
+            _ => &mut decoded[..live],
+        });
+        OpenChunk { arrays: arrays.collect(), spilled, has_changed: &mut self.has_changed }
+    }
+
+    /// Encodes what is not fp32 and emits the parameters of the chunk's live elements.
+    pub fn encode<P: ParamElem>(
+        &mut self,
+        plan: &Plan,
+        pool: &rayon::ThreadPool,
+        dice: Dice,
+        params: &mut [P],
+    ) {
+        let chunk = self.resident.index();
+        let live = plan.partition().chunk(chunk).elems as usize;
+        let offset = plan.dice_offset(plan.partition().chunk(chunk).shard_offset);
+        let (mut sections, mut uppers) = sections_mut(plan, chunk, &mut self.resident);
+        if let (SectionMut::Fp32(master), false) = (&sections[0], plan.is_halved()) {
+            let pieces = params.par_chunks_mut(SPLIT_ELEMS);
+            let pieces = pieces.zip(master[..live].par_chunks(SPLIT_ELEMS));
+            pool.install(|| {
+                pieces.for_each(|(params, masters)| {
+                    let pairs = params.iter_mut().zip(masters);
+                    pairs.for_each(|(param, master)| *param = P::emit(*master));
+                });
+            });
+        }
+        let mut tasks = Vec::new();
+        let mut all_halves = P::upper_halves_mut(params);
+        for (number, (section, values)) in sections.iter_mut().zip(&self.decoded).enumerate() {
+            for (piece, values) in values.chunks(SPLIT_ELEMS).enumerate() {
+                let len = if number == 0 { all_halves.len().min(SPLIT_ELEMS) } else { 0 };
+                let (halves, rest) = std::mem::take(&mut all_halves).split_at_mut(len);
+                all_halves = rest;
+                let keeps = if uppers.is_empty() { 0 } else { len };
+                let (kept, rest) = std::mem::take(&mut uppers).split_at_mut(keeps);
+                uppers = rest;
+                let at = offset + (piece * SPLIT_ELEMS) as u64;
+                tasks.push((section.cut(SPLIT_ELEMS), values, halves, kept, number as u64, at));
+            }
+        }
+        pool.install(|| {
+            tasks.into_par_iter().for_each(|(mut section, values, halves, kept, number, at)| {
+                section.encode_at(values, halves, dice, number, at);
+                if !kept.is_empty() {
+                    kept.copy_from_slice(halves);
+                }
+            });
+        });
+    }
+
+    /// The chunk, and memory for the next one's values.
+    pub fn into_parts(self) -> (ResidentChunk, Vec<Vec<f32>>) {
+        (self.resident, self.decoded)
+    }
+}

@@ -1,0 +1,213 @@
+//! The records of commits, which make steps survive the process, and which of them a job goes on
+//! from. The protocol is in [`crate::storage::commit`].
+
+use super::super::progress::Progress;
+use super::super::shard::Shard;
+use crate::coord::{Communicator, agree, gather_all};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::Plan;
+use crate::state::{LossScaleRule, LossScaler};
+use crate::storage::commit::{Places, Stamp, Verdict, judge, place_beside, place_of};
+use crate::storage::{MovedUnits, Record, RecordFiles, Slots, boot_id, stamps};
+
+/// A durable job's records: the last agreed one, and where the next one goes.
+pub(in crate::step) struct Durable {
+    files: RecordFiles,
+    agreed: Record,
+    /// The place that holds `agreed`.
+    place: usize,
+    /// Whether anything has been agreed.
+    is_committed: bool,
+}
+
+impl Durable {
+    /// Of a new job: nothing is committed, and epoch 0 comes next.
+    pub fn new(files: RecordFiles, job_id: String) -> Self {
+        let agreed = Record {
+            stamp: Stamp { epoch: 0, incarnation: 0 },
+            job_id,
+            attempts: 0,
+            update_counts: Vec::new(),
+            slots: Vec::new(),
+            moved: MovedUnits::default(),
+            shares: Vec::new(),
+            checksums: Vec::new(),
+            loss_scaler: LossScaler::new(LossScaleRule::OFF).state(),
+            user_blob: Vec::new(),
+            boot_id: boot_id(),
+            is_synced: false,
+        };
+        // Place 0 is written first.
+        Self { files, agreed, place: 1, is_committed: false }
+    }
+
+    /// The last agreed record.
+    pub fn agreed(&self) -> &Record {
+        &self.agreed
+    }
+
+    /// Writes the next record beside the agreed one. It counts when all ranks have written theirs;
+    /// then [`Self::agree_on`] takes it.
+    ///
+    /// # Errors
+    /// I/O: a drive cannot be flushed, or the record not be written.
+    pub fn write(&self, shard: &Shard, progress: &Progress) -> Result<Record> {
+        let mut slots = shard.slots.clone();
+        slots.commit();
+        let sync = shard.plan.config().durability.sync;
+        let epoch = if self.is_committed { self.agreed.stamp.epoch + 1 } else { 0 };
+        let record = Record {
+            stamp: Stamp { epoch, ..self.agreed.stamp },
+            job_id: self.agreed.job_id.clone(),
+            attempts: progress.attempts,
+            update_counts: progress.counts_of_pieces(&shard.plan),
+            slots: slots.committed().to_vec(),
+            moved: shard.plan.placement().moved_units(&slots.committed_extents()),
+            shares: shard.plan.placement().shares(),
+            checksums: shard.checksums.table().to_vec(),
+            loss_scaler: progress.loss_scaler.state(),
+            user_blob: progress.user_blob.clone(),
+            boot_id: self.agreed.boot_id.clone(),
+            is_synced: sync,
+        };
+        if sync {
+            shard.files.sync()?;
+        }
+        self.files.write(place_beside(self.place), &record, sync)?;
+        Ok(record)
+    }
+
+    /// All ranks have written this record.
+    pub fn agree_on(&mut self, record: Record) {
+        self.agreed = record;
+        self.place = place_beside(self.place);
+        self.is_committed = true;
+    }
+
+    /// Whether anything has been committed.
+    pub fn is_committed(&self) -> bool {
+        self.is_committed
+    }
+
+    /// Reads both records.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn read(&self) -> Result<[Option<Record>; 2]> {
+        self.files.read()
+    }
+
+    /// Takes this record, which lies in this place, for the agreed one, and writes it again under
+    /// a new incarnation, over whatever is newer.
+    ///
+    /// # Errors
+    /// I/O: it cannot be written.
+    pub fn go_back_to(&mut self, chosen: Chosen, sync: bool) -> Result<()> {
+        (self.agreed, self.place) = (chosen.record, chosen.place);
+        self.reassert(chosen.incarnation, sync)
+    }
+
+    /// Writes the agreed record again under a new incarnation, over whatever is newer.
+    fn reassert(&mut self, incarnation: u64, sync: bool) -> Result<()> {
+        let stamp = Stamp { incarnation, ..self.agreed.stamp };
+        let record = Record { stamp, boot_id: boot_id(), ..self.agreed.clone() };
+        self.files.write(place_beside(self.place), &record, sync)?;
+        self.agree_on(record);
+        Ok(())
+    }
+}
+
+/// How a durable job came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// The commit that all ranks have.
+    pub stamp: Stamp,
+    /// Steps attempted up to it.
+    pub attempt: u64,
+    /// What was handed to the step that it committed, by this shard's rank.
+    pub user_blob: Vec<u8>,
+    /// Why it is this commit, in words.
+    pub why: String,
+}
+
+/// A record to go on from.
+pub(in crate::step) struct Chosen {
+    pub record: Record,
+    place: usize,
+    incarnation: u64,
+    /// Why it is this one, in words.
+    pub why: String,
+}
+
+/// Collective: which record each shard goes on from; none if no step was ever committed.
+///
+/// # Errors
+/// I/O, agreed, if a record that had been agreed is gone.
+pub(in crate::step) fn choose_record(
+    comm: &dyn Communicator,
+    job_id: &str,
+    records: Result<[Option<Record>; 2]>,
+) -> Result<Option<Chosen>> {
+    let records = agree(comm, records)?;
+    let records = records.map(|record| record.filter(|record| record.job_id == job_id));
+    let places = stamps(&records);
+    let all = gather_all(comm, &places)?;
+    match judge(&all) {
+        Verdict::Fresh => Ok(None),
+        Verdict::Broken { shard, newest } => {
+            let missing = Error::new(ErrorKind::StateLost, "a shard has lost its records")
+                .with("rank", shard)
+                .with("its records", describe_places(&all[shard]))
+                .with("newest record of any rank", newest)
+                .hint("the state of that shard cannot be trusted: load a checkpoint");
+            agree(comm, Err(missing))
+        }
+        Verdict::Resume { stamp, incarnation } => {
+            let place = place_of(&places, stamp).unwrap_or(0);
+            let [first, second] = records;
+            let record = if place == 0 { first } else { second };
+            let record = record.ok_or_else(|| Error::internal("the agreed record is not here"))?;
+            let newer = all.iter().filter(|places| places.iter().flatten().any(|s| *s > stamp));
+            let why = match newer.count() {
+                0 => "the newest that any rank has".to_owned(),
+                some => format!("{some} of {} ranks have a newer one, not all", all.len()),
+            };
+            Ok(Some(Chosen { record, place, incarnation, why }))
+        }
+    }
+}
+
+fn describe_places(places: &Places) -> String {
+    let known: Vec<String> = places.iter().flatten().map(ToString::to_string).collect();
+    if known.is_empty() { "none".to_owned() } else { known.join(" and ") }
+}
+
+/// Whether a record is of this shard: one of another cut of the state, or of none, is damage that
+/// its checksum does not show.
+///
+/// # Errors
+/// I/O.
+pub(in crate::step) fn check_fit(plan: &Plan, record: &Record) -> Result<()> {
+    let chunks = plan.partition().chunks().len();
+    let found = [record.slots.len(), record.checksums.len(), record.update_counts.len()];
+    let expected = [chunks, chunks * plan.sums_per_chunk(), plan.partition().pieces().len()];
+    if found == expected && record.slots.iter().all(|slot| *slot < 2) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Io, "the record of the last commit does not fit the shard's layout")
+        .with("slots, checksums and pieces", format!("{found:?}"))
+        .with("expected", format!("{expected:?}"))
+        .hint("the state of that shard cannot be trusted: load a checkpoint"))
+}
+
+/// From now on chunks are read where this record says that they lie.
+pub(crate) fn place_as_recorded(plan: &Plan, record: &Record) -> Result<()> {
+    let extents = Slots::from_committed(record.slots.clone()).committed_extents();
+    let placed = plan.placement().restore(&extents, &record.moved, &record.shares);
+    placed.map_err(|why| {
+        Error::new(ErrorKind::Io, "the placement in a record does not fit the shard's layout")
+            .with("shard", plan.shard())
+            .because(why)
+            .hint("the state of that shard cannot be trusted: load a checkpoint")
+    })
+}

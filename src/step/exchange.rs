@@ -1,0 +1,124 @@
+//! Gradients from the ranks that computed them to the ranks that own them, and parameters back, for
+//! any cut of the parameters.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+
+use super::optimizer::SwappedOptimizer;
+use super::owners::Owners;
+use crate::coord::{all_gather_ranges, gather_all, reduce_scatter_ranges};
+use crate::error::{Error, Result};
+use crate::partition::Cut;
+use crate::units::ParamIndex;
+
+impl SwappedOptimizer {
+    /// Collective among the ranks that share this rank's inventory: adds the gradients of all
+    /// parameters over them, and leaves in `shard` those that this rank owns, in shard order.
+    /// `full` has every parameter, end to end in the order of the inventory. Ranks are added in
+    /// rank order, so the sum has the same bits for any communicator and any cut. (The sum over
+    /// data-parallel ranks: divide by their number for a mean.)
+    ///
+    /// # Errors
+    /// Usage on this rank alone, before anything is sent, if a slice has another length than the
+    /// parameters or the shard; as every collective.
+    pub fn reduce_gradients(&mut self, full: &[f32], shard: &mut [f32]) -> Result<()> {
+        self.check_lengths(full.len(), shard.len())?;
+        let comm = self.group.communicator().clone();
+        let owners = self.owners()?;
+        reduce_scatter_ranges(&*comm, full, owners.ranges(), shard)
+    }
+
+    /// Collective among the ranks that share this rank's inventory: adds the gradients of one
+    /// parameter over them, in rank order, and leaves those that this rank owns where they belong
+    /// in `shard`. All ranks name the same parameter. Gives whether this rank owns any of it.
+    ///
+    /// # Errors
+    /// Usage on this rank alone, before anything is sent, for an unknown parameter or a slice of
+    /// another length than the parameter or the shard; as every collective.
+    pub fn reduce_gradient(
+        &mut self,
+        param: ParamIndex,
+        full: &[f32],
+        shard: &mut [f32],
+    ) -> Result<bool> {
+        let whole = self.flat_range_of(param, full.len())?;
+        self.check_shard(shard.len())?;
+        let comm = self.group.communicator().clone();
+        let rank = comm.rank().index();
+        let (owned, in_shards) = self.owners()?.within(&whole);
+        let mut mine = vec![0.0; owned[rank].iter().map(ExactSizeIterator::len).sum()];
+        reduce_scatter_ranges(&*comm, full, &owned, &mut mine)?;
+        let mut rest = mine.as_slice();
+        for range in &in_shards[rank] {
+            let (part, after) = rest.split_at(range.len());
+            shard[range.clone()].copy_from_slice(part);
+            rest = after;
+        }
+        Ok(!mine.is_empty())
+    }
+
+    /// Collective among the ranks that share this rank's inventory: every rank gives the parameters
+    /// of its shard, in shard order, and gets all of them in `full`, end to end in the order of the
+    /// inventory.
+    ///
+    /// # Errors
+    /// Usage on this rank alone, before anything is sent, if a slice has another length than the
+    /// shard or the parameters; as every collective.
+    pub fn gather_parameters<P: Pod>(&mut self, shard: &[P], full: &mut [P]) -> Result<()> {
+        self.check_lengths(full.len(), shard.len())?;
+        let comm = self.group.communicator().clone();
+        let owners = self.owners()?;
+        all_gather_ranges(&*comm, shard, owners.ranges(), full)
+    }
+
+    /// Who owns what; ranks that have brought pieces tell each other once.
+    fn owners(&mut self) -> Result<&Owners> {
+        if self.owners.is_none() {
+            let plan = &self.shard.plan;
+            let owners = match &plan.allotment().cut {
+                Cut::Contiguous { .. } => Owners::of_ranges(plan),
+                Cut::Own(pieces) => {
+                    Owners::of_pieces(plan, &gather_all(&**self.group.communicator(), pieces)?)
+                }
+            };
+            self.owners = Some(owners);
+        }
+        self.owners.as_ref().ok_or_else(|| Error::internal("nobody knows who owns what"))
+    }
+
+    fn check_lengths(&self, full: usize, shard: usize) -> Result<()> {
+        let total = self.shard.plan.inventory().total_elems();
+        if full as u64 != total {
+            return Err(Error::usage("a slice has another length than all parameters together")
+                .with("slice", full)
+                .with("parameters", total));
+        }
+        self.check_shard(shard)
+    }
+
+    fn check_shard(&self, shard: usize) -> Result<()> {
+        let elems = self.partition().elems();
+        if shard as u64 != elems {
+            return Err(Error::usage("a slice has another length than the shard")
+                .with("slice", shard)
+                .with("shard", elems));
+        }
+        Ok(())
+    }
+
+    fn flat_range_of(&self, param: ParamIndex, len: usize) -> Result<Range<usize>> {
+        let inventory = self.shard.plan.inventory();
+        let Some(parameter) = inventory.parameters().get(param.index()) else {
+            return Err(Error::usage("there is no such parameter").with("parameter", param));
+        };
+        let (start, elems) = (inventory.flat_start(param), inventory.elems(param));
+        if len as u64 != elems {
+            return Err(Error::usage("a slice has another length than its parameter")
+                .with("parameter", &parameter.name)
+                .with("slice", len)
+                .with("elements", elems));
+        }
+        Ok(start as usize..(start + elems) as usize)
+    }
+}

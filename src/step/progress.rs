@@ -1,0 +1,123 @@
+//! How far the training of this rank's shard is: what a commit makes permanent beside the state.
+
+use super::outcome::{StepOptions, StepOutcome, StepResult};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::state::{Hyperparameters, LossScaler, ScaleChange};
+use crate::storage::Record;
+use crate::units::ParamIndex;
+
+/// Counts, hyper-parameters and the caller's own words.
+pub(super) struct Progress {
+    /// Hyper-parameters of every group, as the next step uses them.
+    pub groups: Vec<Hyperparameters>,
+    /// Updates taken so far, per parameter of the inventory.
+    pub update_counts: Vec<u64>,
+    /// Steps attempted so far, over all incarnations of the job.
+    pub attempts: u64,
+    /// Of the last step.
+    pub loss_scale: f32,
+    pub loss_scaler: LossScaler,
+    /// Given with the last step that was taken.
+    pub user_blob: Vec<u8>,
+    /// Why the state on the drives is of no step, if it is not: not initialised yet, or a step
+    /// failed half-way.
+    pub unusable: Option<&'static str>,
+}
+
+impl Progress {
+    /// Before the first step.
+    pub fn new(config: &Config, parameters: usize) -> Self {
+        Self {
+            groups: config.optimizer.hyperparameters(),
+            update_counts: vec![0; parameters],
+            attempts: 0,
+            loss_scale: 1.0,
+            loss_scaler: LossScaler::new(config.loss_scale.rule()),
+            user_blob: Vec::new(),
+            unusable: Some("its parameters are not initialised"),
+        }
+    }
+
+    /// Whether the state on the drives is of a step.
+    ///
+    /// # Errors
+    /// Usage, with the reason.
+    pub fn check_usable(&self) -> Result<()> {
+        self.unusable.map_or(Ok(()), |reason| {
+            Err(Error::usage(format!("the optimizer cannot be used: {reason}")))
+        })
+    }
+
+    /// Whether a step can be taken with these hyper-parameters and options.
+    ///
+    /// # Errors
+    /// Usage, naming the group or the loss scale.
+    pub fn check_step(&self, options: StepOptions<'_>) -> Result<()> {
+        for (group, hyper) in self.groups.iter().enumerate() {
+            if let Some(problem) = hyper.problem() {
+                return Err(Error::usage("hyper-parameters of a group are out of range")
+                    .with("group", group)
+                    .because(problem));
+            }
+        }
+        let loss_scale = self.loss_scale_of(options);
+        if !(loss_scale.is_finite() && loss_scale > 0.0) {
+            return Err(Error::usage("the loss scale must be finite and above 0")
+                .with("loss scale", loss_scale));
+        }
+        Ok(())
+    }
+
+    /// What gradients are divided by.
+    pub fn loss_scale_of(&self, options: StepOptions<'_>) -> f32 {
+        options.loss_scale * self.loss_scaler.scale()
+    }
+
+    /// These parameters have taken an update.
+    pub fn count_updates(&mut self, params: &[ParamIndex]) {
+        params.iter().for_each(|param| self.update_counts[param.index()] += 1);
+    }
+
+    /// The updates of these parameters have not been.
+    pub fn uncount_updates(&mut self, params: &[ParamIndex]) {
+        params.iter().for_each(|param| self.update_counts[param.index()] -= 1);
+    }
+
+    /// The update counts of a shard's pieces.
+    pub fn counts_of_pieces(&self, plan: &Plan) -> Vec<u64> {
+        let pieces = plan.partition().pieces().iter();
+        pieces.map(|piece| self.update_counts[piece.param.index()]).collect()
+    }
+
+    /// Goes back to what a commit has.
+    pub fn restore(&mut self, plan: &Plan, record: &Record) {
+        self.attempts = record.attempts;
+        self.user_blob.clone_from(&record.user_blob);
+        self.loss_scaler.restore(record.loss_scaler);
+        for (piece, count) in plan.partition().pieces().iter().zip(&record.update_counts) {
+            self.update_counts[piece.param.index()] = *count;
+        }
+    }
+
+    /// The norm was agreed, and so is what follows from it for the loss scale. (DeepSpeed ends the
+    /// job when an overflow meets the smallest scale. Here the step was skipped, so nothing is lost,
+    /// and a bad batch may be all there was; if it goes on, the log says so at every step.)
+    pub fn follow_outcome(&mut self, outcome: &StepOutcome) {
+        let before = self.loss_scaler.scale();
+        let change = self.loss_scaler.update(outcome.result == StepResult::Skipped);
+        let (step, scale) = (outcome.attempt, self.loss_scaler.scale());
+        match change {
+            ScaleChange::Kept => {}
+            ScaleChange::Raised | ScaleChange::Lowered => {
+                tracing::info!("step {step}: the loss scale goes from {before} to {scale}");
+            }
+            ScaleChange::AtMinimum => tracing::warn!(
+                "step {step} was skipped for an infinity or NaN although the loss scale is at its \
+                 minimum, {scale}: if this goes on, training diverges or loss_scale.minimum is \
+                 too high"
+            ),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! From configuration and parameters to this rank's plan and its open files, in stages that all ranks
+//! agree on. Nothing is created before everything has been checked.
+
+use std::sync::Arc;
+
+use super::opening::{create_files, draw_job_id, reclaim};
+use super::placement_log;
+use super::preflight::{check_node_memory, check_space, neighbours};
+use super::resume;
+use super::sharding::{Sharding, deal, warn_of_drift};
+use super::weights::starting_weights;
+use crate::config::Config;
+use crate::coord::{Communicator, Group, Topology, agree};
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::state::{Inventory, Parameter};
+use crate::storage::{ShardFiles, inspect_drives};
+
+/// What becomes of committed steps of the job that lie on the drives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// The job goes on from the newest commit that all ranks have.
+    #[default]
+    GoOn,
+    /// They are overwritten: for a start from a checkpoint.
+    Overwrite,
+}
+
+/// How to create an optimizer. The default: contiguous shards of one inventory, and a job that goes
+/// on from what it has committed.
+#[derive(Clone, Default)]
+pub struct CreateOptions {
+    /// How parameters are dealt to ranks.
+    pub sharding: Sharding,
+    /// What becomes of committed steps.
+    pub existing: Existing,
+}
+
+impl CreateOptions {
+    /// With parameters dealt to ranks as the caller says.
+    pub fn sharded(sharding: Sharding) -> Self {
+        Self { sharding, existing: Existing::GoOn }
+    }
+}
+
+/// This rank's shard, found or created, before threads and buffers are.
+pub(in crate::step) struct Opened {
+    pub plan: Plan,
+    pub files: ShardFiles,
+    pub job_id: String,
+    pub group: Group,
+    /// The files hold committed steps to go on from.
+    pub comes_back: bool,
+}
+
+/// Collective: deals parameters to ranks, resolves the plan, looks at drives, space and memory, and
+/// then opens the files of a job that goes on, or creates those of a new one.
+///
+/// # Errors
+/// Those of [`SwappedOptimizer::create`](crate::SwappedOptimizer::create).
+pub(in crate::step) fn open_files(
+    config: &Config,
+    inventory: Inventory,
+    comm: &Arc<dyn Communicator>,
+    topology: &Topology,
+    options: &CreateOptions,
+) -> Result<Opened> {
+    let config = &agree(&**comm, config.with_drives_found())?;
+    let inventory = agree(&**comm, with_groups(config, inventory))?;
+    let dealt = deal(&inventory, &options.sharding, comm)?;
+    warn_of_drift(config, &inventory, &dealt.group);
+    let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
+    let allotment = dealt.allot(&by_rank, comm.rank());
+    let plan = agree(&**comm, Plan::resolve(config, inventory, &allotment))?;
+    let drives = &config.drives;
+    let inspected = inspect_drives(&drives.paths, &drives.allow_filesystems);
+    let inspected = agree(&**comm, inspected)?;
+    placement_log::announce(config, &**comm, topology)?;
+    let weights = starting_weights(config, &inspected, &**comm, topology)?;
+    let plan = agree(&**comm, weighed(plan, &weights))?;
+    let found = match options.existing {
+        Existing::GoOn => resume::reopen(config, plan.inventory(), &dealt, &**comm)?,
+        Existing::Overwrite => None,
+    };
+    let comes_back = found.is_some();
+    let (plan, files, job_id) = match found {
+        Some(found) => found,
+        None => {
+            let job_id = draw_job_id(&**comm)?;
+            let directories = check_space(&plan, &inspected, &**comm, topology)?;
+            // On all ranks before any allocates: neighbours share the drives.
+            agree(&**comm, reclaim(config, comm.size() as u32, &directories))?;
+            let created = create_files(&plan, &**comm, directories, &job_id);
+            let files = agree(&**comm, created)?;
+            (plan, files, job_id)
+        }
+    };
+    agree(&**comm, neighbours(&plan))?;
+    check_node_memory(&plan, &**comm, topology)?;
+    Ok(Opened { plan, files, job_id, group: dealt.group, comes_back })
+}
+
+/// Puts parameters of the default group into the groups that the configuration names for them.
+fn with_groups(config: &Config, inventory: Inventory) -> Result<Inventory> {
+    let groups = config.optimizer.groups.len() + 1;
+    let mut parameters = Vec::with_capacity(inventory.parameters().len());
+    for parameter in inventory.parameters() {
+        let group = match parameter.group {
+            0 => config.optimizer.group_of(&parameter.name),
+            group => group,
+        };
+        if group >= groups {
+            return Err(Error::usage("a parameter is in a group that is not configured")
+                .with("parameter", &parameter.name)
+                .with("group", group)
+                .with("groups", groups));
+        }
+        parameters.push(Parameter { group, ..parameter.clone() });
+    }
+    for (index, group) in config.optimizer.groups.iter().enumerate() {
+        if !parameters.iter().any(|parameter| parameter.group == index + 1) {
+            tracing::warn!(
+                "optimizer.groups: no parameter is in the group of the names {}",
+                group.names.join(", ")
+            );
+        }
+    }
+    Inventory::new(parameters)
+}
+
+/// The plan with these weights of the drives.
+fn weighed(plan: Plan, weights: &[f64]) -> Result<Plan> {
+    let mut config = plan.config().clone();
+    if config.drive_weights() == weights {
+        return Ok(plan);
+    }
+    weights.clone_into(&mut config.drives.weights);
+    Plan::resolve(&config, plan.inventory().clone(), plan.allotment())
+}

@@ -1,0 +1,162 @@
+//! What a rank creates and opens when an optimizer does: files, buffers, threads.
+
+use std::sync::Arc;
+
+use super::super::durable::Durable;
+use crate::config::{Config, FaultConfig};
+use crate::coord::{Communicator, gather_all};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buffer, DriveMeters, EngineSpec, allocate_sized};
+use crate::plan::Plan;
+use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout};
+use crate::swap::{Overlap, SpillPort, Swapper, SwapperSpec};
+use crate::timers::Tracer;
+
+/// Collective: a name for this creation of the job; names sort by the time of creation.
+pub(super) fn draw_job_id(comm: &dyn Communicator) -> Result<String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seconds = now.map_or(0, |now| now.as_secs());
+    let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let mine = format!("{seconds:010x}-{}", random.trim());
+    Ok(gather_all(comm, &mine)?.swap_remove(0))
+}
+
+pub(super) fn create_files(
+    plan: &Plan,
+    comm: &dyn Communicator,
+    directories: Vec<ShardDirectory>,
+    job_id: &str,
+) -> Result<ShardFiles> {
+    let config = plan.config();
+    let (rank, ranks) = (comm.rank().0, comm.size() as u32);
+    let owner = Owner::this_process(&config.job, rank, ranks, comm.host(), config.drives.exclusive);
+    let layout = config.is_durable().then(|| ShardLayout {
+        job_id: job_id.to_owned(),
+        job: config.job.clone(),
+        shard: plan.shard(),
+        shards: ranks,
+        drive: 0,
+        drives: config.drives.paths.clone(),
+        weights: config.drive_weights(),
+        stripe_headroom: config.drives.stripe_headroom,
+        stripe_unit_bytes: config.drives.stripe_unit.0,
+        chunk_elems: config.swap.chunk_elements.0,
+        sub_group_elems: config.swap.sub_group_elements.0,
+        tensors: plan.tensors().iter().map(|it| (it.name.clone().into_owned(), it.codec)).collect(),
+        parameters: plan.inventory().parameters().to_vec(),
+        group: plan.allotment().group,
+        groups: plan.allotment().groups,
+        cut: plan.allotment().cut.clone(),
+    });
+    let bytes = plan.drive_bytes();
+    let mut files = ShardFiles::create(directories, &bytes, &owner, layout.as_ref())?;
+    files.keep(config.drives.keep_files);
+    Ok(files)
+}
+
+/// Frees what a dead job of this name has left: this rank's shard, and those of ranks that the job
+/// no longer has.
+pub(super) fn reclaim(config: &Config, ranks: u32, directories: &[ShardDirectory]) -> Result<()> {
+    ShardFiles::reclaim(directories)?;
+    let mut left = Vec::new();
+    for drive in &config.drives.paths {
+        left.extend(ShardDirectory::all_on(drive, Some(&config.job))?);
+    }
+    left.retain(|shard| shard.shard() >= ranks);
+    ShardDirectory::remove_all_dead(&left)
+}
+
+/// The records of a durable job.
+///
+/// # Errors
+/// Cannot create.
+pub(in crate::step) fn open_records(
+    plan: &Plan,
+    files: &ShardFiles,
+    job_id: String,
+    comes_back: bool,
+) -> Result<Option<Durable>> {
+    if !plan.config().is_durable() {
+        return Ok(None);
+    }
+    Ok(Some(Durable::new(files.records(!comes_back)?, job_id)))
+}
+
+/// The threads of a rank, and the buffers that they work with.
+pub(in crate::step) struct Threads {
+    pub swapper: Swapper,
+    pub spills: SpillPort,
+    /// For gradients that stay in memory, a buffer for each chunk.
+    pub resident: Vec<Buffer>,
+    pub pool: Arc<rayon::ThreadPool>,
+    /// Address and length of the mapping that all buffers lie in.
+    pub arena: (usize, usize),
+}
+
+/// Allocates buffers, and starts the I/O thread and the update threads.
+///
+/// # Errors
+/// Unavailable: no engine can be opened, no thread started, or no memory had.
+pub(in crate::step) fn open_threads(
+    plan: &Plan,
+    comm: &dyn Communicator,
+    files: &ShardFiles,
+    meters: &Arc<DriveMeters>,
+    tracer: &Arc<Tracer>,
+) -> Result<Threads> {
+    let config = plan.config();
+    let gradients = plan.gradients();
+    let mut sizes = vec![
+        (plan.buffer_count(), plan.buffer_bytes()),
+        (gradients.buffers(), gradients.buffer_bytes()),
+    ];
+    sizes.extend(gradients.resident_bytes().iter().map(|bytes| (1, *bytes)));
+    let mut buffers = allocate_sized(&sizes)?;
+    let arena = buffers.first().map_or((0, 0), Buffer::arena);
+    let resident = buffers.split_off(plan.buffer_count() + gradients.buffers());
+    let faults = config.faults.iter().filter(|fault| fault.rank == comm.rank().0);
+    let faults: Vec<FaultConfig> = faults.copied().collect();
+    let (swapper, spills) = Swapper::open(SwapperSpec {
+        engine: EngineSpec {
+            choice: config.io.engine,
+            depth: config.io.depth,
+            files: files.handles()?,
+            faults,
+        },
+        paths: files.paths(),
+        placement: Arc::clone(plan.placement()),
+        meters: Arc::clone(meters),
+        sub_groups: plan.sub_groups(),
+        swap_in_bytes: plan.swap_in_bytes(),
+        pinned: plan.cached_chunks(),
+        overlap: Overlap {
+            ahead: config.swap.prefetch,
+            read: config.swap.pipeline_read,
+            write: config.swap.pipeline_write,
+        },
+        reads_whole: !(plan.is_halved() && config.is_durable()),
+        buffers,
+        gradient_buffers: gradients.buffers(),
+        gradient_placement: gradients.placement().cloned(),
+        io_timeout: config.io_timeout(),
+        on_progress: match comm.presence().cloned() {
+            Some(presence) => Box::new(move |completed_ops| presence.progress(completed_ops)),
+            None => Box::new(|_| ()),
+        },
+        tracer: Arc::clone(tracer),
+        describe: plan.describer(),
+    })?;
+    Ok(Threads { swapper, spills, resident, pool: Arc::new(update_pool()?), arena })
+}
+
+/// A pool of this rank's own, as large as its share of processors (the affinity mask).
+fn update_pool() -> Result<rayon::ThreadPool> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("optswap-cpu{index}"))
+        .build()
+        .map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "update threads cannot be started").because(error)
+        })
+}

@@ -1,0 +1,351 @@
+//! Finding a durable job on the drives of its nodes, and which rank goes on with which shard.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::durable::choose_record;
+use super::sharding::{Dealt, Expected};
+use crate::config::{Config, Durability};
+use crate::coord::{Communicator, agree, gather_all};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::Plan;
+use crate::state::Inventory;
+use crate::storage::commit::Stamp;
+use crate::storage::{FoundShard, Owner, ShardDirectory, ShardFiles, ShardLayout};
+use crate::units::{Bytes, Elems};
+
+/// What a rank sees of one shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sight {
+    job_id: String,
+    shard: u32,
+    shards: u32,
+    /// What it is a shard of.
+    of: Expected,
+    /// If it is this rank's by its number, and not what the rank brings now: the first difference.
+    difference: Option<(String, String)>,
+    /// The newest commit of this shard and the steps attempted up to it.
+    newest: Option<(Stamp, u64)>,
+    /// Why this rank cannot go on with it, if it cannot.
+    incomplete: Option<String>,
+    /// The drive that would hold its records is not here: nobody knows what is committed.
+    is_headless: bool,
+}
+
+/// A job that lies on the drives.
+struct Found {
+    job_id: String,
+    /// The shard of every rank.
+    shards: Vec<u32>,
+    /// This rank's.
+    shard: FoundShard,
+}
+
+/// Collective: opens the shards of this job as they lie on the drives, locked, if it has committed
+/// anything; `None` if it has not, and may be created.
+///
+/// # Errors
+/// Agreed: usage if what lies there is another model's, another number of ranks', or would be
+/// overwritten by a scratch job; unavailable if a drive is missing; I/O if records are lost.
+pub(super) fn reopen(
+    config: &Config,
+    inventory: &Inventory,
+    dealt: &Dealt,
+    comm: &dyn Communicator,
+) -> Result<Option<(Plan, ShardFiles, String)>> {
+    let Some(found) = find(config, inventory, dealt, comm)? else { return Ok(None) };
+    let opened = agree(comm, open(config, inventory, dealt, comm, &found))?;
+    let (plan, files) = opened;
+    let records = files.records(false).and_then(|records| records.read());
+    match choose_record(comm, &found.job_id, records)? {
+        Some(_) => Ok(Some((plan, files, found.job_id))),
+        None => {
+            tracing::info!("the job was created before, but has committed no step: it starts anew");
+            Ok(None)
+        }
+    }
+}
+
+fn find(
+    config: &Config,
+    inventory: &Inventory,
+    dealt: &Dealt,
+    comm: &dyn Communicator,
+) -> Result<Option<Found>> {
+    let seen = agree(comm, FoundShard::all_on(&config.drives.paths, Some(&config.job)))?;
+    let look = |shard: &FoundShard| {
+        let is_mine = shard.layout.shard == comm.rank().0;
+        let difference = is_mine.then(|| difference(&shard.layout, inventory, dealt)).flatten();
+        Ok(Sight { difference, ..sight_of(shard)? })
+    };
+    let sights = agree(comm, seen.iter().map(look).collect::<Result<Vec<_>>>())?;
+    let all: Vec<Vec<Sight>> = gather_all(comm, &sights)?;
+    let newest = all
+        .iter()
+        .flatten()
+        .filter_map(|sight| sight.newest.map(|(stamp, attempts)| (&sight.job_id, stamp, attempts)));
+    // Ids begin with the time of creation: a node that was away may bring back an older job.
+    let Some((job_id, stamp, attempts)) = newest.max() else {
+        return agree(comm, refuse_headless(&all)).map(|()| None);
+    };
+    let decided = decide(&all, job_id, config, &dealt.expected).map_err(|error| {
+        let on_drives = format!("epoch {}, step {attempts}", stamp.epoch);
+        error.with("job", &config.job).with("committed on the drives", on_drives)
+    });
+    let Some(shards) = agree(comm, decided)? else { return Ok(None) };
+    let mine = shards[comm.rank().index()];
+    let is_mine = |shard: &FoundShard| shard.layout.shard == mine && shard.layout.job_id == *job_id;
+    let shard = seen.into_iter().find(is_mine);
+    let shard = shard.ok_or_else(|| Error::internal("a rank has a shard that it does not see"));
+    let shard = agree(comm, shard)?;
+    Ok(Some(Found { job_id: job_id.clone(), shards, shard }))
+}
+
+fn sight_of(shard: &FoundShard) -> Result<Sight> {
+    let layout = &shard.layout;
+    let newest = shard.newest_record()?.map(|record| (record.stamp, record.attempts));
+    Ok(Sight {
+        job_id: layout.job_id.clone(),
+        shard: layout.shard,
+        shards: layout.shards,
+        of: Expected {
+            group: layout.group,
+            inventory: Inventory::new(layout.parameters.clone())?.digest(),
+            cut: layout.cut.fingerprint(),
+        },
+        difference: None,
+        newest,
+        incomplete: shard.complete().err().map(|error| error.to_string()),
+        is_headless: matches!(shard.directories.first(), Some(None)),
+    })
+}
+
+/// What is first different between a shard on the drives and what its rank brings now.
+fn difference(
+    layout: &ShardLayout,
+    inventory: &Inventory,
+    dealt: &Dealt,
+) -> Option<(String, String)> {
+    if let (Ok(theirs), true) = (
+        Inventory::new(layout.parameters.clone()),
+        layout.group == dealt.group.number() && layout.groups == dealt.group.count(),
+    ) {
+        let is_same = theirs.digest() == inventory.digest();
+        return is_same.then(|| layout.cut.difference(&dealt.cut, inventory)).flatten();
+    }
+    let tell = |number: u32, count: u32| format!("inventory {number} of {count}");
+    let now = tell(dealt.group.number(), dealt.group.count());
+    Some((tell(layout.group, layout.groups), now))
+}
+
+/// Parts of a job without the drive that holds its records are no new job.
+fn refuse_headless(all: &[Vec<Sight>]) -> Result<()> {
+    let headless = all.iter().flatten().find(|sight| sight.is_headless);
+    headless.map_or(Ok(()), |sight| {
+        let message = "a shard is here without the drive that holds its records";
+        Err(Error::new(ErrorKind::StateUnavailable, message)
+            .because(sight.incomplete.clone().unwrap_or_default())
+            .hint(
+                "name that drive too; or go on from a checkpoint; or remove what is left with \
+                 optswap clean --remove",
+            ))
+    })
+}
+
+/// The shard of every rank; a pure function of what all ranks see. `None` if nothing is lost by
+/// starting anew.
+fn decide(
+    all: &[Vec<Sight>],
+    job_id: &str,
+    config: &Config,
+    expected: &[Expected],
+) -> Result<Option<Vec<u32>>> {
+    let ranks = expected.len();
+    let of_job = || all.iter().flatten().filter(|sight| sight.job_id == job_id);
+    // Of any creation: what is started anew overwrites all of them.
+    let mut sights = all.iter().flatten();
+    let has_trained = sights.any(|sight| sight.newest.is_some_and(|(_, steps)| steps > 0));
+    let Some(any) = of_job().next() else { return Ok(None) };
+    let refuse = |message: &str| Error::new(ErrorKind::Usage, message);
+    if !config.is_durable() {
+        return match has_trained {
+            false => Ok(None),
+            true => Err(refuse("a scratch job would overwrite committed steps of this name").hint(
+                "go on with --durability step, give this job another name with --job, or remove \
+                 what is there with optswap clean --remove",
+            )),
+        };
+    }
+    let is_known = |sight: &&Sight| expected.iter().any(|it| it.inventory == sight.of.inventory);
+    let wrong = if !of_job().all(|sight| is_known(&sight)) {
+        Some(
+            refuse("the steps on the drives are of another model")
+                .hint("give this job another name with --job"),
+        )
+    } else if any.shards as usize != ranks {
+        Some(
+            Error::new(
+                ErrorKind::StateUnavailable,
+                "the steps on the drives are of another number of ranks",
+            )
+            .with("ranks then", any.shards)
+            .with("ranks now", ranks)
+            .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)),
+        )
+    } else {
+        of_job().find(|it| expected.get(it.shard as usize) != Some(&it.of)).map(|sight| {
+            let mut told = of_job().filter(|it| it.shard == sight.shard);
+            other_shards(sight.shard, told.find_map(|it| it.difference.clone()))
+        })
+    };
+    if let Some(wrong) = wrong {
+        return if has_trained { Err(wrong) } else { Ok(None) };
+    }
+    let sees = |rank: usize, shard: usize| {
+        let mut sights = all[rank].iter().filter(|sight| sight.job_id == job_id);
+        let is_here = sights.any(|it| it.shard as usize == shard && it.incomplete.is_none());
+        is_here && expected[rank] == expected[shard]
+    };
+    match assign(ranks, sees) {
+        Ok(shards) => Ok(Some(shards)),
+        Err(_) if !has_trained => Ok(None),
+        Err(shard) => {
+            let half = of_job().find(|sight| sight.shard as usize == shard);
+            let why = half.and_then(|sight| sight.incomplete.clone());
+            let why = why.unwrap_or_else(|| "no rank that is left sees it on its drives".into());
+            Err(Error::new(ErrorKind::StateUnavailable, "a shard of the job is missing")
+                .with("shard", shard)
+                .because(why)
+                .hint("bring its node and drives back, or go on from a checkpoint"))
+        }
+    }
+}
+
+fn other_shards(shard: u32, difference: Option<(String, String)>) -> Error {
+    let error = Error::new(
+        ErrorKind::StateUnavailable,
+        "the steps on the drives are of other shards than the ranks bring now",
+    )
+    .with("shard", shard);
+    let error = match difference {
+        Some((then, now)) => error.with("on the drives", then).with("now", now),
+        None => error,
+    };
+    error.hint("bring the same pieces and inventories, or go on from a checkpoint")
+}
+
+/// One shard for every rank such that each rank sees its own; rank r gets shard r where it can. On
+/// failure, a shard that is left over. (Augmenting paths; Kuhn 1955.)
+fn assign(ranks: usize, sees: impl Fn(usize, usize) -> bool) -> Result<Vec<u32>, usize> {
+    fn place(
+        shard: usize,
+        ranks: usize,
+        sees: &impl Fn(usize, usize) -> bool,
+        owner: &mut [Option<usize>],
+        tried: &mut [bool],
+    ) -> bool {
+        let own_first = std::iter::once(shard).chain((0..ranks).filter(|rank| *rank != shard));
+        for rank in own_first {
+            if !sees(rank, shard) || std::mem::replace(&mut tried[rank], true) {
+                continue;
+            }
+            let is_free = owner[rank].is_none_or(|other| place(other, ranks, sees, owner, tried));
+            if is_free {
+                owner[rank] = Some(shard);
+                return true;
+            }
+        }
+        false
+    }
+    let mut owner: Vec<Option<usize>> = vec![None; ranks];
+    for shard in 0..ranks {
+        if !place(shard, ranks, &sees, &mut owner, &mut vec![false; ranks]) {
+            return Err(shard);
+        }
+    }
+    Ok(owner.into_iter().map(|shard| shard.unwrap_or(0) as u32).collect())
+}
+
+/// Resolves the plan as the drives have it, and opens and locks this rank's files.
+fn open(
+    config: &Config,
+    inventory: &Inventory,
+    dealt: &Dealt,
+    comm: &dyn Communicator,
+    found: &Found,
+) -> Result<(Plan, ShardFiles)> {
+    let layout = &found.shard.layout;
+    let directories = found.shard.complete()?;
+    let config = as_it_lies(config, layout, &directories);
+    let tensors = layout.tensors.iter().map(|(name, codec)| (name.as_str(), *codec));
+    if !tensors.eq(config.state_tensors().iter().map(|tensor| (&*tensor.name, tensor.codec))) {
+        let names: Vec<&str> = layout.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        let expected = config.state_tensors();
+        let expected: Vec<&str> = expected.iter().map(|tensor| &*tensor.name).collect();
+        return Err(Error::usage("the steps on the drives are of another optimizer")
+            .with("state tensors", names.join(", "))
+            .with("optimizer", config.optimizer.name())
+            .with("its state tensors", expected.join(", "))
+            .hint(
+                "set optimizer.kind, or optimizer.own, to the one that was used, or give this job \
+                 another name",
+            ));
+    }
+    let allotment = dealt.allot(&found.shards, comm.rank());
+    let plan = Plan::resolve(&config, inventory.clone(), &allotment)?;
+    let files = reopen_files(&plan, comm, directories)?;
+    Ok((plan, files))
+}
+
+/// The configuration with everything that decides where bytes lie taken from the drives.
+pub(crate) fn as_it_lies(
+    config: &Config,
+    layout: &ShardLayout,
+    directories: &[ShardDirectory],
+) -> Config {
+    let mut config = config.clone();
+    config.job.clone_from(&layout.job);
+    config.drives.paths = directories.iter().map(|it| it.drive().to_owned()).collect();
+    config.drives.weights.clone_from(&layout.weights);
+    config.drives.stripe_headroom = layout.stripe_headroom;
+    config.drives.stripe_unit = Bytes(layout.stripe_unit_bytes);
+    config.swap.chunk_elements = Elems(layout.chunk_elems);
+    config.swap.sub_group_elements = Elems(layout.sub_group_elems);
+    for (name, codec) in &layout.tensors {
+        // Names that are not known show when tensors are compared.
+        config.set_codec(name, *codec);
+    }
+    config.durability.mode = Durability::Step;
+    config
+}
+
+fn reopen_files(
+    plan: &Plan,
+    comm: &dyn Communicator,
+    directories: Vec<ShardDirectory>,
+) -> Result<ShardFiles> {
+    let config = plan.config();
+    let (rank, ranks) = (comm.rank().0, comm.size() as u32);
+    let owner = Owner::this_process(&config.job, rank, ranks, comm.host(), config.drives.exclusive);
+    let files = ShardFiles::reopen(directories, &plan.placement().drive_bytes(), &owner)?;
+    files.extend(&plan.drive_bytes())?;
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_go_where_their_shards_lie() {
+        assert_eq!(assign(3, |_, _| true), Ok(vec![0, 1, 2]), "one file system for all");
+        // Two nodes of two ranks that have changed places.
+        let mut swapped = assign(4, |rank, shard| rank / 2 != shard / 2).unwrap();
+        assert!(swapped[..2].iter().all(|shard| *shard >= 2), "{swapped:?}");
+        swapped.sort_unstable();
+        assert_eq!(swapped, [0, 1, 2, 3]);
+        // Rank 0 sees all, rank 1 only shard 0.
+        assert_eq!(assign(2, |rank, shard| rank == 0 || shard == 0), Ok(vec![1, 0]));
+        assert_eq!(assign(2, |_, shard| shard == 0), Err(1), "a drive is gone");
+        assert_eq!(assign(2, |rank, _| rank == 0), Err(1), "two shards, one node, one rank");
+    }
+}
