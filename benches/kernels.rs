@@ -13,7 +13,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use optswap::config::CodecsConfig;
 use optswap::optim::{
-    AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks, sum_of_squares,
+    AdamW, Rounder, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks, sum_of_squares,
 };
 use optswap::state::{Codec, Hyperparameters, OptimizerKind, Rounding, StateTensor};
 use optswap::step::fill_synthetic_gradients;
@@ -73,8 +73,8 @@ fn updates(criterion: &mut Criterion) {
             let rule = AdamW::new(&Hyperparameters::default(), 10, 1.0);
             group.bench_function(format!("{codecs}, {rounding:?}").to_lowercase(), |bencher| {
                 bencher.iter(|| {
-                    let dice = Dice::new(rounding, 1, 1);
-                    run_tasks(&pool, state.tasks(&tensors, rule, &gradients, &mut params, dice));
+                    let rounder = Rounder::new(rounding, 1, 1);
+                    run_tasks(&pool, state.tasks(&tensors, rule, &gradients, &mut params, rounder));
                 });
             });
         }
@@ -103,7 +103,7 @@ impl State {
         rule: AdamW,
         gradients: &'a [bf16],
         params: &'a mut [bf16],
-        dice: Dice,
+        rounder: Rounder,
     ) -> Vec<UpdateTask<'a, AdamW, bf16, bf16>> {
         let sections = self.sections.iter_mut().zip(tensors);
         let mut sections = sections.map(|(section, tensor)| {
@@ -118,7 +118,7 @@ impl State {
             params,
             kept: &mut [],
             segments: vec![Segment { at: 0..grad.len(), rule, grad }],
-            dice,
+            rounder,
             flat: (number * SPLIT_ELEMS) as u64,
         };
         pieces.enumerate().map(task).collect()

@@ -14,7 +14,9 @@ use std::time::Instant;
 use half::bf16;
 use optswap::config::CodecsConfig;
 use optswap::io::allocate_buffers;
-use optswap::optim::{AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks};
+use optswap::optim::{
+    AdamW, Rounder, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks,
+};
 use optswap::state::{Hyperparameters, OptimizerKind, Rounding};
 use optswap::step::fill_synthetic_gradients;
 
@@ -57,7 +59,7 @@ fn main() {
                 params,
                 kept: &mut [],
                 segments: vec![Segment { at: 0..grad.len(), rule, grad }],
-                dice: Dice::new(Rounding::Nearest, 1, 1),
+                rounder: Rounder::new(Rounding::Nearest, 1, 1),
                 flat: (number * SPLIT_ELEMS) as u64,
             }
         };

@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::dice::{Dice, TileDice, round_nearest};
+use super::rounding::{Rounder, TileRounder, round_nearest};
 use crate::state::{Codec, INT8_BLOCK_ELEMS, Rounding, StateTensor};
 
 /// Some elements of a state tensor, as they lie in an extent.
@@ -161,10 +161,10 @@ impl<'a> SectionMut<'a> {
     /// Encodes all elements; `uppers` takes the upper halves of a master of which only the lower
     /// ones are kept here.
     #[inline(always)]
-    pub(super) fn encode(&mut self, values: &[f32], uppers: &mut [bf16], dice: TileDice) {
+    pub(super) fn encode(&mut self, values: &[f32], uppers: &mut [bf16], rounder: TileRounder) {
         match self {
             Self::Fp32(out) => out.copy_from_slice(values),
-            Self::Bf16(codes) => match dice.rounding() {
+            Self::Bf16(codes) => match rounder.rounding() {
                 Rounding::Nearest => {
                     for (code, value) in codes.iter_mut().zip(values) {
                         *code = bf16_nearest(*value);
@@ -174,7 +174,7 @@ impl<'a> SectionMut<'a> {
                     let len = codes.len();
                     let values = &values[..len];
                     for at in 0..len {
-                        codes[at] = bf16_stochastic(values[at], dice.bits(at));
+                        codes[at] = bf16_stochastic(values[at], rounder.bits(at));
                     }
                 }
             },
@@ -188,10 +188,10 @@ impl<'a> SectionMut<'a> {
                     codes.chunks_mut(INT8_BLOCK_ELEMS).zip(values.chunks(INT8_BLOCK_ELEMS));
                 for (block, ((codes, values), scale)) in blocks.zip(scales.iter_mut()).enumerate() {
                     *scale = largest_magnitude(values);
-                    let dice = dice.from(block * INT8_BLOCK_ELEMS);
+                    let rounder = rounder.from(block * INT8_BLOCK_ELEMS);
                     // One loop for each case, so that there is no branch in any.
-                    let stochastic = |number, at| dice.round_stochastic(number, at);
-                    match (*is_signed, dice.rounding()) {
+                    let stochastic = |number, at| rounder.round_stochastic(number, at);
+                    match (*is_signed, rounder.rounding()) {
                         (true, Rounding::Nearest) => {
                             encode_signed(values, *scale, codes, round_nearest);
                         }
@@ -216,16 +216,16 @@ impl<'a> SectionMut<'a> {
         &mut self,
         values: &[f32],
         uppers: &mut [bf16],
-        dice: Dice,
+        rounder: Rounder,
         tensor: u64,
         at: u64,
     ) {
-        self.encode(values, uppers, dice.tile(tensor, at));
+        self.encode(values, uppers, rounder.tile(tensor, at));
     }
 
     /// Encodes all elements, rounding to the nearest: for values that come from elsewhere.
     pub fn encode_nearest(&mut self, values: &[f32], uppers: &mut [bf16]) {
-        self.encode(values, uppers, TileDice::nearest());
+        self.encode(values, uppers, TileRounder::nearest());
     }
 }
 
@@ -330,7 +330,7 @@ mod tests {
     use rayon::prelude::*;
 
     use super::*;
-    use crate::optim::dice::Dice;
+    use crate::optim::rounding::Rounder;
 
     #[test]
     fn halves_of_every_bit_pattern_join_to_it() {
@@ -371,11 +371,11 @@ mod tests {
         StateTensor { name: "exp_avg".into(), codec, is_signed, initial: 0.0 }
     }
 
-    fn round_trip(codec: Codec, is_signed: bool, values: &[f32], dice: TileDice) -> Vec<f32> {
+    fn round_trip(codec: Codec, is_signed: bool, values: &[f32], rounder: TileRounder) -> Vec<f32> {
         let mut bytes = vec![0u64; codec.section_bytes(values.len() as u64) as usize / 8];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut bytes);
         let tensor = tensor(codec, is_signed);
-        SectionMut::new(&tensor, bytes, values.len()).encode(values, &mut [], dice);
+        SectionMut::new(&tensor, bytes, values.len()).encode(values, &mut [], rounder);
         let mut out = vec![0.0; values.len()];
         Section::new(&tensor, bytes, values.len()).decode(&[], &mut out);
         out
@@ -395,14 +395,14 @@ mod tests {
         #[test]
         fn what_was_decoded_is_encoded_to_itself(values in values(), seed: u64) {
             for rounding in [Rounding::Nearest, Rounding::Stochastic] {
-                let dice = Dice::new(rounding, seed, 1).tile(1, 0);
-                let again = Dice::new(rounding, seed, 2).tile(1, 0);
+                let rounder = Rounder::new(rounding, seed, 1).tile(1, 0);
+                let again = Rounder::new(rounding, seed, 2).tile(1, 0);
                 for (codec, is_signed) in
                     [(Codec::Bf16, true), (Codec::Int8, true), (Codec::Int8, false)]
                 {
                     let magnitudes = values.iter().map(|value| value.abs()).collect();
                     let values = if is_signed { values.clone() } else { magnitudes };
-                    let once = round_trip(codec, is_signed, &values, dice);
+                    let once = round_trip(codec, is_signed, &values, rounder);
                     let twice = round_trip(codec, is_signed, &once, again);
                     prop_assert_eq!(&once, &twice);
                     for (value, coded) in values.iter().zip(&once) {
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn int8_errors_are_within_a_code() {
         let magnitudes: Vec<f32> = (0..4096).map(|i| 1.5f32.powi(-(i % 25)) + 1e-6).collect();
-        let coded = round_trip(Codec::Int8, false, &magnitudes, TileDice::nearest());
+        let coded = round_trip(Codec::Int8, false, &magnitudes, TileRounder::nearest());
         for (value, coded) in magnitudes.iter().zip(coded) {
             // The square root lies on a square grid of 255 codes.
             let codes = |value: f32| value.sqrt().sqrt() / 1.000_001f32.powf(0.25) * 255.0;
@@ -432,8 +432,8 @@ mod tests {
             values.iter_mut().step_by(INT8_BLOCK_ELEMS).for_each(|value| *value = 1.0);
             let (mut sum, mut distinct) = (0.0, std::collections::BTreeSet::new());
             for step in 0..50 {
-                let dice = Dice::new(Rounding::Stochastic, 7, step).tile(1, 0);
-                let coded = round_trip(codec, is_signed, &values, dice);
+                let rounder = Rounder::new(Rounding::Stochastic, 7, step).tile(1, 0);
+                let coded = round_trip(codec, is_signed, &values, rounder);
                 sum += coded[1..256].iter().map(|value| f64::from(*value)).sum::<f64>();
                 distinct.extend(coded[1..256].iter().map(|value| value.to_bits()));
             }

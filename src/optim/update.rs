@@ -11,8 +11,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::codec::SectionMut;
-use super::dice::{Dice, TileDice};
 use super::element::{GradElem, ParamElem};
+use super::rounding::{Rounder, TileRounder};
 use super::rule::Rule;
 use super::width::{Kernel, on_widest};
 
@@ -50,7 +50,7 @@ pub struct UpdateTask<'a, R, G, P> {
     /// The elements that have a gradient, in order.
     pub segments: Vec<Segment<'a, R, G>>,
     /// How moments are rounded.
-    pub dice: Dice,
+    pub rounder: Rounder,
     /// The flat index of the first element.
     pub flat: u64,
 }
@@ -67,7 +67,7 @@ impl<R: Rule, G: GradElem, P: ParamElem> Kernel for UpdateTask<'_, R, G, P> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { master, moments: [first, second], params, kept, segments, dice, flat } = self;
+        let Self { master, moments: [first, second], params, kept, segments, rounder, flat } = self;
         match (master, first, second) {
             (SectionMut::Fp32(master), SectionMut::Fp32(first), SectionMut::Fp32(second)) => {
                 let mut arrays = Arrays { master, first, second, params: &mut *params };
@@ -79,7 +79,7 @@ impl<R: Rule, G: GradElem, P: ParamElem> Kernel for UpdateTask<'_, R, G, P> {
             }
             (master, first, second) => {
                 let moments = [first, second];
-                let tiles = Tiles { master, moments, params: &mut *params, dice, flat };
+                let tiles = Tiles { master, moments, params: &mut *params, rounder, flat };
                 tiles.update(&segments);
             }
         }
@@ -135,14 +135,14 @@ struct Tiles<'a, P> {
     master: SectionMut<'a>,
     moments: [SectionMut<'a>; 2],
     params: &'a mut [P],
-    dice: Dice,
+    rounder: Rounder,
     flat: u64,
 }
 
 impl<P: ParamElem> Tiles<'_, P> {
     #[inline(always)]
     fn update<R: Rule, G: GradElem>(self, segments: &[Segment<'_, R, G>]) {
-        let Self { mut master, moments: [mut first, mut second], mut params, dice, flat } = self;
+        let Self { mut master, moments: [mut first, mut second], mut params, rounder, flat } = self;
         let [mut a, mut b, mut c] = [[0.0f32; TILE_ELEMS]; 3];
         let elems = segments.last().map_or(0, |segment| segment.at.end);
         for start in (0..elems).step_by(TILE_ELEMS) {
@@ -182,9 +182,9 @@ impl<P: ParamElem> Tiles<'_, P> {
             }
             let flat = flat + start as u64;
             let uppers = P::upper_halves_mut(tile_params);
-            settle(&mut master, &a, uppers, dice.tile(0, flat));
-            settle(&mut first, &b, &mut [], dice.tile(1, flat));
-            settle(&mut second, &c, &mut [], dice.tile(2, flat));
+            settle(&mut master, &a, uppers, rounder.tile(0, flat));
+            settle(&mut first, &b, &mut [], rounder.tile(1, flat));
+            settle(&mut second, &c, &mut [], rounder.tile(2, flat));
         }
     }
 }
@@ -212,11 +212,11 @@ fn settle(
     section: &mut SectionMut<'_>,
     decoded: &[f32; TILE_ELEMS],
     uppers: &mut [bf16],
-    dice: TileDice,
+    rounder: TileRounder,
 ) {
     if !matches!(section, SectionMut::Fp32(_)) {
         let len = section.len();
-        section.encode(&decoded[..len], uppers, dice);
+        section.encode(&decoded[..len], uppers, rounder);
     }
 }
 
@@ -275,12 +275,12 @@ mod tests {
                 let bytes = bytemuck::cast_slice_mut(&mut sections[0]);
                 SectionMut::new(&tensors[0], bytes, ELEMS).encode_nearest(&padded, &mut params);
                 for step in 1..=self.steps {
-                    let dice = Dice::new(self.rounding, 3, step);
+                    let rounder = Rounder::new(self.rounding, 3, step);
                     let [cut, end] = self.cuts;
                     for at in [0..cut, cut..end] {
                         reference.update(&hyper, step, 0.5, at.clone(), &self.grads[at]);
                     }
-                    reference.round(&tensors, dice, 77);
+                    reference.round(&tensors, rounder, 77);
                     let segment = |at: Range<usize>| Segment {
                         at: at.clone(),
                         rule: R::new(&hyper, step, 0.5),
@@ -296,7 +296,7 @@ mod tests {
                         params: &mut params,
                         kept: &mut kept,
                         segments: vec![segment(0..cut), segment(cut..end)],
-                        dice,
+                        rounder,
                         flat: 77,
                     };
                     on_width(width, task);

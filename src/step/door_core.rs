@@ -236,7 +236,7 @@ impl SwappedOptimizer {
         if has_changed {
             let at = self.plan.partition().chunk(handle.chunk());
             let params = &mut params[at.shard_offset as usize..][..at.elems as usize];
-            chunk.encode(&self.plan, &self.pool, self.plan.dice(self.attempts), params);
+            chunk.encode(&self.plan, &self.pool, self.plan.rounder(self.attempts), params);
             let (resident, decoded) = chunk.into_parts();
             let uppers = halves_of(&self.plan, params);
             self.parts().passage.swap_out(resident, uppers);

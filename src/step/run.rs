@@ -143,8 +143,8 @@ impl SwappedOptimizer {
             }
             begun.activity.turn_to(Phase::SwapAndUpdate);
             let (plan, pool) = (passage.plan, passage.pool);
-            let (grad_scale, dice) = (outcome.grad_scale, plan.dice(passage.attempt));
-            let updates = Updates { plan, pool, groups, update_counts, grad_scale, dice };
+            let (grad_scale, rounder) = (outcome.grad_scale, plan.rounder(passage.attempt));
+            let updates = Updates { plan, pool, groups, update_counts, grad_scale, rounder };
             run_updates(&updates, &gradients, passage, sweep, params)
         });
         let updated = if outcome.skipped { Vec::new() } else { gradients.params(&self.plan) };

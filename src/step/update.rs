@@ -6,8 +6,8 @@ use super::gradients::ShardGradients;
 use super::plan::Plan;
 use super::view::sections_mut;
 use crate::optim::{
-    Adagrad, Adam, AdamW, Dice, GradElem, Lion, ParamElem, Rule, SPLIT_ELEMS, SectionMut, Segment,
-    Sgd, UpdateTask, run_tasks,
+    Adagrad, Adam, AdamW, GradElem, Lion, ParamElem, Rounder, Rule, SPLIT_ELEMS, SectionMut,
+    Segment, Sgd, UpdateTask, run_tasks,
 };
 use crate::state::{Hyperparameters, OptimizerKind};
 use crate::units::{ChunkIndex, ParamIndex};
@@ -20,7 +20,7 @@ pub(super) struct Updates<'a> {
     /// Updates that each parameter has taken before this one.
     pub update_counts: &'a [u64],
     pub grad_scale: f32,
-    pub dice: Dice,
+    pub rounder: Rounder,
 }
 
 impl Updates<'_> {
@@ -75,9 +75,9 @@ impl Updates<'_> {
             uppers = rest;
             has_gradients |= !segments.is_empty();
             if keeps || !segments.is_empty() {
-                let flat = self.plan.dice_offset(in_shard as u64);
-                let (params, dice) = (piece, self.dice);
-                tasks.push(UpdateTask { master, moments, params, kept, segments, dice, flat });
+                let flat = self.plan.rounding_offset(in_shard as u64);
+                let (params, rounder) = (piece, self.rounder);
+                tasks.push(UpdateTask { master, moments, params, kept, segments, rounder, flat });
             }
         }
         run_tasks(self.pool, tasks);

@@ -5,14 +5,14 @@ use crate::state::Rounding;
 
 /// How one step rounds.
 #[derive(Clone, Copy, Debug)]
-pub struct Dice {
+pub struct Rounder {
     rounding: Rounding,
     key: u64,
 }
 
 /// How the elements of a tile of one tensor are rounded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TileDice {
+pub(super) struct TileRounder {
     rounding: Rounding,
     key: u32,
     /// Low half of the flat index of the tile's first element.
@@ -27,7 +27,7 @@ fn mix64(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-impl Dice {
+impl Rounder {
     /// The rounding of one step (attempt).
     pub fn new(rounding: Rounding, seed: u64, attempt: u64) -> Self {
         Self { rounding, key: mix64(mix64(seed) ^ attempt) }
@@ -35,15 +35,15 @@ impl Dice {
 
     /// Of the elements of a tensor from `flat` on.
     #[inline(always)]
-    pub(super) fn tile(self, tensor: u64, flat: u64) -> TileDice {
+    pub(super) fn tile(self, tensor: u64, flat: u64) -> TileRounder {
         let key = mix64(self.key ^ (flat >> 32) ^ tensor << 60) as u32;
-        TileDice { rounding: self.rounding, key, first: flat as u32 }
+        TileRounder { rounding: self.rounding, key, first: flat as u32 }
     }
 }
 
-impl TileDice {
+impl TileRounder {
     pub fn nearest() -> Self {
-        Dice::new(Rounding::Nearest, 0, 0).tile(0, 0)
+        Rounder::new(Rounding::Nearest, 0, 0).tile(0, 0)
     }
 
     pub fn rounding(self) -> Rounding {
