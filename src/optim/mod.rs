@@ -1,5 +1,5 @@
-//! The arithmetic: the update in one pass over memory, the codecs of state tensors, the gradient
-//! norm summed exactly, and the scalar reference that all are held against.
+//! The arithmetic: the update in one pass over memory, the codecs of state tensors, the exact sum
+//! of the gradient norm, and the scalar reference that tests compare all of them with.
 //!
 //! Work is split by length only, so that results do not depend on the number of threads.
 
@@ -14,9 +14,9 @@ mod update;
 mod width;
 
 pub use codec::{Section, SectionMut, join_halves, split_halves};
-pub use element::{GradElem, ParamElem};
+pub use element::{GradElem, GradSlice, ParamElem, ParamSliceMut};
 pub use exact_sum::ExactSum;
 pub use norm::{BlockNorm, sum_of_squares};
 pub use rounding::Rounder;
-pub use rule::{Adagrad, Adam, AdamW, Lion, Rule, Sgd};
+pub use rule::UpdateRule;
 pub use update::{SPLIT_ELEMS, Segment, UpdateTask, run_tasks};
