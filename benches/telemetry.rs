@@ -15,7 +15,8 @@ use std::sync::Arc;
 use half::bf16;
 use optswap::internals::telemetry::median;
 use optswap::{
-    Config, Gradients, Inventory, NoParameters, Parameter, Solo, StepOptions, SwappedOptimizer,
+    Config, CreateOptions, Gradients, Inventory, NoParameters, Parameter, Solo, StepOptions,
+    SwappedOptimizer,
 };
 
 const PARAMS: usize = 8 << 20;
@@ -32,8 +33,13 @@ fn job(name: &str, drive: &Path, report: Option<&Path>) -> SwappedOptimizer {
     }
     config.validate().unwrap();
     let inventory = Inventory::new(vec![Parameter::new("w", [PARAMS])]).unwrap();
-    let mut optimizer =
-        SwappedOptimizer::create(&config, inventory, Arc::new(Solo::default())).unwrap();
+    let mut optimizer = SwappedOptimizer::create(
+        &config,
+        inventory,
+        Arc::new(Solo::default()),
+        CreateOptions::default(),
+    )
+    .unwrap();
     optimizer
         .initialize_parameters(&mut NoParameters, |_, masters| {
             masters.fill(0.01);

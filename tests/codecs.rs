@@ -183,7 +183,7 @@ fn parameters_are_the_upper_halves_and_come_back_with_a_durable_job() {
                 job.step(None)?;
             }
             let mut halves = vec![bf16::ZERO; job.params.len()];
-            job.optimizer.inspect(|view| {
+            job.optimizer.inspect(NO_PARAMETERS, |view| {
                 let masters = view.master.iter().map(|master| split_halves(*master).0);
                 halves[view.run.in_shard()].iter_mut().zip(masters).for_each(|(a, b)| *a = b);
                 Ok(())
@@ -239,20 +239,24 @@ fn checkpoints_hold_the_whole_state_for_any_codec_and_number_of_ranks() {
             let mut job = Job::start(&config, Arc::clone(&comm))?;
             job.step(None)?;
             let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
-            checkpoints.begin(&mut job.optimizer, None, b"")?;
+            checkpoints.begin(&mut job.optimizer, None, b"", &job.params)?;
             let digest = job.digest()?;
             // Handed over while a step goes on, but for the parameter that takes no part in it.
             let shard = shard_gradients(&job.optimizer, 2);
-            let mut gradients = Gradients::new();
+            let mut given = Vec::new();
             for piece in job.optimizer.partition().pieces() {
                 if piece.param != ParamIndex(1) {
-                    gradients.swap_out(piece.param, piece.param_offset, &shard[piece.in_shard()]);
+                    given.push((piece.param, piece.param_offset, &shard[piece.in_shard()]));
                 }
             }
-            job.optimizer.step(&gradients, &mut job.params, StepOptions::default())?;
+            job.optimizer.step(
+                &Gradients::Pieces(given),
+                &mut job.params,
+                StepOptions::default(),
+            )?;
             let saved = checkpoints.finish(&mut job.optimizer, &job.params)?;
             // And once without a step.
-            let again = checkpoints.save_with(&mut job.optimizer, None, b"", &job.params)?;
+            let again = checkpoints.save(&mut job.optimizer, None, b"", &job.params)?;
             let later = job.digest()?;
             job.optimizer.close();
             Ok([(digest, saved), (later, again)])
@@ -307,10 +311,14 @@ fn a_neighbour_without_gradient_keeps_its_bits_in_every_codec() {
             };
             let before = state_of(&mut job)?;
             let shard = shard_gradients(&job.optimizer, 2);
-            let mut gradients = Gradients::new();
-            gradients.swap_out(ParamIndex(0), 0, &shard[..9000]);
-            gradients.swap_out(ParamIndex(2), 0, &shard[14_000..]);
-            job.optimizer.step(&gradients, &mut job.params, StepOptions::default())?;
+            let mut given = Vec::new();
+            given.push((ParamIndex(0), 0, &shard[..9000]));
+            given.push((ParamIndex(2), 0, &shard[14_000..]));
+            job.optimizer.step(
+                &Gradients::Pieces(given),
+                &mut job.params,
+                StepOptions::default(),
+            )?;
             let after = state_of(&mut job)?;
             for ((_, master, moments), (_, master_then, moments_then)) in before.iter().zip(&after)
             {

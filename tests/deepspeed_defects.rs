@@ -107,7 +107,7 @@ fn a_resume_keeps_moments_step_counts_and_loss_scale() {
         assert!(params.iter().all(|param| optimizer.update_count(*param) == 3));
         assert_eq!(optimizer.loss_scaler().scale(), 2048.0);
         let mut largest = [0.0f32; 2];
-        optimizer.inspect(|view| {
+        optimizer.inspect(NO_PARAMETERS, |view| {
             for (largest, moment) in largest.iter_mut().zip(view.moments) {
                 *largest = moment.iter().fold(*largest, |largest, it| largest.max(it.abs()));
             }

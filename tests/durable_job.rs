@@ -249,7 +249,7 @@ fn a_corrupt_chunk_is_named_never_trained_on_and_repaired_from_a_checkpoint() {
     let saved = all(on_ranks(2, |comm: Arc<dyn Communicator>| {
         let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 3)?;
-        Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"")
+        Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"", NO_PARAMETERS)
     }));
     let report = verify_drives(&drives.paths(), None).unwrap();
     assert!(report.findings.is_empty() && report.chunks == 7, "{report:?}");
@@ -290,7 +290,12 @@ fn a_scrub_writes_nothing_that_the_record_does_not_promise() {
     let saved = all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
-        let saved = Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"")?;
+        let saved = Checkpoints::open(&config, comm).unwrap().save(
+            &mut optimizer,
+            None,
+            b"",
+            NO_PARAMETERS,
+        )?;
         step_until(&mut optimizer, 3)?;
         Ok(saved)
     }));
@@ -312,17 +317,15 @@ fn train(config: &Config, ranks: usize, until: u64) -> Vec<Result<(Origin, Strin
             [comm.rank().index()]
         .clone();
         let fill = masters(flat.start);
-        let mut params: Vec<bf16> = Vec::new();
-        let (mut training, origin) =
-            Training::start(config, inventory(&SIZES), comm, None, &mut params, fill)?;
-        while training.optimizer().attempts() < until {
-            let optimizer = training.optimizer();
-            let shard = shard_gradients(optimizer, optimizer.attempts() + 1);
-            let gradients = Gradients::Shard(&shard);
-            training.step(&gradients, &mut params, StepOptions::default())?;
+        let mut job = Training::builder(config, comm)
+            .parameters(inventory(&SIZES).parameters().to_vec())
+            .start::<bf16>(fill)?;
+        while let Some(step) = job.next_step(until) {
+            let shard = shard_gradients(job.optimizer(), step);
+            job.step_on(&Gradients::Shard(&shard))?;
         }
-        let digest = training.optimizer_mut().state_digest(NO_PARAMETERS)?;
-        Ok((origin, digest))
+        let digest = job.optimizer_mut().state_digest(NO_PARAMETERS)?;
+        Ok((job.origin().clone(), digest))
     })
 }
 

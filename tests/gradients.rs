@@ -115,9 +115,9 @@ fn formats_are_converted_exactly_and_sums_are_rounded_as_told() {
                     [0, 1, 2].map(|batch| micro_batch(&optimizer, 1, batch));
                 let second: Vec<bf16> = second.into_iter().map(bf16::from_f32).collect();
                 let third: Vec<f16> = third.into_iter().map(f16::from_f32).collect();
-                hand_over(&mut optimizer, &first, |_| true, 1, false)?;
-                hand_over(&mut optimizer, &second, |_| true, 2, false)?;
-                hand_over(&mut optimizer, &third, |_| true, 3, true)?;
+                hand_over(&mut optimizer, &first, |_| true, 1, MicroBatch::More)?;
+                hand_over(&mut optimizer, &second, |_| true, 2, MicroBatch::More)?;
+                hand_over(&mut optimizer, &third, |_| true, 3, MicroBatch::Last)?;
                 optimizer.flush_gradients()?;
                 optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
                 optimizer.state_digest(NO_PARAMETERS)
@@ -146,7 +146,7 @@ fn a_stale_gradient_is_never_replayed() {
             step_handed_over(&mut optimizer, 1, &mut params)?;
             // Only the third parameter is active.
             let shard = micro_batch(&optimizer, 2, 0);
-            hand_over(&mut optimizer, &shard, |param| param.0 == 2, 9, true)?;
+            hand_over(&mut optimizer, &shard, |param| param.0 == 2, 9, MicroBatch::Last)?;
             optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             let counts: Vec<u64> =
                 (0..4).map(|param| optimizer.update_count(ParamIndex(param))).collect();
@@ -161,7 +161,7 @@ fn a_stale_gradient_is_never_replayed() {
             if let Some(first) = shard.first_mut() {
                 *first = f32::INFINITY;
             }
-            hand_over(&mut optimizer, &shard, |_| true, 9, true)?;
+            hand_over(&mut optimizer, &shard, |_| true, 9, MicroBatch::Last)?;
             let outcome =
                 optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             assert!(outcome.is_skipped());
@@ -171,12 +171,12 @@ fn a_stale_gradient_is_never_replayed() {
             assert!(!outcome.is_skipped() && outcome.grad_norm == 0.0, "{outcome:?}");
             assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before, "no gradient, no update");
             // And so after they were dropped.
-            hand_over(&mut optimizer, &shard, |_| true, 9, false)?;
+            hand_over(&mut optimizer, &shard, |_| true, 9, MicroBatch::More)?;
             optimizer.discard_gradients();
             assert!(
                 !optimizer
                     .step(&Gradients::handed_over(), &mut params, StepOptions::default())?
-                    .skipped
+                    .is_skipped()
             );
             assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
             Ok(())
@@ -198,13 +198,13 @@ fn an_uncovered_range_is_never_read() {
             let mut params = params_of(&optimizer);
             for step in 1..=3 {
                 let shard = micro_batch(&optimizer, step, 0);
-                let mut gradients = Gradients::new();
+                let mut given = Vec::new();
                 let pieces = optimizer.partition().pieces().iter();
                 for piece in pieces.filter(|piece| active(piece.param)) {
                     let (param, offset) = (piece.param, piece.param_offset);
-                    gradients.swap_out(param, offset, &shard[piece.in_shard()]);
+                    given.push((param, offset, &shard[piece.in_shard()]));
                 }
-                optimizer.step(&gradients, &mut params, StepOptions::default())?;
+                optimizer.step(&Gradients::Pieces(given), &mut params, StepOptions::default())?;
             }
             Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
@@ -213,11 +213,11 @@ fn an_uncovered_range_is_never_read() {
             let mut params = params_of(&optimizer);
             // Large values in every buffer first, of a window that is dropped.
             let large = vec![1e30f32; params.len()];
-            hand_over(&mut optimizer, &large, |_| true, 7, true)?;
+            hand_over(&mut optimizer, &large, |_| true, 7, MicroBatch::Last)?;
             optimizer.discard_gradients();
             for step in 1..=3 {
                 let shard = micro_batch(&optimizer, step, 0);
-                hand_over(&mut optimizer, &shard, active, step, true)?;
+                hand_over(&mut optimizer, &shard, active, step, MicroBatch::Last)?;
                 optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             }
             Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
@@ -277,15 +277,15 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                 let shard = micro_batch(&optimizer, 1, 0);
                 let options = StepOptions::default();
                 let result = if place == GradientPlace::Caller {
-                    let mut gradients = Gradients::new();
+                    let mut given = Vec::new();
                     let pieces = optimizer.partition().pieces().iter();
                     for piece in pieces.filter(|piece| active(piece.param)) {
                         let (param, offset) = (piece.param, piece.param_offset);
-                        gradients.swap_out(param, offset, &shard[piece.in_shard()]);
+                        given.push((param, offset, &shard[piece.in_shard()]));
                     }
-                    optimizer.step(&gradients, &mut params, options)
+                    optimizer.step(&Gradients::Pieces(given), &mut params, options)
                 } else {
-                    hand_over(&mut optimizer, &shard, active, 3, true)?;
+                    hand_over(&mut optimizer, &shard, active, 3, MicroBatch::Last)?;
                     optimizer.step(&Gradients::handed_over(), &mut params, options)
                 };
                 if missing == MissingGradient::Error {
@@ -296,7 +296,13 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                     assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, untouched);
                     if place != GradientPlace::Caller {
                         // What is there stays, so that the rest can still come.
-                        hand_over(&mut optimizer, &shard, |param| param.0 == 0, 4, true)?;
+                        hand_over(
+                            &mut optimizer,
+                            &shard,
+                            |param| param.0 == 0,
+                            4,
+                            MicroBatch::Last,
+                        )?;
                         optimizer.step(&Gradients::handed_over(), &mut params, options)?;
                     }
                     return Ok((String::new(), 0));
@@ -327,12 +333,12 @@ fn a_zero_gradient_is_what_a_missing_one_is_taken_for() {
             for step in 1..=2 {
                 let mut shard = micro_batch(&optimizer, step, 0);
                 shard[..200_000].fill(0.0);
-                let mut gradients = Gradients::new();
+                let mut given = Vec::new();
                 if is_given {
-                    gradients.swap_out(ParamIndex(0), 0, &shard[..200_000]);
+                    given.push((ParamIndex(0), 0, &shard[..200_000]));
                 }
-                gradients.swap_out(ParamIndex(1), 0, &shard[200_000..]);
-                optimizer.step(&gradients, &mut params, StepOptions::default())?;
+                given.push((ParamIndex(1), 0, &shard[200_000..]));
+                optimizer.step(&Gradients::Pieces(given), &mut params, StepOptions::default())?;
             }
             optimizer.state_digest(NO_PARAMETERS)
         }))
@@ -435,7 +441,7 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             } else {
                 assert!(optimizer.flush_gradients().is_err());
                 assert!(optimizer.flush_gradients().is_err());
-                hand_over(&mut optimizer, &shard, |_| true, 5, true)?;
+                hand_over(&mut optimizer, &shard, |_| true, 5, MicroBatch::Last)?;
             }
             optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
             optimizer.state_digest(NO_PARAMETERS)

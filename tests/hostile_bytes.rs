@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use optswap::internals::config::{Durability, EngineName};
 use optswap::internals::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
 use optswap::internals::wire::{crc32c, crc32c_joined};
-use optswap::{Change, Config, NO_PARAMETERS};
+use optswap::{Config, NO_PARAMETERS};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use support::world::{Job, STEPS, all, job_config_for, on_ranks, undisturbed_digests};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use optswap::internals::checkpoint::{CheckpointReader, export_safetensors, import_safetensors};
-use optswap::{Change, Checkpoints, Config};
+use optswap::{Checkpoints, Config, NO_PARAMETERS};
 use proptest::prelude::*;
 use support::Drives;
 use support::world::{config_for, on_ranks, start, step_until};
@@ -28,7 +28,7 @@ fn saved(drives: &Drives) -> (PathBuf, PathBuf) {
     let saved = on_ranks(2, |comm| {
         let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
-        Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"blob")
+        Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"blob", NO_PARAMETERS)
     });
     let directory = saved.into_iter().next().unwrap().unwrap().directory;
     let export = drives.path().join("export");

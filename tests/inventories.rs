@@ -15,7 +15,7 @@ use optswap::internals::checkpoint::{
 use optswap::internals::config::GradientPlace;
 use optswap::{
     Checkpoints, Communicator, Config, CreateOptions, Gradients, Inventory, NO_PARAMETERS,
-    Parameter, Result, Sharding, StepOptions, SwappedOptimizer, Verifier,
+    NoParameters, Parameter, Result, Sharding, StepOptions, SwappedOptimizer, Verifier,
 };
 use support::Drives;
 use support::shards::{State, fill_masters, gradients, joined, slices, start, state, step};
@@ -63,7 +63,7 @@ fn begin(
 
 /// One more step; each half has gradients of its own, and the norm the same.
 fn go_on(optimizer: &mut SwappedOptimizer) -> Result<f64> {
-    let seed = u64::from(optimizer.group().number());
+    let seed = u64::from(optimizer.shard_group().number());
     step(optimizer, seed, None).map(|outcome| outcome.grad_norm)
 }
 
@@ -105,7 +105,7 @@ fn a_copy_counts_once_and_all_copies_are_updated_alike() {
         config.gradients.place = place;
         let results = all(on_ranks(4, |comm| {
             let mut optimizer = begin(&config, &comm, odd_have_slices)?;
-            let (group, inventory) = (optimizer.group().clone(), half(number(&*comm)));
+            let (group, inventory) = (optimizer.shard_group().clone(), half(number(&*comm)));
             assert_eq!((group.count(), group.number()), (2, number(&*comm)));
             let seed = u64::from(group.number());
             let mut verifier = Verifier::new(&optimizer, fill_masters(seed, &inventory))?;
@@ -211,8 +211,8 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
         let mut optimizer = begin(&config, &comm, true)?;
         go_on(&mut optimizer)?;
         let mut checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap();
-        let saved = checkpoints.save(&mut optimizer, None, b"")?;
-        let found = checkpoints.newest_whole(&half(number(&*comm)), optimizer.group())?;
+        let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
+        let found = checkpoints.newest_whole(&half(number(&*comm)), optimizer.shard_group())?;
         assert_eq!(found, Some((1, saved.directory.clone())));
         go_on(&mut optimizer)?;
         let digest = optimizer.element_digest(NO_PARAMETERS)?;
@@ -223,11 +223,15 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
     let load = |ranks: usize, odd_have_slices: bool| {
         all(on_ranks(ranks, |comm| {
             let sharding = sharding(&*comm, odd_have_slices)?;
-            let create = SwappedOptimizer::create_sharded;
             let inventory = half(number(&*comm));
-            let mut optimizer = create(&config, inventory, Arc::clone(&comm), &sharding)?;
+            let mut optimizer = SwappedOptimizer::create(
+                &config,
+                inventory,
+                Arc::clone(&comm),
+                CreateOptions::sharded(sharding),
+            )?;
             let checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap();
-            checkpoints.load(&mut optimizer, &directory)?;
+            checkpoints.load(&mut optimizer, &directory, &mut NoParameters)?;
             go_on(&mut optimizer)?;
             let digest = optimizer.element_digest(NO_PARAMETERS)?;
             optimizer.close();
@@ -247,7 +251,7 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
     let alone = on_ranks(1, |comm| {
         let mut optimizer = start(&config, &half(0), &comm, &Sharding::default(), 0)?;
         let checkpoints = Checkpoints::open(&config, comm).unwrap();
-        checkpoints.load(&mut optimizer, &directory).map(drop)
+        checkpoints.load(&mut optimizer, &directory, &mut NoParameters).map(drop)
     });
     let error = alone.into_iter().next().unwrap().unwrap_err().to_string();
     assert!(error.contains("another number of inventories"), "{error}");

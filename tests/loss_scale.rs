@@ -10,8 +10,8 @@ use std::sync::Arc;
 use half::bf16;
 use optswap::internals::config::{LossScaleConfig, LossScaleMode};
 use optswap::{
-    Checkpoints, Communicator, Config, Gradients, NO_PARAMETERS, Result, StepOptions, StepOutcome,
-    SwappedOptimizer,
+    Checkpoints, Communicator, Config, Gradients, NO_PARAMETERS, NoParameters, Result, StepOptions,
+    StepOutcome, SwappedOptimizer,
 };
 use support::Drives;
 use support::world::{
@@ -45,7 +45,7 @@ fn scaled_step(optimizer: &mut SwappedOptimizer, overflows: bool) -> Result<Step
 }
 
 fn scale_after(optimizer: &mut SwappedOptimizer, overflows: bool) -> Result<f32> {
-    assert_eq!(scaled_step(optimizer, overflows)?.skipped, overflows);
+    assert_eq!(scaled_step(optimizer, overflows)?.is_skipped(), overflows);
     Ok(optimizer.loss_scaler().scale())
 }
 
@@ -155,7 +155,7 @@ fn a_checkpoint_brings_the_scale_to_any_number_of_ranks() {
             scale_after(&mut optimizer, overflows)?;
         }
         let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
-        let saved = checkpoints.save(&mut optimizer, None, b"")?;
+        let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
         optimizer.close();
         Ok(saved.directory)
     }))
@@ -164,7 +164,7 @@ fn a_checkpoint_brings_the_scale_to_any_number_of_ranks() {
         all(on_ranks(ranks, |comm: Arc<dyn Communicator>| {
             let mut optimizer = start(config, &SIZES, Arc::clone(&comm))?;
             let checkpoints = Checkpoints::open(config, comm).unwrap();
-            checkpoints.load(&mut optimizer, &directory)?;
+            checkpoints.load(&mut optimizer, &directory, &mut NoParameters)?;
             let before = optimizer.loss_scaler().scale();
             step_until(&mut optimizer, 5)?;
             Ok([before, optimizer.loss_scaler().scale()])

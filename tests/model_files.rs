@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use optswap::{
-    Config, CreateOptions, Gradients, ModelFiles, ParamIndex, StepOptions, SwappedOptimizer,
+    Config, CreateOptions, Gradients, ModelFiles, NO_PARAMETERS, ParamIndex, StepOptions,
+    SwappedOptimizer,
 };
 use serde_json::{Value, json};
 use support::world::{durable_config_for, on_ranks};
@@ -132,7 +133,7 @@ fn init_puts_a_model_onto_drives_and_training_goes_on_from_there() {
             CreateOptions::default(),
         )?;
         assert_eq!(optimizer.resumed().map(|it| it.attempt), Some(0));
-        optimizer.inspect(|view| {
+        optimizer.inspect(NO_PARAMETERS, |view| {
             let mut expected = vec![0.0; view.master.len()];
             model.read(view.run.param, view.run.param_offset, &mut expected)?;
             assert_eq!(view.master, expected);
@@ -144,7 +145,7 @@ fn init_puts_a_model_onto_drives_and_training_goes_on_from_there() {
         let pieces = Gradients::Shard(&gradients);
         optimizer.step(&pieces, &mut params, StepOptions::default())
     });
-    stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));
+    stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().is_skipped()));
     let inspect = alone(&optswap(), &["inspect", &paths[0], &paths[1]]);
     assert!(inspect.stdout.contains("step 1"), "{}", inspect.stdout);
 
@@ -226,7 +227,7 @@ mod needs_python {
             let pieces = Gradients::Shard(&gradients);
             optimizer.step(&pieces, &mut params, StepOptions::default())
         });
-        stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().skipped));
+        stepped.into_iter().for_each(|outcome| assert!(!outcome.unwrap().is_skipped()));
         let paths: Vec<String> =
             drives.paths().iter().map(|path| path.display().to_string()).collect();
         let inspect = alone(&optswap(), &["inspect", &paths[0], &paths[1]]);

@@ -77,8 +77,8 @@ fn each_program_has_the_errors_that_it_names() {
 fn a_program_without_errors_compiles() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("program.rs");
-    let text = "use optswap::internals::step::SubGroup;\n\
-                pub fn index(it: &SubGroup<'_, '_, f32, ()>) -> u32 {\n    it.index()\n}\n";
+    let text = "use optswap::{NoParameters, SubGroup};\n\
+                pub fn index(it: &SubGroup<'_, '_, f32, NoParameters>) -> u32 {\n    it.index()\n}\n";
     std::fs::write(&program, text).unwrap();
     assert_eq!(errors_in(&program), Errors::new());
 }

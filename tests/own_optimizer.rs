@@ -11,7 +11,7 @@ mod support;
 use std::sync::Arc;
 
 use half::bf16;
-use handed_over::{CHUNK_BYTES, micro_batch};
+use handed_over::{CHUNK_BYTES, batch_of, micro_batch};
 use optswap::internals::config::{AccumulateIn, EngineName, GradientPlace};
 use optswap::internals::optim::reference::Reference;
 use optswap::internals::state::Rounding;
@@ -50,7 +50,7 @@ fn back_propagate(optimizer: &mut SwappedOptimizer, step: u64) -> Result<()> {
             let parts = shard[piece.in_shard()].chunks(PIECE).enumerate();
             for (number, part) in parts.collect::<Vec<_>>().into_iter().rev() {
                 let offset = piece.param_offset + (number * PIECE) as u64;
-                optimizer.gradient_sink().add(piece.param, offset, part, batch == 1)?;
+                optimizer.gradient_sink().add(piece.param, offset, part, batch_of(batch == 1))?;
             }
         }
     }
@@ -63,14 +63,14 @@ fn some_gradients<'a>(
     shard: &'a [f32],
     step: u64,
 ) -> Gradients<'a, f32> {
-    let mut gradients = Gradients::new();
+    let mut given = Vec::new();
     let pieces = optimizer.partition().pieces().iter().rev();
     for piece in pieces.filter(|piece| has_gradient(piece.param, step)) {
         let (first, rest) = shard[piece.in_shard()].split_at(piece.elems as usize / 3);
-        gradients.swap_out(piece.param, piece.param_offset + first.len() as u64, rest);
-        gradients.swap_out(piece.param, piece.param_offset, first);
+        given.push((piece.param, piece.param_offset + first.len() as u64, rest));
+        given.push((piece.param, piece.param_offset, first));
     }
-    gradients
+    Gradients::Pieces(given)
 }
 
 /// The same update in memory.
@@ -109,11 +109,17 @@ fn step(
         }
         (_, AccumulateIn::F32) => {
             back_propagate(optimizer, number)?;
-            update_all(optimizer.begin_update_gradients::<f32, _>(params, options)?, rule)?
+            update_all(
+                optimizer.begin_update(&Gradients::<f32>::HandedOver, params, options)?,
+                rule,
+            )?
         }
         (_, AccumulateIn::Bf16) => {
             back_propagate(optimizer, number)?;
-            update_all(optimizer.begin_update_gradients::<bf16, _>(params, options)?, rule)?
+            update_all(
+                optimizer.begin_update(&Gradients::<bf16>::HandedOver, params, options)?,
+                rule,
+            )?
         }
     };
     verifier
@@ -289,11 +295,16 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let mut config = rmsprop_config(&drives, true);
     config.durability.commit_every = 1;
     let twins = all(on_ranks(2, |comm| {
-        let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
+        let mut optimizer = SwappedOptimizer::create(
+            &config,
+            inventory(&sizes(2)),
+            comm,
+            CreateOptions::default(),
+        )?;
         let fill = masters(optimizer.partition().flat().start);
         optimizer.initialize_parameters(&mut NoParameters, &fill)?;
         let mut verifier = Verifier::new(&optimizer, &fill)?;
-        verifier.check(&mut optimizer)?;
+        verifier.check(&mut optimizer, NO_PARAMETERS)?;
         let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
         optimizer.emit_parameters(&mut params)?;
         for _ in 1..=3 {
@@ -305,10 +316,15 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let twins = std::sync::Mutex::new(twins.into_iter().map(Some).collect::<Vec<_>>());
     all(on_ranks(2, |comm| {
         let rank = comm.rank().index();
-        let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
+        let mut optimizer = SwappedOptimizer::create(
+            &config,
+            inventory(&sizes(2)),
+            comm,
+            CreateOptions::default(),
+        )?;
         assert_eq!(optimizer.resumed().map(|resumed| resumed.attempt), Some(3));
         let (mut verifier, mut params) = twins.lock().unwrap()[rank].take().unwrap();
-        verifier.check(&mut optimizer)?;
+        verifier.check(&mut optimizer, NO_PARAMETERS)?;
         step(&mut optimizer, &mut verifier, rmsprop, &mut params)?;
         let names: Vec<_> = optimizer.plan().tensors().iter().map(|it| it.name.clone()).collect();
         assert_eq!(names, ["master", "square_avg", "momentum_buffer"]);
@@ -320,7 +336,8 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     other.optimizer.own.as_mut().unwrap().state.pop();
     for config in [&other, &{ small_config(&drives, true) }] {
         let refused = on_ranks(2, |comm| {
-            SwappedOptimizer::create(config, inventory(&sizes(2)), comm).map(drop)
+            SwappedOptimizer::create(config, inventory(&sizes(2)), comm, CreateOptions::default())
+                .map(drop)
         });
         for result in refused {
             let error = result.unwrap_err();
@@ -351,16 +368,30 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
         let mut params = vec![(); shard.len()];
         let options = StepOptions::default();
         update_all(optimizer.begin_update(&gradients, &mut params, options)?, rmsprop)?;
-        let saved = Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"")?;
+        let saved = Checkpoints::open(&config, comm).unwrap().save(
+            &mut optimizer,
+            None,
+            b"",
+            NO_PARAMETERS,
+        )?;
         let digest = optimizer.state_digest(NO_PARAMETERS)?;
         optimizer.close();
         Ok((saved.directory, digest))
     }));
     let (directory, digest) = &saved[0];
     let load = |config: &Config, comm: Arc<dyn Communicator>| {
-        let made = SwappedOptimizer::create(config, inventory(&sizes(1)), Arc::clone(&comm));
+        let made = SwappedOptimizer::create(
+            config,
+            inventory(&sizes(1)),
+            Arc::clone(&comm),
+            CreateOptions::default(),
+        );
         let mut optimizer = made?;
-        Checkpoints::open(config, comm).unwrap().load(&mut optimizer, directory)?;
+        Checkpoints::open(config, comm).unwrap().load(
+            &mut optimizer,
+            directory,
+            &mut NoParameters,
+        )?;
         optimizer.state_digest(NO_PARAMETERS)
     };
     let loaded = all(on_ranks(3, |comm| load(&config, comm)));
@@ -393,7 +424,12 @@ fn purged_state_begins_anew_and_masters_stay() {
         let drives = Drives::new(2);
         let config = rmsprop_config(&drives, is_durable);
         all(on_ranks(2, |comm| {
-            let mut optimizer = SwappedOptimizer::create(&config, inventory(&sizes(2)), comm)?;
+            let mut optimizer = SwappedOptimizer::create(
+                &config,
+                inventory(&sizes(2)),
+                comm,
+                CreateOptions::default(),
+            )?;
             let fill = masters(optimizer.partition().flat().start);
             optimizer.initialize_parameters(&mut NoParameters, &fill)?;
             let mut verifier = Verifier::new(&optimizer, &fill)?;
@@ -401,7 +437,7 @@ fn purged_state_begins_anew_and_masters_stay() {
             optimizer.emit_parameters(&mut params)?;
             step(&mut optimizer, &mut verifier, rmsprop, &mut params)?;
             let mut before = vec![0.0; params.len()];
-            optimizer.inspect(|view| {
+            optimizer.inspect(NO_PARAMETERS, |view| {
                 before[view.run.in_shard()].copy_from_slice(view.master);
                 Ok(())
             })?;
@@ -412,7 +448,7 @@ fn purged_state_begins_anew_and_masters_stay() {
             };
             // A twin that begins here has other state and counts of 0.
             let mut verifier = Verifier::new(&optimizer, from_here)?;
-            verifier.check(&mut optimizer)?;
+            verifier.check(&mut optimizer, NO_PARAMETERS)?;
             step(&mut optimizer, &mut verifier, rmsprop, &mut params)?;
             Ok(())
         }));
@@ -445,6 +481,6 @@ fn without_write_overlap_a_sub_group_is_on_the_drives_when_it_is_swapped_out() {
                 offset += elems.div_ceil(4096) * 4096 * 12;
             }
         }
-        groups.finish()
+        groups.finish(Ok(()))
     }));
 }

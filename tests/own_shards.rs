@@ -16,8 +16,8 @@ use optswap::internals::config::GradientPlace;
 use optswap::internals::state::Rounding;
 use optswap::{
     Checkpoints, Codec, Communicator, Config, CreateOptions, Elems, Error, Gradients, Inventory,
-    NO_PARAMETERS, Origin, ParamIndex, Parameter, Piece, Result, Sharding, StepOptions,
-    SwappedOptimizer, Training, Verifier,
+    MicroBatch, NO_PARAMETERS, NoParameters, Origin, ParamIndex, Parameter, Piece, Result,
+    Sharding, StepOptions, SwappedOptimizer, Training, Verifier,
 };
 use support::Drives;
 use support::shards::{fill_masters, gradients, joined, slices, start, state, step};
@@ -125,24 +125,24 @@ fn gradients_follow_the_pieces() {
         let mut optimizer = start(&config, &inventory, &comm, &Sharding::own(pieces), SEED)?;
         let mut params = vec![0.0f32; 150];
         let ones = [1.0f32; 100];
-        let mut gradients = Gradients::new();
-        gradients.swap_out(ParamIndex(0), 0, &ones[..70]);
-        let partly = optimizer.step(&gradients, &mut params, StepOptions::default());
+        let part = Gradients::Pieces(vec![(ParamIndex(0), 0, &ones[..70])]);
+        let partly = optimizer.step(&part, &mut params, StepOptions::default());
         let partly = partly.unwrap_err().to_string();
         for word in ["only partly there", "layer0.weight", "given 70", "share 100"] {
             assert!(partly.contains(word), "{partly}");
         }
-        gradients.swap_out(ParamIndex(0), 70, &ones[70..]);
+        let parts = vec![(ParamIndex(0), 0, &ones[..70]), (ParamIndex(0), 70, &ones[70..])];
+        let gradients = Gradients::Pieces(parts);
         let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
         assert_eq!(outcome.grad_norm, 10.0);
         assert_eq!([0, 1].map(|param| optimizer.update_count(ParamIndex(param))), [1, 0]);
         assert!(params[..40].iter().chain(&params[90..]).all(|param| *param != 0.0));
         assert!(params[40..90].iter().all(|param| *param == 0.0), "no gradient, no update");
         // The same in two micro-batches, handed over before the step, across pieces.
-        for is_last in [false, true] {
+        for micro_batch in [MicroBatch::More, MicroBatch::Last] {
             for (offset, len) in [(50, 50), (10, 40), (0, 10)] {
                 let ones = &ones[..len];
-                optimizer.gradient_sink().add(ParamIndex(0), offset, ones, is_last)?;
+                optimizer.gradient_sink().add(ParamIndex(0), offset, ones, micro_batch)?;
             }
         }
         let outcome =
@@ -161,10 +161,10 @@ fn save(config: &Config, ranks: usize, is_own: bool) -> PathBuf {
         let mut optimizer = start(config, inventory, &comm, &sharding, SEED)?;
         step(&mut optimizer, SEED, None)?;
         let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap();
-        checkpoints.begin(&mut optimizer, None, b"blob")?;
+        checkpoints.begin(&mut optimizer, None, b"blob", NO_PARAMETERS)?;
         // The step hands over what it was before.
         step(&mut optimizer, SEED, None)?;
-        let saved = checkpoints.finish(&mut optimizer)?;
+        let saved = checkpoints.finish(&mut optimizer, NO_PARAMETERS)?;
         optimizer.close();
         Ok(saved.directory)
     }));
@@ -176,10 +176,14 @@ fn go_on(config: &Config, directory: &Path, ranks: usize, is_own: bool) -> Strin
     let inventory = &inventory(&RAGGED);
     let digests = all(on_ranks(ranks, |comm| {
         let sharding = if is_own { own(inventory, &*comm, 100) } else { Sharding::default() };
-        let create = SwappedOptimizer::create_sharded;
-        let mut optimizer = create(config, inventory.clone(), Arc::clone(&comm), &sharding)?;
+        let mut optimizer = SwappedOptimizer::create(
+            config,
+            inventory.clone(),
+            Arc::clone(&comm),
+            CreateOptions::sharded(sharding),
+        )?;
         let checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap();
-        assert_eq!(checkpoints.load(&mut optimizer, directory)?, b"blob");
+        assert_eq!(checkpoints.load(&mut optimizer, directory, &mut NoParameters)?, b"blob");
         assert_eq!(optimizer.attempts(), 1);
         for _ in 0..2 {
             step(&mut optimizer, SEED, None)?;
@@ -287,21 +291,15 @@ fn a_checkpoint_repairs_and_replaces_shards_of_other_pieces() {
     let begin = |ranks: usize, align: u64| {
         all(on_ranks(ranks, |comm| {
             let sharding = own(inventory, &*comm, align);
-            let mut params: Vec<bf16> = Vec::new();
-            let (mut training, origin) = Training::start_sharded(
-                &config,
-                inventory.clone(),
-                Arc::clone(&comm),
-                &sharding,
-                None,
-                &mut params,
-                fill_masters(SEED, inventory),
-            )?;
-            let shard = gradients(training.optimizer(), origin.attempt() + 1, SEED);
-            let pieces = Gradients::Shard(&shard);
-            training.step(&pieces, &mut params, StepOptions::default())?;
+            let mut job = Training::builder(&config, Arc::clone(&comm))
+                .parameters(inventory.parameters().to_vec())
+                .sharding(sharding)
+                .start::<bf16>(fill_masters(SEED, inventory))?;
+            let origin = job.origin().clone();
+            let shard = gradients(job.optimizer(), origin.attempt() + 1, SEED);
+            job.step_on(&Gradients::Shard(&shard))?;
             let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
-            let saved = checkpoints.save(training.optimizer_mut(), None, b"")?;
+            let saved = checkpoints.save(job.optimizer_mut(), None, b"", NO_PARAMETERS)?;
             Ok((origin, saved.directory))
         }))
         .swap_remove(0)

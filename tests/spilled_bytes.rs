@@ -8,9 +8,13 @@ mod handed_over;
 mod support;
 
 use half::bf16;
-use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, config_for, micro_batch, step_handed_over};
+use handed_over::{
+    CHUNK_BYTES, GRADIENT_BYTES, batch_of, config_for, micro_batch, step_handed_over,
+};
 use optswap::internals::config::{AccumulateIn, GradientPlace};
-use optswap::{Bytes, Config, Elems, MicroBatch, ParamIndex, StepOptions, SwappedOptimizer};
+use optswap::{
+    Bytes, Config, Elems, Gradients, MicroBatch, ParamIndex, StepOptions, SwappedOptimizer,
+};
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
 
@@ -133,8 +137,8 @@ fn resident_memory_stays_within_the_budget() {
                 while at > 0 {
                     let len = piece.len().min(at);
                     at -= len;
-                    let (piece, is_last) = (&piece[..len], batch == 1);
-                    optimizer.gradient_sink().add(ParamIndex(0), at as u64, piece, is_last)?;
+                    let (piece, micro_batch) = (&piece[..len], batch_of(batch == 1));
+                    optimizer.gradient_sink().add(ParamIndex(0), at as u64, piece, micro_batch)?;
                 }
             }
             optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;

@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use half::bf16;
 use handed_over::{
-    CHUNK_BYTES, GRADIENT_BYTES, config_for, hand_over, micro_batch, step_borrowed,
+    CHUNK_BYTES, GRADIENT_BYTES, batch_of, config_for, hand_over, micro_batch, step_borrowed,
     step_handed_over,
 };
 use optswap::internals::config::{Durability, EngineName, FaultConfig, FaultKind, GradientPlace};
 use optswap::{
-    Bytes, Communicator, Config, Elems, Error, NO_PARAMETERS, Result, StepOptions, SwappedOptimizer,
+    Bytes, Communicator, Config, Elems, Error, Gradients, MicroBatch, NO_PARAMETERS, Result,
+    StepOptions, SwappedOptimizer,
 };
 use support::world::{all, on_ranks, start};
 use support::{Drives, one_at_a_time};
@@ -129,7 +130,7 @@ fn disturbed(config: &Config, comm: Arc<dyn Communicator>) -> Result<(Seen, Vec<
         let step = optimizer.attempts() + 1;
         for batch in 0..2 {
             let shard = micro_batch(&optimizer, step, batch);
-            hand_over(&mut optimizer, &shard, |_| true, step + batch, batch == 1)?;
+            hand_over(&mut optimizer, &shard, |_| true, step + batch, batch_of(batch == 1))?;
         }
         if let Err(error) = optimizer.flush_gradients() {
             // The state is whole: the same step again.
@@ -266,7 +267,7 @@ fn a_spill_that_never_ends_is_an_error_of_all_ranks() {
                 let mut optimizer = start(&config, &[20_000, 4000], comm)?;
                 let mut params = params_of(&optimizer);
                 let shard = micro_batch(&optimizer, 1, 0);
-                hand_over(&mut optimizer, &shard, |_| true, 1, true)?;
+                hand_over(&mut optimizer, &shard, |_| true, 1, MicroBatch::Last)?;
                 let error = optimizer.flush_gradients().unwrap_err();
                 assert!(error.is_agreed() && error.exit_code() == 74, "{error}");
                 let later = step_borrowed(&mut optimizer, 1, &mut params).unwrap_err();
@@ -348,8 +349,8 @@ fn a_restart_drops_what_was_spilled() {
             if place != GradientPlace::Caller {
                 // Half a backward pass later it is gone.
                 let shard = vec![1e9f32; params.len()];
-                hand_over(&mut optimizer, &shard, |_| true, 77, false)?;
-                hand_over(&mut optimizer, &shard, |param| param.0 == 0, 78, true)?;
+                hand_over(&mut optimizer, &shard, |_| true, 77, MicroBatch::More)?;
+                hand_over(&mut optimizer, &shard, |param| param.0 == 0, 78, MicroBatch::Last)?;
             }
             if turn == 3 { Ok(Some(optimizer.state_digest(NO_PARAMETERS)?)) } else { Ok(None) }
         }));
@@ -386,9 +387,21 @@ fn looking_at_the_state_during_backward_disturbs_nothing() {
             let step = optimizer.attempts() + 1;
             for batch in 0..2 {
                 let shard = micro_batch(&optimizer, step, batch);
-                hand_over(&mut optimizer, &shard, |param| param.0 == 0, step, batch == 1)?;
+                hand_over(
+                    &mut optimizer,
+                    &shard,
+                    |param| param.0 == 0,
+                    step,
+                    batch_of(batch == 1),
+                )?;
                 optimizer.state_digest(NO_PARAMETERS)?;
-                hand_over(&mut optimizer, &shard, |param| param.0 == 1, step, batch == 1)?;
+                hand_over(
+                    &mut optimizer,
+                    &shard,
+                    |param| param.0 == 1,
+                    step,
+                    batch_of(batch == 1),
+                )?;
                 optimizer.write_back()?;
             }
             optimizer.flush_gradients()?;

@@ -53,9 +53,9 @@ fn train(
         let gradients = Gradients::Shard(&shard);
         let outcome = optimizer.step(&gradients, &mut params, StepOptions::default())?;
         verifier.step(&optimizer, &outcome, &shard);
-        verifier.check(&mut optimizer)?;
+        verifier.check(&mut optimizer, NO_PARAMETERS)?;
         let mut emitted = vec![bf16::ZERO; params.len()];
-        optimizer.inspect(|view| {
+        optimizer.inspect(NO_PARAMETERS, |view| {
             let rounded = view.master.iter().map(|master| bf16::from_f32(*master));
             emitted[view.run.in_shard()].iter_mut().zip(rounded).for_each(|(p, value)| *p = value);
             Ok(())
@@ -117,7 +117,7 @@ fn a_nan_on_one_rank_skips_the_step_on_all_and_changes_nothing() {
             assert!(outcome.is_skipped());
             assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
             assert!(params.iter().all(|param| *param == 7.0));
-            verifier.check(&mut optimizer)?;
+            verifier.check(&mut optimizer, NO_PARAMETERS)?;
             let records = optimizer.gather_records()?;
             assert!(records.iter().all(|record| record.written_bytes() == 0));
             // The next step is taken as if nothing had happened.
@@ -125,7 +125,7 @@ fn a_nan_on_one_rank_skips_the_step_on_all_and_changes_nothing() {
             let gradients = Gradients::Shard(&shard);
             optimizer.step(&gradients, &mut params, StepOptions::default())
         });
-        assert!(results.into_iter().all(|outcome| !outcome.unwrap().skipped));
+        assert!(results.into_iter().all(|outcome| !outcome.unwrap().is_skipped()));
     }
 }
 
@@ -135,24 +135,25 @@ fn a_parameter_without_gradient_is_skipped_and_keeps_its_step_count() {
     let results = on_ranks(1, |comm| {
         let (mut optimizer, _) = start(&config_for(&drives), &SIZES, comm)?;
         let mut before = Vec::new();
-        optimizer.inspect(|view| {
+        optimizer.inspect(NO_PARAMETERS, |view| {
             if view.run.param == ParamIndex(1) {
                 before.push((view.run.param_offset, view.master.to_vec()));
             }
             Ok(())
         })?;
         let shard = shard_gradients(&optimizer, 1);
-        let mut gradients = Gradients::new();
         // In two pieces, the later one first.
-        gradients.swap_out(ParamIndex(2), 4000, &shard[18_000..]);
-        gradients.swap_out(ParamIndex(0), 0, &shard[..9000]);
-        gradients.swap_out(ParamIndex(2), 0, &shard[14_000..18_000]);
+        let gradients = Gradients::Pieces(vec![
+            (ParamIndex(2), 4000, &shard[18_000..]),
+            (ParamIndex(0), 0, &shard[..9000]),
+            (ParamIndex(2), 0, &shard[14_000..18_000]),
+        ]);
         let mut params = vec![(); shard.len()];
         optimizer.step(&gradients, &mut params, StepOptions::default())?;
         let counts: Vec<u64> = (0..3).map(|p| optimizer.update_count(ParamIndex(p))).collect();
         assert_eq!(counts, [1, 0, 1]);
         let mut after = Vec::new();
-        optimizer.inspect(|view| {
+        optimizer.inspect(NO_PARAMETERS, |view| {
             if view.run.param == ParamIndex(1) {
                 after.push((view.run.param_offset, view.master.to_vec()));
                 assert!(view.moments[0].iter().all(|moment| *moment == 0.0));
@@ -175,12 +176,14 @@ fn wrong_gradients_of_one_rank_are_an_error_of_all_and_change_nothing() {
         let (mut optimizer, verifier) = start(&config_for(&drives), &SIZES, comm)?;
         let shard = shard_gradients(&optimizer, 1);
         let mut params = vec![(); shard.len()];
-        let mut gradients = Gradients::Shard(&shard);
+        let of_piece = |piece: &Run| (piece.param, piece.param_offset, &shard[piece.in_shard()]);
+        let mut pieces: Vec<_> = optimizer.partition().pieces().iter().map(of_piece).collect();
         if is_bad {
-            gradients.swap_out(ParamIndex(2), 11_999, &shard[..2]);
+            pieces.push((ParamIndex(2), 11_999, &shard[..2]));
         }
+        let gradients = Gradients::Pieces(pieces);
         let error = optimizer.step(&gradients, &mut params, StepOptions::default()).unwrap_err();
-        verifier.check(&mut optimizer)?;
+        verifier.check(&mut optimizer, NO_PARAMETERS)?;
         Ok(error)
     });
     for error in results {
@@ -260,7 +263,7 @@ fn one_flipped_byte_of_a_live_extent_is_found_and_named() {
             let (mut optimizer, verifier) = start(&config, &SIZES, comm)?;
             let state = drives.paths()[0].join("optswap/default/shard-00000/state");
             flip(&state, (4096 * 12 + section * 4096 * 4 + 100 * 4 + 1) as u64);
-            let error = verifier.check(&mut optimizer).unwrap_err();
+            let error = verifier.check(&mut optimizer, NO_PARAMETERS).unwrap_err();
             optimizer.close();
             Ok(error)
         });
@@ -296,11 +299,11 @@ fn a_living_job_of_the_same_name_is_left_alone() {
     let results = on_ranks(1, |comm| {
         let (mut first, verifier) = start(&config, &SIZES, Arc::clone(&comm))?;
         let error = start(&config, &SIZES, Arc::clone(&comm)).map(drop).unwrap_err();
-        verifier.check(&mut first)?;
+        verifier.check(&mut first, NO_PARAMETERS)?;
         let mut other = config.clone();
         other.job = "other".to_owned();
         train(&other, &SIZES, 1, comm)?;
-        verifier.check(&mut first)?;
+        verifier.check(&mut first, NO_PARAMETERS)?;
         first.close();
         Ok(error)
     });

@@ -16,8 +16,8 @@ use half::bf16;
 use handed_over::{CHUNK_BYTES, GRADIENT_BYTES, hand_over};
 use optswap::internals::config::{AccumulateIn, GradientPlace};
 use optswap::{
-    Bytes, ChunkHandle, Communicator, Config, Elems, Error, Gradients, MicroBatch, NO_PARAMETERS,
-    ParamIndex, Result, StepOptions, StepOutcome, SwappedOptimizer,
+    Bytes, Change, ChunkHandle, Communicator, Config, Elems, Error, Gradients, MicroBatch,
+    NO_PARAMETERS, ParamIndex, Result, StepOptions, StepOutcome, SwappedOptimizer,
 };
 use support::Drives;
 use support::by_hand::{adamw, update_all};
@@ -48,15 +48,15 @@ impl Job {
     fn begin(&mut self) -> Result<StepOutcome> {
         let shard = shard_gradients(&self.optimizer, self.optimizer.attempts() + 1);
         let gradients = Gradients::Shard(&shard);
-        self.optimizer.handles().begin(&gradients, &self.params, StepOptions::default())
+        self.optimizer.handles().begin(&gradients, &mut self.params, StepOptions::default())
     }
 
     fn next(&mut self) -> Result<Option<ChunkHandle>> {
-        self.optimizer.handles().next_chunk(&self.params)
+        self.optimizer.handles().next_chunk(&mut self.params)
     }
 
-    fn swap_out(&mut self, handle: ChunkHandle, has_changed: bool) -> Result<()> {
-        self.optimizer.handles().swap_out_chunk(handle, &mut self.params, has_changed)
+    fn swap_out(&mut self, handle: ChunkHandle, change: Change) -> Result<()> {
+        self.optimizer.handles().swap_out_chunk(handle, &mut self.params, change)
     }
 
     /// All that is left of an update, unchanged, and its end.
@@ -64,7 +64,7 @@ impl Job {
         for sub_group in from..self.optimizer.sub_groups() {
             self.optimizer.handles().swap_in_optimizer_state(sub_group)?;
             while let Some(handle) = self.next()? {
-                self.swap_out(handle, false)?;
+                self.swap_out(handle, Change::Unchanged)?;
             }
             self.optimizer.handles().swap_out_optimizer_state(sub_group)?;
         }
@@ -108,8 +108,8 @@ fn sub_groups_come_in_order_each_once() {
             job.optimizer.handles().swap_out_optimizer_state(0),
             "swapped out before its chunks",
         );
-        job.swap_out(second, false)?;
-        job.swap_out(first, false)?;
+        job.swap_out(second, Change::Unchanged)?;
+        job.swap_out(first, Change::Unchanged)?;
         job.optimizer.handles().swap_out_optimizer_state(0)?;
         refused(job.optimizer.handles().swap_out_optimizer_state(0), "not in is swapped out");
         refused(job.optimizer.handles().swap_in_optimizer_state(0), "swapped in again");
@@ -137,21 +137,24 @@ fn a_handle_is_good_for_one_chunk_of_one_optimizer_once() {
         other.optimizer.handles().swap_in_optimizer_state(0)?;
         let (mine, foreign) = (job.next()?.unwrap(), other.next()?.unwrap());
         refused(job.optimizer.handles().state_sections(foreign), "another optimizer");
-        refused(job.swap_out(foreign, true), "another optimizer");
+        refused(job.swap_out(foreign, Change::Changed), "another optimizer");
         let [which, generation] = mine.to_raw();
         for never in [[which, generation + 1], [which + 2, 0], [which | 0xffff, generation]] {
             let never = ChunkHandle::from_raw(never);
             refused(job.optimizer.handles().state_sections(never), "nothing that was swapped in");
-            refused(job.swap_out(never, true), "nothing that was swapped in");
+            refused(job.swap_out(never, Change::Changed), "nothing that was swapped in");
         }
         assert_eq!(ChunkHandle::from_raw(mine.to_raw()), mine);
         let mut short = vec![bf16::ZERO; 5];
-        refused(job.optimizer.handles().swap_out_chunk(mine, &mut short, true), "another length");
-        job.swap_out(mine, false)?;
-        refused(job.swap_out(mine, true), "stale");
+        refused(
+            job.optimizer.handles().swap_out_chunk(mine, &mut short, Change::Changed),
+            "another length",
+        );
+        job.swap_out(mine, Change::Unchanged)?;
+        refused(job.swap_out(mine, Change::Changed), "stale");
         refused(job.optimizer.handles().state_sections(mine), "stale");
         let second = job.next()?.unwrap();
-        job.swap_out(second, false)?;
+        job.swap_out(second, Change::Unchanged)?;
         job.optimizer.handles().swap_out_optimizer_state(0)?;
         job.run_through(1)?;
         // The same chunk, the next time.
@@ -159,10 +162,10 @@ fn a_handle_is_good_for_one_chunk_of_one_optimizer_once() {
         job.optimizer.handles().swap_in_optimizer_state(0)?;
         let again = job.next()?.unwrap();
         assert_eq!(again.chunk(), mine.chunk());
-        refused(job.swap_out(mine, true), "stale");
-        job.swap_out(again, false)?;
+        refused(job.swap_out(mine, Change::Changed), "stale");
+        job.swap_out(again, Change::Unchanged)?;
         let second = job.next()?.unwrap();
-        job.swap_out(second, false)?;
+        job.swap_out(second, Change::Unchanged)?;
         job.optimizer.handles().swap_out_optimizer_state(0)?;
         job.run_through(1)?;
         assert_eq!(job.optimizer.state_digest(NO_PARAMETERS)?, before);
@@ -189,7 +192,7 @@ fn sections_are_where_they_say_and_next_to_each_other() {
             }
             assert_eq!(sections, job.optimizer.handles().state_sections(handle)?, "they stay");
         }
-        job.swap_out(first, false)?;
+        job.swap_out(first, Change::Unchanged)?;
         // What was shown may have been written to: the update has not been taken back.
         refused(job.optimizer.handles().finish(Ok(())), "before a chunk is swapped out");
         refused(job.begin(), "an earlier step failed");
@@ -216,9 +219,9 @@ fn more_chunks_than_buffers_are_refused_and_none_is_lost() {
                 if most < 6 {
                     refused(job.next(), "every buffer is in the caller's hands");
                 }
-                held.into_iter().try_for_each(|handle| job.swap_out(handle, true))?;
+                held.into_iter().try_for_each(|handle| job.swap_out(handle, Change::Changed))?;
                 while let Some(handle) = job.next()? {
-                    job.swap_out(handle, true)?;
+                    job.swap_out(handle, Change::Changed)?;
                 }
                 job.optimizer.handles().swap_out_optimizer_state(0)?;
                 job.optimizer.handles().finish(Ok(()))?;
@@ -290,7 +293,7 @@ fn calls_in_a_forked_child_fail_and_leave_the_parent_alone() {
             fork::Fork::Child => {
                 let texts = [
                     job.optimizer.handles().state_sections(handle).map(drop),
-                    job.swap_out(handle, true),
+                    job.swap_out(handle, Change::Changed),
                     job.next().map(drop),
                     job.optimizer.handles().swap_out_optimizer_state(0),
                     job.optimizer.handles().finish(Ok(())).map(drop),
@@ -309,9 +312,9 @@ fn calls_in_a_forked_child_fail_and_leave_the_parent_alone() {
             }
         }
         assert!(!drives.are_empty());
-        job.swap_out(handle, false)?;
+        job.swap_out(handle, Change::Unchanged)?;
         let second = job.next()?.unwrap();
-        job.swap_out(second, false)?;
+        job.swap_out(second, Change::Unchanged)?;
         job.optimizer.handles().swap_out_optimizer_state(0)?;
         job.run_through(1)?;
         let shard = shard_gradients(&job.optimizer, 2);
@@ -349,11 +352,11 @@ fn stored_gradients_are_where_their_sections_say() {
                     }
                 };
                 let bytes = expected.len() / shard.len();
-                hand_over(&mut job.optimizer, &shard, |param| param.0 != 1, 3, true)?;
+                hand_over(&mut job.optimizer, &shard, |param| param.0 != 1, 3, MicroBatch::Last)?;
                 let options = StepOptions::default();
                 let begun = job.optimizer.handles().begin(
                     &Gradients::handed_over(),
-                    &job.params,
+                    &mut job.params,
                     options,
                 )?;
                 assert!(begun.grad_scale > 0.0);
@@ -369,7 +372,7 @@ fn stored_gradients_are_where_their_sections_say() {
                             seen += section.elems;
                         }
                         elems += job.optimizer.partition().chunk(handle.chunk()).elems as usize;
-                        job.swap_out(handle, true)?;
+                        job.swap_out(handle, Change::Changed)?;
                         refused(job.optimizer.handles().gradient_sections(handle), "stale");
                     }
                     job.optimizer.handles().swap_out_optimizer_state(sub_group)?;
@@ -400,11 +403,12 @@ fn gradients_stay_as_they_are_while_an_update_uses_them() {
         let mut job = Job::start(&config, comm)?;
         let buffers = job.optimizer.plan().gradients().buffers();
         let shard = shard_gradients(&job.optimizer, 1);
-        hand_over(&mut job.optimizer, &shard, |_| true, 3, true)?;
+        hand_over(&mut job.optimizer, &shard, |_| true, 3, MicroBatch::Last)?;
         let options = StepOptions::default();
         refused(job.begin(), "handed over before");
-        job.optimizer.handles().begin(&Gradients::handed_over(), &job.params, options)?;
-        let again = job.optimizer.handles().begin(&Gradients::handed_over(), &job.params, options);
+        job.optimizer.handles().begin(&Gradients::handed_over(), &mut job.params, options)?;
+        let again =
+            job.optimizer.handles().begin(&Gradients::handed_over(), &mut job.params, options);
         refused(again, "an update is under way");
         let more = job.optimizer.gradient_sink().add(ParamIndex(0), 0, &[1.0f32], MicroBatch::Last);
         refused(more, "an update is under way");
@@ -419,10 +423,10 @@ fn gradients_stay_as_they_are_while_an_update_uses_them() {
         }
         // There are buffers for state, but none that the next gradient could come in.
         refused(job.next(), "every buffer for spilled gradients");
-        held.into_iter().rev().try_for_each(|handle| job.swap_out(handle, true))?;
+        held.into_iter().rev().try_for_each(|handle| job.swap_out(handle, Change::Changed))?;
         while let Some(handle) = job.next()? {
             assert!(!job.optimizer.handles().gradient_sections(handle)?.is_empty());
-            job.swap_out(handle, true)?;
+            job.swap_out(handle, Change::Changed)?;
         }
         job.optimizer.handles().swap_out_optimizer_state(0)?;
         job.optimizer.handles().finish(Ok(()))?;

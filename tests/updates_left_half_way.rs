@@ -13,7 +13,7 @@ use half::bf16;
 use handed_over::{GRADIENT_BYTES, hand_over};
 use optswap::internals::config::{FaultConfig, FaultKind, GradientPlace};
 use optswap::{
-    Communicator, Config, Gradients, NO_PARAMETERS, ParamIndex, Result, StepOptions,
+    Communicator, Config, Gradients, MicroBatch, NO_PARAMETERS, ParamIndex, Result, StepOptions,
     SwappedOptimizer,
 };
 use support::Drives;
@@ -39,7 +39,7 @@ fn an_update_left_before_any_change_is_an_error_on_all_and_harms_nothing() {
             drop(groups);
             error
         } else {
-            let error = groups.finish().unwrap_err();
+            let error = groups.finish(Ok(())).unwrap_err();
             assert!(error.is_agreed());
             error
         };
@@ -137,7 +137,7 @@ fn a_skipped_step_has_no_sub_groups() {
         let gradients = Gradients::Shard(&shard);
         let mut params = vec![7.0f32; shard.len()];
         let groups = optimizer.begin_update(&gradients, &mut params, StepOptions::default())?;
-        assert!(groups.outcome().skipped);
+        assert!(groups.outcome().is_skipped());
         let (outcome, chunks) = update_all(groups, rmsprop)?;
         assert!(outcome.is_skipped() && chunks.is_empty());
         assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
@@ -159,14 +159,15 @@ fn config_with_gradients(drives: &Drives, is_durable: bool, place: GradientPlace
 
 fn hand_over_all(optimizer: &mut SwappedOptimizer) -> Result<()> {
     let shard = shard_gradients(optimizer, optimizer.attempts() + 1);
-    hand_over(optimizer, &shard, |_| true, 3, true)
+    hand_over(optimizer, &shard, |_| true, 3, MicroBatch::Last)
 }
 
 /// What an update has left in the store is not used by the next one.
 fn is_store_empty(optimizer: &mut SwappedOptimizer) -> Result<bool> {
     // Borrowed gradients are refused as long as others are there.
     let mut params = vec![(); optimizer.partition().elems() as usize];
-    let step = optimizer.step(&Gradients::<f32>::new(), &mut params, StepOptions::default());
+    let step =
+        optimizer.step(&Gradients::<f32>::Pieces(Vec::new()), &mut params, StepOptions::default());
     match step {
         Ok(outcome) => Ok(outcome.grad_norm == 0.0),
         Err(error) if error.to_string().contains("handed over before") => Ok(false),
@@ -188,7 +189,7 @@ fn stored_gradients_are_gone_when_their_update_is_left_half_way() {
                 let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                 let options = StepOptions::default();
                 let mut groups =
-                    optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+                    optimizer.begin_update(&Gradients::<f32>::HandedOver, &mut params, options)?;
                 if is_first {
                     let mut sub_group = groups.swap_in()?.unwrap();
                     let mut chunk = sub_group.next_chunk()?.unwrap();
@@ -201,7 +202,7 @@ fn stored_gradients_are_gone_when_their_update_is_left_half_way() {
                 } else if changes {
                     assert!(update_all(groups, adamw).is_err());
                 } else {
-                    assert!(groups.finish().is_err());
+                    assert!(groups.finish(Ok(())).is_err());
                 }
                 if changes {
                     optimizer.recover(&mut params)?;
@@ -211,7 +212,8 @@ fn stored_gradients_are_gone_when_their_update_is_left_half_way() {
                 assert!(is_store_empty(&mut optimizer)?, "{place:?}");
                 assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
                 hand_over_all(&mut optimizer)?;
-                let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+                let groups =
+                    optimizer.begin_update(&Gradients::<f32>::HandedOver, &mut params, options)?;
                 let (outcome, _) = update_all(groups, adamw)?;
                 assert!(outcome.grad_norm > 0.0);
                 assert!(is_store_empty(&mut optimizer)?, "{place:?}");
@@ -229,10 +231,11 @@ fn a_skipped_step_has_no_sub_groups_and_drops_stored_gradients() {
         all(on_ranks(2, |comm| {
             let (mut optimizer, before, shard) =
                 before_a_skipped_step(&config, comm, f32::INFINITY)?;
-            hand_over(&mut optimizer, &shard, |_| true, 3, true)?;
+            hand_over(&mut optimizer, &shard, |_| true, 3, MicroBatch::Last)?;
             let mut params = vec![7.0f32; shard.len()];
             let options = StepOptions::default();
-            let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+            let groups =
+                optimizer.begin_update(&Gradients::<f32>::HandedOver, &mut params, options)?;
             let (outcome, chunks) = update_all(groups, adamw)?;
             assert!(outcome.is_skipped() && chunks.is_empty());
             assert!(is_store_empty(&mut optimizer)?, "{place:?}");
@@ -261,7 +264,8 @@ fn a_spilled_gradient_that_is_lost_under_the_door_is_an_error_on_all_ranks() {
                 let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                 let options = StepOptions::default();
                 hand_over_all(&mut optimizer)?;
-                let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options);
+                let groups =
+                    optimizer.begin_update(&Gradients::<f32>::HandedOver, &mut params, options);
                 let updated = groups.and_then(|groups| update_all(groups, adamw));
                 let Err(error) = updated else { return Ok(String::new()) };
                 optimizer.recover(&mut params)?;
@@ -286,14 +290,14 @@ fn an_update_in_another_format_is_refused_and_the_gradients_stay() {
         let mut params = vec![(); optimizer.partition().elems() as usize];
         let options = StepOptions::default();
         hand_over_all(&mut optimizer)?;
-        let refused = optimizer.begin_update_gradients::<bf16, _>(&mut params, options);
+        let refused = optimizer.begin_update(&Gradients::<bf16>::HandedOver, &mut params, options);
         let error = refused.map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 64);
         assert!(error.to_string().contains("gradients.accumulate_in"), "{error}");
-        let gradients = Gradients::<f32>::new();
+        let gradients = Gradients::<f32>::Pieces(Vec::new());
         let refused = optimizer.begin_update(&gradients, &mut params, options).map(drop);
-        assert!(refused.unwrap_err().to_string().contains("begin_update_gradients"));
-        let groups = optimizer.begin_update_gradients::<f32, _>(&mut params, options)?;
+        assert!(refused.unwrap_err().to_string().contains("Gradients::HandedOver"));
+        let groups = optimizer.begin_update(&Gradients::<f32>::HandedOver, &mut params, options)?;
         assert!(update_all(groups, adamw)?.0.grad_norm > 0.0);
         Ok(())
     }));
@@ -316,11 +320,14 @@ fn a_missing_gradient_means_the_same_in_a_step_and_in_a_stored_update() {
                     let shard = shard_gradients(&optimizer, step);
                     let has_one =
                         |param: ParamIndex| !u64::from(param.0 + 1).is_multiple_of(step + 1);
-                    hand_over(&mut optimizer, &shard, has_one, step, true)?;
+                    hand_over(&mut optimizer, &shard, has_one, step, MicroBatch::Last)?;
                     let options = StepOptions::default();
                     let taken = if by_door {
-                        let groups =
-                            optimizer.begin_update_gradients::<f32, _>(&mut params, options);
+                        let groups = optimizer.begin_update(
+                            &Gradients::<f32>::HandedOver,
+                            &mut params,
+                            options,
+                        );
                         groups.and_then(|groups| Ok(update_all(groups, adamw)?.0))
                     } else {
                         optimizer.step(&Gradients::handed_over(), &mut params, options)

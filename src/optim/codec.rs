@@ -1,9 +1,10 @@
-//! State tensors as they lie in an extent, decoded to f32 and encoded again. Written once, as loops
-//! that the update kernel inlines, so that every processor gives the same bits.
+//! State tensors as they lie in an extent, decoded to f32 and encoded again, with the same bits on
+//! every processor.
 
 use half::bf16;
 
-use super::dice::{Dice, TileDice, round_nearest};
+use super::rounding::{Rounder, TileRounder, round_nearest};
+use super::width::{Kernel, Width, on_width};
 use crate::state::{Codec, INT8_BLOCK_ELEMS, Rounding, StateTensor};
 
 /// Some elements of a state tensor, as they lie in an extent.
@@ -62,29 +63,50 @@ impl<'a> Section<'a> {
     }
 
     /// Decodes all elements. `uppers` are the upper halves of a master of which only the lower ones
-    /// are here; if they are fewer, the rest of the master is zero.
-    #[inline(always)]
+    /// are here; where they are fewer than the elements, the rest of the master is zero.
     pub fn decode(self, uppers: &[bf16], out: &mut [f32]) {
-        match self {
-            Self::Fp32(values) => out.copy_from_slice(values),
-            Self::Bf16(codes) => {
+        self.decode_on(Width::widest(), uppers, out);
+    }
+
+    /// As [`Self::decode`], on registers of this width.
+    pub(super) fn decode_on(self, width: Width, uppers: &[bf16], out: &mut [f32]) {
+        on_width(width, Decode { section: self, uppers, out });
+    }
+}
+
+struct Decode<'s, 'a> {
+    section: Section<'s>,
+    uppers: &'a [bf16],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Decode<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { section, uppers, out } = self;
+        match section {
+            Section::Fp32(values) => out.copy_from_slice(values),
+            Section::Bf16(codes) => {
                 for (out, code) in out.iter_mut().zip(codes) {
                     *out = f32::from_bits(u32::from(*code) << 16);
                 }
             }
-            Self::Remainder16(lowers) => {
+            Section::Remainder16(lowers) => {
                 let (live, padding) = out.split_at_mut(uppers.len());
                 for ((out, lower), upper) in live.iter_mut().zip(lowers).zip(uppers) {
                     *out = join_halves(*upper, *lower);
                 }
                 padding.fill(0.0);
             }
-            Self::Int8 { codes, scales, is_signed } => {
+            Section::Int8 { codes, scales, is_signed } => {
                 let blocks = out.chunks_mut(INT8_BLOCK_ELEMS).zip(codes.chunks(INT8_BLOCK_ELEMS));
                 for ((out, codes), scale) in blocks.zip(scales) {
-                    match is_signed {
-                        true => decode_signed(codes, *scale, out),
-                        false => decode_unsigned(codes, *scale, out),
+                    if is_signed {
+                        decode_signed(codes, *scale, out);
+                    } else {
+                        decode_unsigned(codes, *scale, out);
                     }
                 }
             }
@@ -160,54 +182,19 @@ impl<'a> SectionMut<'a> {
 
     /// Encodes all elements; `uppers` takes the upper halves of a master of which only the lower
     /// ones are kept here.
-    #[inline(always)]
-    pub(super) fn encode(&mut self, values: &[f32], uppers: &mut [bf16], dice: TileDice) {
-        match self {
-            Self::Fp32(out) => out.copy_from_slice(values),
-            Self::Bf16(codes) => match dice.rounding() {
-                Rounding::Nearest => {
-                    for (code, value) in codes.iter_mut().zip(values) {
-                        *code = bf16_nearest(*value);
-                    }
-                }
-                Rounding::Stochastic => {
-                    let len = codes.len();
-                    let values = &values[..len];
-                    for at in 0..len {
-                        codes[at] = bf16_stochastic(values[at], dice.bits(at));
-                    }
-                }
-            },
-            Self::Remainder16(lowers) => {
-                for ((lower, upper), value) in lowers.iter_mut().zip(uppers).zip(values) {
-                    (*upper, *lower) = split_halves(*value);
-                }
-            }
-            Self::Int8 { codes, scales, is_signed } => {
-                let blocks =
-                    codes.chunks_mut(INT8_BLOCK_ELEMS).zip(values.chunks(INT8_BLOCK_ELEMS));
-                for (block, ((codes, values), scale)) in blocks.zip(scales.iter_mut()).enumerate() {
-                    *scale = largest_magnitude(values);
-                    let dice = dice.from(block * INT8_BLOCK_ELEMS);
-                    // One loop for each case, so that there is no branch in any.
-                    let stochastic = |number, at| dice.round_stochastic(number, at);
-                    match (*is_signed, dice.rounding()) {
-                        (true, Rounding::Nearest) => {
-                            encode_signed(values, *scale, codes, round_nearest);
-                        }
-                        (true, Rounding::Stochastic) => {
-                            encode_signed(values, *scale, codes, stochastic);
-                        }
-                        (false, Rounding::Nearest) => {
-                            encode_unsigned(values, *scale, codes, round_nearest);
-                        }
-                        (false, Rounding::Stochastic) => {
-                            encode_unsigned(values, *scale, codes, stochastic);
-                        }
-                    }
-                }
-            }
-        }
+    pub(super) fn encode(&mut self, values: &[f32], uppers: &mut [bf16], rounder: TileRounder) {
+        self.encode_on(Width::widest(), values, uppers, rounder);
+    }
+
+    /// As [`Self::encode`], on registers of this width.
+    pub(super) fn encode_on(
+        &mut self,
+        width: Width,
+        values: &[f32],
+        uppers: &mut [bf16],
+        rounder: TileRounder,
+    ) {
+        on_width(width, Encode { section: self, values, uppers, rounder });
     }
 
     /// Encodes all elements as a step rounds them: of the state tensor of this number, from this
@@ -216,16 +203,87 @@ impl<'a> SectionMut<'a> {
         &mut self,
         values: &[f32],
         uppers: &mut [bf16],
-        dice: Dice,
+        rounder: Rounder,
         tensor: u64,
         at: u64,
     ) {
-        self.encode(values, uppers, dice.tile(tensor, at));
+        self.encode(values, uppers, rounder.tile(tensor, at));
     }
 
     /// Encodes all elements, rounding to the nearest: for values that come from elsewhere.
     pub fn encode_nearest(&mut self, values: &[f32], uppers: &mut [bf16]) {
-        self.encode(values, uppers, TileDice::nearest());
+        self.encode(values, uppers, TileRounder::nearest());
+    }
+}
+
+struct Encode<'s, 'a> {
+    section: &'a mut SectionMut<'s>,
+    values: &'a [f32],
+    uppers: &'a mut [bf16],
+    rounder: TileRounder,
+}
+
+impl Kernel for Encode<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { section, values, uppers, rounder } = self;
+        match section {
+            SectionMut::Fp32(out) => out.copy_from_slice(values),
+            SectionMut::Bf16(codes) => encode_bf16(values, codes, rounder),
+            SectionMut::Remainder16(lowers) => {
+                for ((lower, upper), value) in lowers.iter_mut().zip(uppers).zip(values) {
+                    (*upper, *lower) = split_halves(*value);
+                }
+            }
+            SectionMut::Int8 { codes, scales, is_signed } => {
+                let blocks =
+                    codes.chunks_mut(INT8_BLOCK_ELEMS).zip(values.chunks(INT8_BLOCK_ELEMS));
+                for (block, ((codes, values), scale)) in blocks.zip(scales.iter_mut()).enumerate() {
+                    *scale = largest_magnitude(values);
+                    let rounder = rounder.from(block * INT8_BLOCK_ELEMS);
+                    encode_int8(values, *scale, codes, rounder, *is_signed);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn encode_bf16(values: &[f32], codes: &mut [u16], rounder: TileRounder) {
+    match rounder.rounding() {
+        Rounding::Nearest => {
+            for (code, value) in codes.iter_mut().zip(values) {
+                *code = bf16_nearest(*value);
+            }
+        }
+        Rounding::Stochastic => {
+            let len = codes.len();
+            let values = &values[..len];
+            for at in 0..len {
+                codes[at] = bf16_stochastic(values[at], rounder.bits(at));
+            }
+        }
+    }
+}
+
+/// Encodes one block.
+#[inline(always)]
+fn encode_int8(
+    values: &[f32],
+    scale: f32,
+    codes: &mut [u8],
+    rounder: TileRounder,
+    is_signed: bool,
+) {
+    // One loop for each case, so that no loop has a branch in it.
+    let stochastic = |number, at| rounder.round_stochastic(number, at);
+    match (is_signed, rounder.rounding()) {
+        (true, Rounding::Nearest) => encode_signed(values, scale, codes, round_nearest),
+        (true, Rounding::Stochastic) => encode_signed(values, scale, codes, stochastic),
+        (false, Rounding::Nearest) => encode_unsigned(values, scale, codes, round_nearest),
+        (false, Rounding::Stochastic) => encode_unsigned(values, scale, codes, stochastic),
     }
 }
 
@@ -330,7 +388,7 @@ mod tests {
     use rayon::prelude::*;
 
     use super::*;
-    use crate::optim::dice::Dice;
+    use crate::optim::rounding::Rounder;
 
     #[test]
     fn halves_of_every_bit_pattern_join_to_it() {
@@ -371,11 +429,11 @@ mod tests {
         StateTensor { name: "exp_avg".into(), codec, is_signed, initial: 0.0 }
     }
 
-    fn round_trip(codec: Codec, is_signed: bool, values: &[f32], dice: TileDice) -> Vec<f32> {
+    fn round_trip(codec: Codec, is_signed: bool, values: &[f32], rounder: TileRounder) -> Vec<f32> {
         let mut bytes = vec![0u64; codec.section_bytes(values.len() as u64) as usize / 8];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut bytes);
         let tensor = tensor(codec, is_signed);
-        SectionMut::new(&tensor, bytes, values.len()).encode(values, &mut [], dice);
+        SectionMut::new(&tensor, bytes, values.len()).encode(values, &mut [], rounder);
         let mut out = vec![0.0; values.len()];
         Section::new(&tensor, bytes, values.len()).decode(&[], &mut out);
         out
@@ -395,14 +453,14 @@ mod tests {
         #[test]
         fn what_was_decoded_is_encoded_to_itself(values in values(), seed: u64) {
             for rounding in [Rounding::Nearest, Rounding::Stochastic] {
-                let dice = Dice::new(rounding, seed, 1).tile(1, 0);
-                let again = Dice::new(rounding, seed, 2).tile(1, 0);
+                let rounder = Rounder::new(rounding, seed, 1).tile(1, 0);
+                let again = Rounder::new(rounding, seed, 2).tile(1, 0);
                 for (codec, is_signed) in
                     [(Codec::Bf16, true), (Codec::Int8, true), (Codec::Int8, false)]
                 {
                     let magnitudes = values.iter().map(|value| value.abs()).collect();
                     let values = if is_signed { values.clone() } else { magnitudes };
-                    let once = round_trip(codec, is_signed, &values, dice);
+                    let once = round_trip(codec, is_signed, &values, rounder);
                     let twice = round_trip(codec, is_signed, &once, again);
                     prop_assert_eq!(&once, &twice);
                     for (value, coded) in values.iter().zip(&once) {
@@ -417,7 +475,7 @@ mod tests {
     #[test]
     fn int8_errors_are_within_a_code() {
         let magnitudes: Vec<f32> = (0..4096).map(|i| 1.5f32.powi(-(i % 25)) + 1e-6).collect();
-        let coded = round_trip(Codec::Int8, false, &magnitudes, TileDice::nearest());
+        let coded = round_trip(Codec::Int8, false, &magnitudes, TileRounder::nearest());
         for (value, coded) in magnitudes.iter().zip(coded) {
             // The square root lies on a square grid of 255 codes.
             let codes = |value: f32| value.sqrt().sqrt() / 1.000_001f32.powf(0.25) * 255.0;
@@ -432,8 +490,8 @@ mod tests {
             values.iter_mut().step_by(INT8_BLOCK_ELEMS).for_each(|value| *value = 1.0);
             let (mut sum, mut distinct) = (0.0, std::collections::BTreeSet::new());
             for step in 0..50 {
-                let dice = Dice::new(Rounding::Stochastic, 7, step).tile(1, 0);
-                let coded = round_trip(codec, is_signed, &values, dice);
+                let rounder = Rounder::new(Rounding::Stochastic, 7, step).tile(1, 0);
+                let coded = round_trip(codec, is_signed, &values, rounder);
                 sum += coded[1..256].iter().map(|value| f64::from(*value)).sum::<f64>();
                 distinct.extend(coded[1..256].iter().map(|value| value.to_bits()));
             }

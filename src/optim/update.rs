@@ -1,7 +1,12 @@
 //! The update kernel: decode, unscale, clip, update, emit the low-precision parameter and encode,
 //! in one pass over memory.
 //!
-//! The body is written once. Compiled for AVX2 and AVX-512 it uses wider registers but the same
+//! A task goes through its elements in tiles that stay in the innermost cache. For every tile, one
+//! short loop each converts the gradients, decodes the state, applies the rule, emits parameters
+//! and encodes the state. So each loop is compiled for one rule or one number format, and never for
+//! all combinations of them.
+//!
+//! Every loop is written once. Compiled for AVX2 and AVX-512 it uses wider registers but the same
 //! IEEE operations in the same order (no fused multiply-add), so every build gives the same bits as
 //! the scalar reference.
 
@@ -11,220 +16,233 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::codec::SectionMut;
-use super::dice::{Dice, TileDice};
-use super::element::{GradElem, ParamElem};
-use super::rule::Rule;
-use super::width::{Kernel, on_widest};
+use super::element::{GradSlice, ParamSliceMut};
+use super::rounding::{Rounder, TileRounder};
+use super::rule::{Rule, UpdateRule};
+use super::width::{Kernel, Width, on_width};
 
-/// Elements of one task: fixed, so that the number of threads decides nothing but the time. 64 Ki
-/// elements are 1.7 MB of memory traffic, some hundred microseconds.
+/// Elements of one task. The number is fixed, so that the number of threads decides nothing but the
+/// time. 64 Ki elements are 1.7 MB of memory traffic, which takes some hundred microseconds.
 pub const SPLIT_ELEMS: usize = 64 << 10;
 
-/// Elements that are decoded at once: three arrays of them stay in the innermost cache.
+/// Elements that are updated together: four arrays of them stay in the innermost cache.
 const TILE_ELEMS: usize = 1024;
 
-/// Elements of one parameter, with what its update needs.
+/// Elements of one parameter, with what their update needs.
 #[derive(Clone, Debug)]
-pub struct Segment<'a, R, G> {
-    /// Where they are within the task.
+pub struct Segment<'a> {
+    /// Where the elements are within the task.
     pub at: Range<usize>,
     /// The parameter's numbers at this step.
-    pub rule: R,
-    /// A gradient for each.
-    pub grad: &'a [G],
+    pub rule: UpdateRule,
+    /// A gradient for each element.
+    pub grad: GradSlice<'a>,
 }
 
 /// A part of a chunk that one thread updates: at most [`SPLIT_ELEMS`] elements, from a multiple of
 /// [`SPLIT_ELEMS`] of the chunk on.
-pub struct UpdateTask<'a, R, G, P> {
-    /// fp32 master.
+pub struct UpdateTask<'a> {
+    /// The master.
     pub master: SectionMut<'a>,
-    /// Its moments; the second is empty for rules that have one.
+    /// The moments; the second is empty for rules that keep one.
     pub moments: [SectionMut<'a>; 2],
-    /// Parameters to emit, and to take upper halves of masters from: those of the live elements,
-    /// which padding may follow.
-    pub params: &'a mut [P],
-    /// Where the parameters are to be kept beside the state, which they are the upper halves of: in
-    /// a durable job. Otherwise empty.
+    /// Parameters of the live elements (padding may follow them), to be emitted. They are also the
+    /// upper halves of masters of which the state holds only the lower ones.
+    pub params: ParamSliceMut<'a>,
+    /// In a durable job whose parameters are the upper halves of its masters: where they are kept
+    /// beside the state. Otherwise empty.
     pub kept: &'a mut [bf16],
     /// The elements that have a gradient, in order.
-    pub segments: Vec<Segment<'a, R, G>>,
+    pub segments: Vec<Segment<'a>>,
     /// How moments are rounded.
-    pub dice: Dice,
+    pub rounder: Rounder,
     /// The flat index of the first element.
     pub flat: u64,
 }
 
-impl<R: Rule, G: GradElem, P: ParamElem> UpdateTask<'_, R, G, P> {
+impl UpdateTask<'_> {
     /// Updates the state in place and emits the parameters.
     pub fn run(self) {
-        on_widest(self);
+        self.run_on(Width::widest());
     }
-}
 
-impl<R: Rule, G: GradElem, P: ParamElem> Kernel for UpdateTask<'_, R, G, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { master, moments: [first, second], params, kept, segments, dice, flat } = self;
-        match (master, first, second) {
-            (SectionMut::Fp32(master), SectionMut::Fp32(first), SectionMut::Fp32(second)) => {
-                let mut arrays = Arrays { master, first, second, params: &mut *params };
-                // A loop, not for_each: a closure that is not inlined would be compiled for the
-                // plain target. The same below.
-                for segment in &segments {
-                    arrays.update(segment, 0);
-                }
-            }
-            (master, first, second) => {
-                let moments = [first, second];
-                let tiles = Tiles { master, moments, params: &mut *params, dice, flat };
-                tiles.update(&segments);
+    fn run_on(mut self, width: Width) {
+        let mut buffers = Buffers::new();
+        let [first, second] = &mut self.moments;
+        let elems = self.segments.last().map_or(0, |segment| segment.at.end);
+        for start in (0..elems).step_by(TILE_ELEMS) {
+            let live = start..self.params.len().min(start + TILE_ELEMS);
+            let tile = Tile {
+                width,
+                start,
+                master: self.master.cut(TILE_ELEMS),
+                moments: [first.cut(TILE_ELEMS), second.cut(TILE_ELEMS)],
+                params: self.params.part(live),
+            };
+            let from = self.segments.partition_point(|segment| segment.at.end <= start);
+            let to = self.segments.partition_point(|it| it.at.start < start + TILE_ELEMS);
+            // A tile without a gradient keeps its bits.
+            if from < to {
+                let flat = self.flat + start as u64;
+                let rounders = [0, 1, 2].map(|tensor| self.rounder.tile(tensor, flat));
+                tile.update(&self.segments[from..to], rounders, &mut buffers);
             }
         }
-        if !kept.is_empty() {
-            kept.copy_from_slice(P::upper_halves(params));
-        }
-    }
-}
-
-/// Arrays of f32 in which segments are updated, from a common first element on.
-struct Arrays<'a, P> {
-    master: &'a mut [f32],
-    first: &'a mut [f32],
-    second: &'a mut [f32],
-    params: &'a mut [P],
-}
-
-impl<P: ParamElem> Arrays<'_, P> {
-    /// Updates those elements of a segment that lie in the arrays, which begin at element `start`.
-    #[inline(always)]
-    fn update<R: Rule, G: GradElem>(&mut self, segment: &Segment<'_, R, G>, start: usize) {
-        let from = segment.at.start.max(start);
-        let to = segment.at.end.min(start + self.master.len());
-        let grad = &segment.grad[from - segment.at.start..to - segment.at.start];
-        let rule = segment.rule;
-        // Equal lengths, said once, so that the loop has no bounds checks and can be vectorised.
-        let (at, len) = (from - start..to - start, grad.len());
-        let master = &mut self.master[at.clone()][..len];
-        let params = &mut self.params[at.clone()][..len];
-        let first = &mut self.first[at.clone()][..len];
-        if R::MOMENTS == 1 {
-            for i in 0..len {
-                let (p, [m, _]) = rule.update(grad[i].load(), master[i], [first[i], 0.0]);
-                first[i] = m;
-                master[i] = p;
-                params[i] = P::emit(p);
-            }
-            return;
-        }
-        let second = &mut self.second[at][..len];
-        for i in 0..len {
-            let (p, [m, v]) = rule.update(grad[i].load(), master[i], [first[i], second[i]]);
-            first[i] = m;
-            second[i] = v;
-            master[i] = p;
-            params[i] = P::emit(p);
+        if !self.kept.is_empty() {
+            self.kept.copy_from_slice(self.params.upper_halves());
         }
     }
 }
 
-/// A task whose state is not fp32 throughout: decoded, updated and encoded tile by tile.
-struct Tiles<'a, P> {
+/// Room for a tile's values as f32, where they lie in another format.
+struct Buffers {
+    grads: [f32; TILE_ELEMS],
+    master: [f32; TILE_ELEMS],
+    moments: [[f32; TILE_ELEMS]; 2],
+}
+
+impl Buffers {
+    fn new() -> Self {
+        let zeros = [0.0; TILE_ELEMS];
+        Self { grads: zeros, master: zeros, moments: [zeros; 2] }
+    }
+}
+
+/// The elements of a task that are updated together.
+struct Tile<'a> {
+    width: Width,
+    /// Where the tile begins within the task.
+    start: usize,
     master: SectionMut<'a>,
     moments: [SectionMut<'a>; 2],
-    params: &'a mut [P],
-    dice: Dice,
-    flat: u64,
+    /// Those of the live elements.
+    params: ParamSliceMut<'a>,
 }
 
-impl<P: ParamElem> Tiles<'_, P> {
-    #[inline(always)]
-    fn update<R: Rule, G: GradElem>(self, segments: &[Segment<'_, R, G>]) {
-        let Self { mut master, moments: [mut first, mut second], mut params, dice, flat } = self;
-        let [mut a, mut b, mut c] = [[0.0f32; TILE_ELEMS]; 3];
-        let elems = segments.last().map_or(0, |segment| segment.at.end);
-        for start in (0..elems).step_by(TILE_ELEMS) {
-            let mut master = master.cut(TILE_ELEMS);
-            let (mut first, mut second) = (first.cut(TILE_ELEMS), second.cut(TILE_ELEMS));
-            let live = params.len().min(TILE_ELEMS);
-            let (tile_params, rest) = std::mem::take(&mut params).split_at_mut(live);
-            params = rest;
-            let from = segments.partition_point(|segment| segment.at.end <= start);
-            let mut touching = segments[from..]
-                .iter()
-                .take_while(|segment| segment.at.start < start + TILE_ELEMS)
-                .peekable();
-            // What has no gradient keeps its bits.
-            if touching.peek().is_none() {
-                continue;
+impl Tile<'_> {
+    /// Updates the elements of these segments that lie in the tile, at least one each.
+    fn update(
+        mut self,
+        segments: &[Segment<'_>],
+        rounders: [TileRounder; 3],
+        buffers: &mut Buffers,
+    ) {
+        let width = self.width;
+        // Parameters that are the upper halves of masters are emitted by encoding them.
+        let is_halved = matches!(self.master, SectionMut::Remainder16(_));
+        let [first, second] = &mut self.moments;
+        let [first_buffer, second_buffer] = &mut buffers.moments;
+        let uppers = self.params.upper_halves();
+        let master = resident(width, &mut self.master, uppers, &mut buffers.master);
+        let first_values = resident(width, first, &[], first_buffer);
+        let second_values = resident(width, second, &[], second_buffer);
+        for segment in segments {
+            let from = segment.at.start.max(self.start);
+            let to = segment.at.end.min(self.start + master.len());
+            let grad = segment.grad.part(from - segment.at.start..to - segment.at.start);
+            let at = from - self.start..to - self.start;
+            let arrays = Arrays {
+                grads: grad.load(width, &mut buffers.grads),
+                master: &mut master[at.clone()],
+                first: &mut first_values[at.clone()],
+                // Empty for rules that keep one moment.
+                second: second_values.get_mut(at.clone()).unwrap_or_default(),
+            };
+            arrays.update(width, segment.rule);
+            if !is_halved {
+                self.params.part(at.clone()).emit(width, &master[at]);
             }
-            let is_halved = matches!(master, SectionMut::Remainder16(_));
-            {
-                let uppers = P::upper_halves(tile_params);
-                let master = resident(&mut master, uppers, &mut a);
-                let first = resident(&mut first, &[], &mut b);
-                let second = resident(&mut second, &[], &mut c);
-                if is_halved {
-                    // The parameters are the upper halves: encoding emits them.
-                    let params = &mut [(); TILE_ELEMS];
-                    let mut arrays = Arrays { master, first, second, params };
-                    for segment in touching {
-                        arrays.update(segment, start);
-                    }
-                } else {
-                    let mut arrays = Arrays { master, first, second, params: &mut *tile_params };
-                    for segment in touching {
-                        arrays.update(segment, start);
-                    }
-                }
-            }
-            let flat = flat + start as u64;
-            let uppers = P::upper_halves_mut(tile_params);
-            settle(&mut master, &a, uppers, dice.tile(0, flat));
-            settle(&mut first, &b, &mut [], dice.tile(1, flat));
-            settle(&mut second, &c, &mut [], dice.tile(2, flat));
         }
+        let uppers = self.params.upper_halves();
+        settle(width, &mut self.master, &buffers.master, uppers, rounders[0]);
+        settle(width, first, first_buffer, &mut [], rounders[1]);
+        settle(width, second, second_buffer, &mut [], rounders[2]);
     }
 }
 
 /// The elements of a section as f32: where they lie, or decoded.
-#[inline(always)]
 fn resident<'a>(
+    width: Width,
     section: &'a mut SectionMut<'_>,
     uppers: &[bf16],
-    decoded: &'a mut [f32; TILE_ELEMS],
+    buffer: &'a mut [f32; TILE_ELEMS],
 ) -> &'a mut [f32] {
     match section {
         SectionMut::Fp32(values) => values,
         coded => {
-            let values = &mut decoded[..coded.len()];
-            coded.as_section().decode(uppers, values);
+            let values = &mut buffer[..coded.len()];
+            coded.as_section().decode_on(width, uppers, values);
             values
         }
     }
 }
 
-/// Encodes what was decoded.
-#[inline(always)]
+/// Encodes what [`resident`] decoded.
 fn settle(
+    width: Width,
     section: &mut SectionMut<'_>,
-    decoded: &[f32; TILE_ELEMS],
+    buffer: &[f32; TILE_ELEMS],
     uppers: &mut [bf16],
-    dice: TileDice,
+    rounder: TileRounder,
 ) {
     if !matches!(section, SectionMut::Fp32(_)) {
         let len = section.len();
-        section.encode(&decoded[..len], uppers, dice);
+        section.encode_on(width, &buffer[..len], uppers, rounder);
+    }
+}
+
+/// As many gradients as masters and moments.
+struct Arrays<'a> {
+    grads: &'a [f32],
+    master: &'a mut [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+}
+
+impl Arrays<'_> {
+    fn update(self, width: Width, rule: UpdateRule) {
+        match rule {
+            UpdateRule::AdamW(rule) => on_width(width, Apply { rule, arrays: self }),
+            UpdateRule::Adam(rule) => on_width(width, Apply { rule, arrays: self }),
+            UpdateRule::Sgd(rule) => on_width(width, Apply { rule, arrays: self }),
+            UpdateRule::Lion(rule) => on_width(width, Apply { rule, arrays: self }),
+            UpdateRule::Adagrad(rule) => on_width(width, Apply { rule, arrays: self }),
+        }
+    }
+}
+
+/// Applies a rule to every element.
+struct Apply<'a, R> {
+    rule: R,
+    arrays: Arrays<'a>,
+}
+
+impl<R: Rule> Kernel for Apply<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { rule, arrays: Arrays { grads, master, first, second } } = self;
+        // The lengths are equal. Slicing shows this to the compiler, which leaves out the bounds
+        // checks and uses vector registers.
+        let len = grads.len();
+        let (master, first) = (&mut master[..len], &mut first[..len]);
+        if R::MOMENTS == 1 {
+            for i in 0..len {
+                (master[i], [first[i], _]) = rule.update(grads[i], master[i], [first[i], 0.0]);
+            }
+            return;
+        }
+        let second = &mut second[..len];
+        for i in 0..len {
+            (master[i], [first[i], second[i]]) =
+                rule.update(grads[i], master[i], [first[i], second[i]]);
+        }
     }
 }
 
 /// Runs all tasks on the pool.
-pub fn run_tasks<R: Rule, G: GradElem, P: ParamElem>(
-    pool: &rayon::ThreadPool,
-    tasks: Vec<UpdateTask<'_, R, G, P>>,
-) {
+pub fn run_tasks(pool: &rayon::ThreadPool, tasks: Vec<UpdateTask<'_>>) {
     pool.install(|| tasks.into_par_iter().with_max_len(1).for_each(UpdateTask::run));
 }
 
@@ -232,10 +250,10 @@ pub fn run_tasks<R: Rule, G: GradElem, P: ParamElem>(
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::width::{on_width, widths};
+    use super::super::width::widths;
     use super::*;
     use crate::optim::reference::Reference;
-    use crate::optim::{Adagrad, Adam, AdamW, Lion, Sgd};
+    use crate::optim::{GradElem, ParamElem};
     use crate::state::{Codec, Hyperparameters, OptimizerKind, Rounding, StateTensor};
 
     const ELEMS: usize = 4096;
@@ -257,7 +275,7 @@ mod tests {
         }
 
         /// Updates by the kernel, on registers of every width, must be those of the reference.
-        fn check<R: Rule>(&self, kind: OptimizerKind) {
+        fn check(&self, kind: OptimizerKind) {
             let hyper = Hyperparameters::default();
             let tensors = self.tensors(kind);
             for width in widths() {
@@ -275,16 +293,16 @@ mod tests {
                 let bytes = bytemuck::cast_slice_mut(&mut sections[0]);
                 SectionMut::new(&tensors[0], bytes, ELEMS).encode_nearest(&padded, &mut params);
                 for step in 1..=self.steps {
-                    let dice = Dice::new(self.rounding, 3, step);
+                    let rounder = Rounder::new(self.rounding, 3, step);
                     let [cut, end] = self.cuts;
                     for at in [0..cut, cut..end] {
                         reference.update(&hyper, step, 0.5, at.clone(), &self.grads[at]);
                     }
-                    reference.round(&tensors, dice, 77);
+                    reference.round(&tensors, rounder, 77);
                     let segment = |at: Range<usize>| Segment {
                         at: at.clone(),
-                        rule: R::new(&hyper, step, 0.5),
-                        grad: &self.grads[at],
+                        rule: UpdateRule::new(kind, &hyper, step, 0.5),
+                        grad: GradElem::slice(&self.grads[at]),
                     };
                     let mut views = sections.iter_mut().zip(&tensors).map(|(bytes, tensor)| {
                         SectionMut::new(tensor, bytemuck::cast_slice_mut(bytes), ELEMS)
@@ -293,13 +311,13 @@ mod tests {
                     let task = UpdateTask {
                         master: next(),
                         moments: [next(), next()],
-                        params: &mut params,
+                        params: ParamElem::slice_mut(&mut params),
                         kept: &mut kept,
                         segments: vec![segment(0..cut), segment(cut..end)],
-                        dice,
+                        rounder,
                         flat: 77,
                     };
-                    on_width(width, task);
+                    task.run_on(width);
                 }
                 for (tensor, (bytes, expected)) in
                     tensors.iter().zip(sections.iter().zip(reference.arrays()))
@@ -351,11 +369,11 @@ mod tests {
                 rounding: if is_stochastic { Rounding::Stochastic } else { Rounding::Nearest },
                 codecs: [master, moments],
             };
-            case.check::<AdamW>(OptimizerKind::AdamW);
-            case.check::<Adam>(OptimizerKind::Adam);
-            case.check::<Sgd>(OptimizerKind::Sgd);
-            case.check::<Lion>(OptimizerKind::Lion);
-            case.check::<Adagrad>(OptimizerKind::Adagrad);
+            case.check(OptimizerKind::AdamW);
+            case.check(OptimizerKind::Adam);
+            case.check(OptimizerKind::Sgd);
+            case.check(OptimizerKind::Lion);
+            case.check(OptimizerKind::Adagrad);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The arrays of a chunk go with its sub-group.
 
-use optswap::internals::{error::Result, step::SubGroup};
+use optswap::{NoParameters, Result, SubGroup};
 
-pub fn keep(mut sub_group: SubGroup<'_, '_, f32, ()>) -> Result<()> {
+pub fn keep(mut sub_group: SubGroup<'_, '_, f32, NoParameters>) -> Result<()> {
     let mut chunk = sub_group.next_chunk()?.unwrap();
     let master = chunk.master_mut();
     sub_group.swap_out()?; //~ E0505

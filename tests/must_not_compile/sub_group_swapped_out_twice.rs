@@ -1,8 +1,8 @@
 //! A sub-group that was swapped out is gone.
 
-use optswap::internals::{error::Result, step::SubGroup};
+use optswap::{NoParameters, Result, SubGroup};
 
-pub fn twice(sub_group: SubGroup<'_, '_, f32, ()>) -> Result<()> {
+pub fn twice(sub_group: SubGroup<'_, '_, f32, NoParameters>) -> Result<()> {
     sub_group.swap_out()?;
     sub_group.swap_out() //~ E0382
 }

@@ -1,8 +1,8 @@
 //! One sub-group is swapped in at a time.
 
-use optswap::internals::{error::Result, step::SubGroups};
+use optswap::{NoParameters, Result, SubGroups};
 
-pub fn two(mut groups: SubGroups<'_, '_, f32, ()>) -> Result<()> {
+pub fn two(mut groups: SubGroups<'_, '_, f32, NoParameters>) -> Result<()> {
     let first = groups.swap_in()?.unwrap();
     let second = groups.swap_in()?.unwrap(); //~ E0499
     first.swap_out()?;

@@ -4,7 +4,7 @@
 
 use optswap::internals::config::Durability;
 use optswap::{
-    Bytes, Config, Elems, GradElem, Hyperparameters, OptimizerSpec, ParamElem, Result,
+    Bytes, Config, Elems, GradElem, Hyperparameters, OptimizerSpec, ParameterSink, Result,
     StateTensorSpec, StepOutcome, SubGroups,
 };
 
@@ -56,8 +56,8 @@ pub type Rule = fn(&Hyperparameters, u64, &[f32], &mut [&mut [f32]]);
 
 /// All sub-groups, one after the other, as DeepSpeed's stage 3 does; gives how many chunks there
 /// were in each.
-pub fn update_all<G: GradElem, P: ParamElem>(
-    mut groups: SubGroups<'_, '_, G, P>,
+pub fn update_all<G: GradElem, S: ParameterSink + ?Sized>(
+    mut groups: SubGroups<'_, '_, G, S>,
     rule: Rule,
 ) -> Result<(StepOutcome, Vec<usize>)> {
     let mut chunks = Vec::new();
@@ -76,7 +76,7 @@ pub fn update_all<G: GradElem, P: ParamElem>(
         chunks.push(count);
         sub_group.swap_out()?;
     }
-    Ok((groups.finish()?, chunks))
+    Ok((groups.finish(Ok(()))?, chunks))
 }
 
 /// Parameters of both groups in turn, most of which meet inside of chunks: so many ranks times

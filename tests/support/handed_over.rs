@@ -6,7 +6,7 @@ use half::bf16;
 use optswap::internals::config::GradientPlace;
 use optswap::internals::step::fill_synthetic_gradients;
 use optswap::{
-    Bytes, Config, GradElem, Gradients, ParamIndex, Result, StepOptions, StepOutcome,
+    Bytes, Config, GradElem, Gradients, MicroBatch, ParamIndex, Result, StepOptions, StepOutcome,
     SwappedOptimizer,
 };
 
@@ -76,14 +76,19 @@ pub fn hand_over<G: GradElem>(
     shard: &[G],
     has_gradient: impl Fn(ParamIndex) -> bool,
     seed: u64,
-    is_last: bool,
+    micro_batch: MicroBatch,
 ) -> Result<()> {
     for (param, offset, range) in pieces_of(optimizer, has_gradient, seed) {
         // Gone when the call returns: nothing may hold on to it.
         let piece = shard[range].to_vec();
-        optimizer.gradient_sink().add(param, offset, &piece, is_last)?;
+        optimizer.gradient_sink().add(param, offset, &piece, micro_batch)?;
     }
     Ok(())
+}
+
+/// Whether more follow this micro-batch.
+pub fn batch_of(is_last: bool) -> MicroBatch {
+    if is_last { MicroBatch::Last } else { MicroBatch::More }
 }
 
 /// The next step, with gradients of so many micro-batches handed over.
@@ -95,7 +100,7 @@ pub fn step_handed_over(
     let step = optimizer.attempts() + 1;
     for batch in 0..batches {
         let shard = micro_batch(optimizer, step, batch);
-        hand_over(optimizer, &shard, |_| true, step + batch, batch + 1 == batches)?;
+        hand_over(optimizer, &shard, |_| true, step + batch, batch_of(batch + 1 == batches))?;
     }
     optimizer.step(&Gradients::handed_over(), params, StepOptions::default())
 }

@@ -10,8 +10,9 @@ use half::bf16;
 use optswap::internals::config::GradientPlace;
 use optswap::internals::step::{fill_synthetic_gradients, fill_synthetic_masters};
 use optswap::{
-    Communicator, Config, Gradients, Inventory, MicroBatch, NoParameters, ParamIndex, Piece,
-    Result, Run, Sharding, StepOptions, StepOutcome, SwappedOptimizer, Verifier,
+    Communicator, Config, CreateOptions, Gradients, Inventory, MicroBatch, NO_PARAMETERS,
+    NoParameters, ParamIndex, Piece, Result, Run, Sharding, StepOptions, StepOutcome,
+    SwappedOptimizer, Verifier,
 };
 
 /// A slice of every parameter for one of so many ranks, the last parameter first: slices begin at
@@ -53,8 +54,12 @@ pub fn start(
     seed: u64,
 ) -> Result<SwappedOptimizer> {
     let comm = Arc::clone(comm);
-    let mut optimizer =
-        SwappedOptimizer::create_sharded(config, inventory.clone(), comm, sharding)?;
+    let mut optimizer = SwappedOptimizer::create(
+        config,
+        inventory.clone(),
+        comm,
+        CreateOptions::sharded(sharding.clone()),
+    )?;
     if optimizer.resumed().is_none() {
         optimizer.initialize_parameters(&mut NoParameters, fill_masters(seed, inventory))?;
     }
@@ -109,7 +114,7 @@ pub type State = BTreeMap<(String, u64), Vec<u32>>;
 /// This rank's part of it.
 pub fn state(optimizer: &mut SwappedOptimizer) -> Result<State> {
     let mut state = State::new();
-    optimizer.inspect(|view| {
+    optimizer.inspect(NO_PARAMETERS, |view| {
         for at in 0..view.master.len() {
             let values = std::iter::once(&view.master).chain(view.moments);
             let bits = values.map(|values| values[at].to_bits()).collect();

@@ -80,17 +80,24 @@ fn next_piece(rest: &str, before: Option<char>) -> (usize, usize) {
         let closed = rest[opened..].find(&end).map_or(rest.len(), |at| opened + at + end.len());
         return (0, closed);
     }
-    if rest.starts_with('\'') {
-        // A lifetime has no second quote.
-        let inside = if rest[1..].starts_with('\\') { 2 } else { 1 };
-        let len = rest[inside..].chars().next().map_or(0, char::len_utf8);
-        let end = rest[inside + len..].find('\'').map(|at| inside + len + at + 1);
-        let is_char = if inside == 2 { end } else { end.filter(|end| *end == len + 2) };
-        if let Some(end) = is_char {
-            return (0, end);
-        }
+    if let Some(len) = character_len(rest) {
+        return (0, len);
     }
     (rest.chars().next().map_or(0, char::len_utf8), 0)
+}
+
+/// The length of a character in quotes; a lifetime has no second quote.
+fn character_len(rest: &str) -> Option<usize> {
+    let inside = rest.strip_prefix('\'')?;
+    let end = if let Some(escaped) = inside.strip_prefix('\\') {
+        // What is escaped may be a quote.
+        let first = escaped.chars().next()?.len_utf8();
+        1 + first + escaped[first..].find('\'')?
+    } else {
+        let first = inside.chars().next()?.len_utf8();
+        inside[first..].starts_with('\'').then_some(first)?
+    };
+    Some(end + 2)
 }
 
 /// The length of `r"` or `r#"` and so on, were its `#` counted.
