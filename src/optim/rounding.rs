@@ -2,6 +2,7 @@
 //! any rank, thread and chunk size rounds an element alike.
 
 use crate::state::Rounding;
+use crate::units::mix64;
 
 /// How one step rounds.
 #[derive(Clone, Copy, Debug)]
@@ -17,14 +18,6 @@ pub(super) struct TileRounder {
     key: u32,
     /// Low half of the flat index of the tile's first element.
     first: u32,
-}
-
-/// Splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
-fn mix64(mut bits: u64) -> u64 {
-    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
 }
 
 impl Rounder {
