@@ -13,7 +13,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use optswap::config::CodecsConfig;
 use optswap::optim::{
-    AdamW, Rounder, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks, sum_of_squares,
+    GradElem, ParamElem, Rounder, SPLIT_ELEMS, SectionMut, Segment, UpdateRule, UpdateTask,
+    run_tasks, sum_of_squares,
 };
 use optswap::state::{Codec, Hyperparameters, OptimizerKind, Rounding, StateTensor};
 use optswap::step::fill_synthetic_gradients;
@@ -70,7 +71,7 @@ fn updates(criterion: &mut Criterion) {
             let bytes: u64 = tensors.iter().map(|it| it.codec.section_bytes(ELEMS as u64)).sum();
             let halves = if chosen.master == Codec::Remainder16 { 2 } else { 0 };
             group.throughput(Throughput::Bytes(2 * bytes + (4 + halves) * ELEMS as u64));
-            let rule = AdamW::new(&Hyperparameters::default(), 10, 1.0);
+            let rule = UpdateRule::new(OptimizerKind::AdamW, &Hyperparameters::default(), 10, 1.0);
             group.bench_function(format!("{codecs}, {rounding:?}").to_lowercase(), |bencher| {
                 bencher.iter(|| {
                     let rounder = Rounder::new(rounding, 1, 1);
@@ -100,11 +101,11 @@ impl State {
     fn tasks<'a>(
         &'a mut self,
         tensors: &[StateTensor],
-        rule: AdamW,
+        rule: UpdateRule,
         gradients: &'a [bf16],
         params: &'a mut [bf16],
         rounder: Rounder,
-    ) -> Vec<UpdateTask<'a, AdamW, bf16, bf16>> {
+    ) -> Vec<UpdateTask<'a>> {
         let sections = self.sections.iter_mut().zip(tensors);
         let mut sections = sections.map(|(section, tensor)| {
             SectionMut::new(tensor, bytemuck::cast_slice_mut(section), ELEMS)
@@ -115,9 +116,9 @@ impl State {
         let task = |(number, (grad, params)): (usize, (&'a [bf16], &'a mut [bf16]))| UpdateTask {
             master: master.cut(SPLIT_ELEMS),
             moments: [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)],
-            params,
+            params: ParamElem::slice_mut(params),
             kept: &mut [],
-            segments: vec![Segment { at: 0..grad.len(), rule, grad }],
+            segments: vec![Segment { at: 0..grad.len(), rule, grad: GradElem::slice(grad) }],
             rounder,
             flat: (number * SPLIT_ELEMS) as u64,
         };
