@@ -5,7 +5,6 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::codec::bf16_nearest;
-use super::width::{Kernel, Width, on_width};
 
 /// Length of the slice of zeros that every format has.
 const ZEROS: usize = 64 << 10;
@@ -188,49 +187,12 @@ impl<'a> GradSlice<'a> {
             Self::F16(grads) => Self::F16(&grads[at]),
         }
     }
-
-    /// The gradients as f32: where they lie, or converted into the first elements of `buffer`.
-    pub(super) fn load(self, width: Width, buffer: &'a mut [f32]) -> &'a [f32] {
-        let len = match self {
-            Self::F32(grads) => return grads,
-            Self::Bf16(grads) => grads.len(),
-            Self::F16(grads) => grads.len(),
-        };
-        let out = &mut buffer[..len];
-        on_width(width, Load { grads: self, out });
-        out
-    }
-}
-
-struct Load<'a, 'o> {
-    grads: GradSlice<'a>,
-    out: &'o mut [f32],
-}
-
-impl Kernel for Load<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        match self.grads {
-            GradSlice::F32(grads) => load_each(grads, self.out),
-            GradSlice::Bf16(grads) => load_each(grads, self.out),
-            GradSlice::F16(grads) => load_each(grads, self.out),
-        }
-    }
-}
-
-#[inline(always)]
-fn load_each<G: GradElem>(grads: &[G], out: &mut [f32]) {
-    for (out, grad) in out.iter_mut().zip(grads) {
-        *out = grad.load();
-    }
 }
 
 /// Parameters in one of the formats that the update emits.
 #[derive(Debug)]
 pub enum ParamSliceMut<'a> {
-    /// No parameters, for so many elements.
+    /// No parameters.
     Units(&'a mut [()]),
     /// IEEE single precision: the masters themselves.
     F32(&'a mut [f32]),
@@ -267,37 +229,6 @@ impl ParamSliceMut<'_> {
             Self::Bf16(params) => params,
             _ => &mut [],
         }
-    }
-
-    /// Makes the parameters those of `masters`, one for each.
-    pub(super) fn emit(self, width: Width, masters: &[f32]) {
-        on_width(width, Emit { masters, params: self });
-    }
-}
-
-struct Emit<'a> {
-    masters: &'a [f32],
-    params: ParamSliceMut<'a>,
-}
-
-impl Kernel for Emit<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        match self.params {
-            ParamSliceMut::Units(_) => {}
-            ParamSliceMut::F32(params) => emit_each(self.masters, params),
-            ParamSliceMut::Bf16(params) => emit_each(self.masters, params),
-            ParamSliceMut::F16(params) => emit_each(self.masters, params),
-        }
-    }
-}
-
-#[inline(always)]
-fn emit_each<P: ParamElem>(masters: &[f32], params: &mut [P]) {
-    for (param, master) in params.iter_mut().zip(masters) {
-        *param = P::emit(*master);
     }
 }
 

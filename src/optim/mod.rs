@@ -3,6 +3,7 @@
 //!
 //! Work is split by length only, so that results do not depend on the number of threads.
 
+mod apply;
 mod codec;
 mod element;
 mod exact_sum;
@@ -10,13 +11,15 @@ mod norm;
 pub mod reference;
 mod rounding;
 mod rule;
+mod section;
 mod update;
 mod width;
 
-pub use codec::{Section, SectionMut, join_halves, split_halves};
+pub use codec::{join_halves, split_halves};
 pub use element::{GradElem, GradSlice, ParamElem, ParamSliceMut};
 pub use exact_sum::ExactSum;
 pub use norm::{BlockNorm, sum_of_squares};
 pub use rounding::Rounder;
 pub use rule::UpdateRule;
+pub use section::{Section, SectionMut};
 pub use update::{SPLIT_ELEMS, Segment, UpdateTask, run_tasks};

@@ -1,11 +1,11 @@
 //! The scalar reference: update rules in memory, one element after the other, as plain as they can
-//! be written. The swapped optimizer must give the same bits; AdamW is held against torch.
+//! be written. Tests compare the swapped optimizer with it bit for bit, and its AdamW with torch.
 
 use std::ops::Range;
 
-use super::codec::{Section, SectionMut};
 use super::rounding::Rounder;
 use super::rule::power;
+use super::section::{Section, SectionMut};
 use crate::state::{Codec, Hyperparameters, INT8_BLOCK_ELEMS, OptimizerKind, StateTensor};
 
 /// An optimizer's state in memory.

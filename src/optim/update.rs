@@ -1,31 +1,26 @@
 //! The update kernel: decode, unscale, clip, update, emit the low-precision parameter and encode,
 //! in one pass over memory.
 //!
-//! A task goes through its elements in tiles that stay in the innermost cache. For every tile, one
-//! short loop each converts the gradients, decodes the state, applies the rule, emits parameters
-//! and encodes the state. So each loop is compiled for one rule or one number format, and never for
-//! all combinations of them.
-//!
-//! Every loop is written once. Compiled for AVX2 and AVX-512 it uses wider registers but the same
-//! IEEE operations in the same order (no fused multiply-add), so every build gives the same bits as
-//! the scalar reference.
+//! State that is not fp32 is updated in tiles that stay in the innermost cache: decoded, updated
+//! and encoded again by a loop each. So the codecs do not multiply the loops of the update.
 
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::codec::SectionMut;
+use super::apply::Arrays;
 use super::element::{GradSlice, ParamSliceMut};
 use super::rounding::{Rounder, TileRounder};
-use super::rule::{Rule, UpdateRule};
-use super::width::{Kernel, Width, on_width};
+use super::rule::UpdateRule;
+use super::section::SectionMut;
+use super::width::Width;
 
 /// Elements of one task. The number is fixed, so that the number of threads decides nothing but the
 /// time. 64 Ki elements are 1.7 MB of memory traffic, which takes some hundred microseconds.
 pub const SPLIT_ELEMS: usize = 64 << 10;
 
-/// Elements that are updated together: four arrays of them stay in the innermost cache.
+/// Elements that are decoded at once: three arrays of them stay in the innermost cache.
 const TILE_ELEMS: usize = 1024;
 
 /// Elements of one parameter, with what their update needs.
@@ -67,20 +62,27 @@ impl UpdateTask<'_> {
     }
 
     fn run_on(mut self, width: Width) {
-        let mut buffers = Buffers::new();
         let [first, second] = &mut self.moments;
         let elems = self.segments.last().map_or(0, |segment| segment.at.end);
-        for start in (0..elems).step_by(TILE_ELEMS) {
-            let live = start..self.params.len().min(start + TILE_ELEMS);
+        let tile_elems = if self.master.is_fp32() && first.is_fp32() && second.is_fp32() {
+            // Nothing is decoded, so longer loops are faster.
+            SPLIT_ELEMS
+        } else {
+            TILE_ELEMS
+        };
+        let mut buffers = [[0.0; TILE_ELEMS]; 3];
+        for start in (0..elems).step_by(tile_elems) {
+            let end = start + tile_elems;
+            let live = start..self.params.len().min(end);
             let tile = Tile {
                 width,
                 start,
-                master: self.master.cut(TILE_ELEMS),
-                moments: [first.cut(TILE_ELEMS), second.cut(TILE_ELEMS)],
+                master: self.master.cut(tile_elems),
+                moments: [first.cut(tile_elems), second.cut(tile_elems)],
                 params: self.params.part(live),
             };
             let from = self.segments.partition_point(|segment| segment.at.end <= start);
-            let to = self.segments.partition_point(|it| it.at.start < start + TILE_ELEMS);
+            let to = self.segments.partition_point(|segment| segment.at.start < end);
             // A tile without a gradient keeps its bits.
             if from < to {
                 let flat = self.flat + start as u64;
@@ -94,21 +96,7 @@ impl UpdateTask<'_> {
     }
 }
 
-/// Room for a tile's values as f32, where they lie in another format.
-struct Buffers {
-    grads: [f32; TILE_ELEMS],
-    master: [f32; TILE_ELEMS],
-    moments: [[f32; TILE_ELEMS]; 2],
-}
-
-impl Buffers {
-    fn new() -> Self {
-        let zeros = [0.0; TILE_ELEMS];
-        Self { grads: zeros, master: zeros, moments: [zeros; 2] }
-    }
-}
-
-/// The elements of a task that are updated together.
+/// Elements of a task that are updated together.
 struct Tile<'a> {
     width: Width,
     /// Where the tile begins within the task.
@@ -120,43 +108,44 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Updates the elements of these segments that lie in the tile, at least one each.
+    /// Updates the elements of these segments that lie in the tile. The buffers are for what must
+    /// be decoded.
     fn update(
         mut self,
         segments: &[Segment<'_>],
         rounders: [TileRounder; 3],
-        buffers: &mut Buffers,
+        buffers: &mut [[f32; TILE_ELEMS]; 3],
     ) {
         let width = self.width;
-        // Parameters that are the upper halves of masters are emitted by encoding them.
+        // Where the parameters are the upper halves of the masters, encoding emits them.
         let is_halved = matches!(self.master, SectionMut::Remainder16(_));
+        let mut units = [(); TILE_ELEMS];
         let [first, second] = &mut self.moments;
-        let [first_buffer, second_buffer] = &mut buffers.moments;
-        let uppers = self.params.upper_halves();
-        let master = resident(width, &mut self.master, uppers, &mut buffers.master);
-        let first_values = resident(width, first, &[], first_buffer);
-        let second_values = resident(width, second, &[], second_buffer);
+        let [a, b, c] = buffers;
+        let master_values = resident(width, &mut self.master, self.params.upper_halves(), a);
+        let first_values = resident(width, first, &[], b);
+        let second_values = resident(width, second, &[], c);
         for segment in segments {
             let from = segment.at.start.max(self.start);
-            let to = segment.at.end.min(self.start + master.len());
-            let grad = segment.grad.part(from - segment.at.start..to - segment.at.start);
+            let to = segment.at.end.min(self.start + master_values.len());
+            let grads = segment.grad.part(from - segment.at.start..to - segment.at.start);
             let at = from - self.start..to - self.start;
+            let params = if is_halved {
+                ParamSliceMut::Units(&mut units[at.clone()])
+            } else {
+                self.params.part(at.clone())
+            };
             let arrays = Arrays {
-                grads: grad.load(width, &mut buffers.grads),
-                master: &mut master[at.clone()],
+                master: &mut master_values[at.clone()],
                 first: &mut first_values[at.clone()],
                 // Empty for rules that keep one moment.
-                second: second_values.get_mut(at.clone()).unwrap_or_default(),
+                second: second_values.get_mut(at).unwrap_or_default(),
             };
-            arrays.update(width, segment.rule);
-            if !is_halved {
-                self.params.part(at.clone()).emit(width, &master[at]);
-            }
+            arrays.update(width, segment.rule, grads, params);
         }
-        let uppers = self.params.upper_halves();
-        settle(width, &mut self.master, &buffers.master, uppers, rounders[0]);
-        settle(width, first, first_buffer, &mut [], rounders[1]);
-        settle(width, second, second_buffer, &mut [], rounders[2]);
+        settle(width, &mut self.master, a, self.params.upper_halves(), rounders[0]);
+        settle(width, first, b, &mut [], rounders[1]);
+        settle(width, second, c, &mut [], rounders[2]);
     }
 }
 
@@ -185,59 +174,9 @@ fn settle(
     uppers: &mut [bf16],
     rounder: TileRounder,
 ) {
-    if !matches!(section, SectionMut::Fp32(_)) {
+    if !section.is_fp32() {
         let len = section.len();
         section.encode_on(width, &buffer[..len], uppers, rounder);
-    }
-}
-
-/// As many gradients as masters and moments.
-struct Arrays<'a> {
-    grads: &'a [f32],
-    master: &'a mut [f32],
-    first: &'a mut [f32],
-    second: &'a mut [f32],
-}
-
-impl Arrays<'_> {
-    fn update(self, width: Width, rule: UpdateRule) {
-        match rule {
-            UpdateRule::AdamW(rule) => on_width(width, Apply { rule, arrays: self }),
-            UpdateRule::Adam(rule) => on_width(width, Apply { rule, arrays: self }),
-            UpdateRule::Sgd(rule) => on_width(width, Apply { rule, arrays: self }),
-            UpdateRule::Lion(rule) => on_width(width, Apply { rule, arrays: self }),
-            UpdateRule::Adagrad(rule) => on_width(width, Apply { rule, arrays: self }),
-        }
-    }
-}
-
-/// Applies a rule to every element.
-struct Apply<'a, R> {
-    rule: R,
-    arrays: Arrays<'a>,
-}
-
-impl<R: Rule> Kernel for Apply<'_, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { rule, arrays: Arrays { grads, master, first, second } } = self;
-        // The lengths are equal. Slicing shows this to the compiler, which leaves out the bounds
-        // checks and uses vector registers.
-        let len = grads.len();
-        let (master, first) = (&mut master[..len], &mut first[..len]);
-        if R::MOMENTS == 1 {
-            for i in 0..len {
-                (master[i], [first[i], _]) = rule.update(grads[i], master[i], [first[i], 0.0]);
-            }
-            return;
-        }
-        let second = &mut second[..len];
-        for i in 0..len {
-            (master[i], [first[i], second[i]]) =
-                rule.update(grads[i], master[i], [first[i], second[i]]);
-        }
     }
 }
 
@@ -333,9 +272,10 @@ mod tests {
                 }
                 assert!(!keeps || kept == params);
                 for (param, master) in params[..self.cuts[1]].iter().zip(&reference.arrays()[0]) {
-                    let nearest = match keeps {
-                        true => crate::optim::split_halves(*master).0,
-                        false => bf16::from_f32(*master),
+                    let nearest = if keeps {
+                        crate::optim::split_halves(*master).0
+                    } else {
+                        bf16::from_f32(*master)
                     };
                     assert_eq!(param.to_bits(), nearest.to_bits());
                 }

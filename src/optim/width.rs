@@ -2,9 +2,6 @@
 
 /// A loop that is compiled once for each width of registers. A kernel may not contract a product
 /// and a sum into one operation, so that every width gives the same bits.
-///
-/// Each kernel is machine code times the number of widths, so kernels are short and know one number
-/// format or one update rule at most.
 pub(super) trait Kernel {
     /// The result of the loop.
     type Output;
