@@ -1,6 +1,6 @@
 //! Defects of DeepSpeed's swapper that its users met or that its source shows: each test is named
-//! for what optswap does there, and says first what DeepSpeed does. docs/deepspeed.md has the table;
-//! defects that have tests elsewhere are only there.
+//! for what optswap does there, and says first what DeepSpeed does. docs/deepspeed.md has the
+//! table; defects that have tests elsewhere are only there.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 

@@ -1,5 +1,5 @@
-//! What the documents say is so: their programs are compiled, the tests that they name are there, and
-//! the page about the configuration has every key with its default.
+//! What the documents say is so: their programs are compiled, the tests that they name are there,
+//! and the page about the configuration has every key with its default.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 

@@ -19,7 +19,7 @@ use imports::public_names;
 use source::{Source, sources};
 
 /// The rooms in order: each may use those before it.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 18] = [
     "units",
     "error",
     "timers",
@@ -30,8 +30,10 @@ const ROOMS: [&str; 16] = [
     "storage",
     "io",
     "optim",
+    "plan",
     "swap",
     "coord",
+    "gradients",
     "telemetry",
     "step",
     "checkpoint",
@@ -68,46 +70,22 @@ const FILE_LINES_MAX: usize = 450;
 const LINE_CHARS_MAX: usize = 100;
 const FUNCTION_LINES_MAX: usize = 70;
 /// Names at the root of the library: what its users read first.
-const PUBLIC_NAMES_MAX: usize = 70;
+const PUBLIC_NAMES_MAX: usize = 75;
 const CIRCLE_FILES_MAX: usize = 3;
 
 /// Functions that are still too long. This list must shrink: an entry that is not needed any more
 /// fails the test.
-const LONG_FUNCTIONS: [(&str, &str); 6] = [
-    ("examples/train_lm/main.rs", "train"),
-    ("program/src/forecast/shape.rs", "shapes"),
+const LONG_FUNCTIONS: [(&str, &str); 3] = [
     ("src/job/launcher.rs", "every_launcher_tells_rank_and_place"),
     (
         "src/storage/placement/tests.rs",
         "what_is_committed_is_never_written_and_comes_back_from_its_record",
     ),
-    ("src/step/optimizer.rs", "open"),
     ("tests/gradients.rs", "what_is_wrong_is_named_and_changes_nothing"),
 ];
 
 /// Circles that are still too large, by their files. This list must shrink, as the one above.
-const LARGE_CIRCLES: [&[&str]; 2] = [
-    &[
-        "program/src/report/bench.rs",
-        "program/src/report/bench_head.rs",
-        "program/src/report/bench_table.rs",
-        "program/src/report/compare.rs",
-        "program/src/report/latency.rs",
-        "program/src/report/throughput.rs",
-    ],
-    &[
-        "src/step/door_core.rs",
-        "src/step/durable.rs",
-        "src/step/opening.rs",
-        "src/step/optimizer.rs",
-        "src/step/passage.rs",
-        "src/step/resume.rs",
-        "src/step/reweigh.rs",
-        "src/step/run.rs",
-        "src/step/snapshot.rs",
-        "src/step/telling.rs",
-    ],
-];
+const LARGE_CIRCLES: [&[&str]; 0] = [];
 
 fn refuse(problems: Vec<String>) {
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
@@ -189,7 +167,10 @@ fn libraries_stay_in_their_rooms() {
             forbid("safetensors::Dtype", &["src/checkpoint/safetensors/"]);
             forbid("signal_hook::", &["src/job/"]);
             forbid("indicatif::", &["args/src/progress.rs"]);
-            forbid("rayon::prelude", &["src/optim/", "src/step/", "program/src/measure/"]);
+            forbid(
+                "rayon::prelude",
+                &["src/optim/", "src/gradients/", "src/step/", "program/src/measure/"],
+            );
             // They panic when nobody reads: `optswap_args::say`, and `complain` in job.
             forbid("println!(", &[]);
             forbid("print!(", &[]);
