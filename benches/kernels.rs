@@ -13,13 +13,13 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use optswap::internals::config::CodecsConfig;
 use optswap::internals::optim::{
-    AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks, sum_of_squares,
+    Rounder, SPLIT_ELEMS, SectionMut, Segment, UpdateRule, UpdateTask, run_tasks, sum_of_squares,
 };
 use optswap::internals::state::{Rounding, StateTensor};
 use optswap::internals::step::fill_synthetic_gradients;
 use optswap::internals::storage::Placement;
 use optswap::internals::units::ExtentIndex;
-use optswap::{Codec, Hyperparameters, OptimizerKind};
+use optswap::{Codec, GradElem, Hyperparameters, OptimizerKind, ParamElem};
 
 /// A chunk of the default size times sixteen: 64 MiB an array, beyond any cache.
 const ELEMS: usize = 16 << 20;
@@ -71,11 +71,11 @@ fn updates(criterion: &mut Criterion) {
             let bytes: u64 = tensors.iter().map(|it| it.codec.section_bytes(ELEMS as u64)).sum();
             let halves = if chosen.master == Codec::Remainder16 { 2 } else { 0 };
             group.throughput(Throughput::Bytes(2 * bytes + (4 + halves) * ELEMS as u64));
-            let rule = AdamW::new(&Hyperparameters::default(), 10, 1.0);
+            let rule = UpdateRule::new(OptimizerKind::AdamW, &Hyperparameters::default(), 10, 1.0);
             group.bench_function(format!("{codecs}, {rounding:?}").to_lowercase(), |bencher| {
                 bencher.iter(|| {
-                    let dice = Dice::new(rounding, 1, 1);
-                    run_tasks(&pool, state.tasks(&tensors, rule, &gradients, &mut params, dice));
+                    let rounder = Rounder::new(rounding, 1, 1);
+                    run_tasks(&pool, state.tasks(&tensors, rule, &gradients, &mut params, rounder));
                 });
             });
         }
@@ -101,11 +101,11 @@ impl State {
     fn tasks<'a>(
         &'a mut self,
         tensors: &[StateTensor],
-        rule: AdamW,
+        rule: UpdateRule,
         gradients: &'a [bf16],
         params: &'a mut [bf16],
-        dice: Dice,
-    ) -> Vec<UpdateTask<'a, AdamW, bf16, bf16>> {
+        rounder: Rounder,
+    ) -> Vec<UpdateTask<'a>> {
         let sections = self.sections.iter_mut().zip(tensors);
         let mut sections = sections.map(|(section, tensor)| {
             SectionMut::new(tensor, bytemuck::cast_slice_mut(section), ELEMS)
@@ -116,10 +116,10 @@ impl State {
         let task = |(number, (grad, params)): (usize, (&'a [bf16], &'a mut [bf16]))| UpdateTask {
             master: master.cut(SPLIT_ELEMS),
             moments: [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)],
-            params,
+            params: ParamElem::slice_mut(params),
             kept: &mut [],
-            segments: vec![Segment { at: 0..grad.len(), rule, grad }],
-            dice,
+            segments: vec![Segment { at: 0..grad.len(), rule, grad: GradElem::slice(grad) }],
+            rounder,
             flat: (number * SPLIT_ELEMS) as u64,
         };
         pieces.enumerate().map(task).collect()

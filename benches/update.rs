@@ -15,11 +15,11 @@ use half::bf16;
 use optswap::internals::config::CodecsConfig;
 use optswap::internals::io::allocate_buffers;
 use optswap::internals::optim::{
-    AdamW, Dice, Rule, SPLIT_ELEMS, SectionMut, Segment, UpdateTask, run_tasks,
+    Rounder, SPLIT_ELEMS, SectionMut, Segment, UpdateRule, UpdateTask, run_tasks,
 };
 use optswap::internals::state::Rounding;
 use optswap::internals::step::fill_synthetic_gradients;
-use optswap::{Hyperparameters, OptimizerKind};
+use optswap::{GradElem, Hyperparameters, OptimizerKind, ParamElem};
 
 fn argument(name: &str, default: usize) -> usize {
     let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
@@ -43,7 +43,8 @@ fn main() {
     let mut seconds = Vec::new();
     // The first pass touches memory for the first time and does not count.
     for pass in 0..=passes {
-        let rule = AdamW::new(&Hyperparameters::default(), 10 + pass as u64, 1.0);
+        let hyper = Hyperparameters::default();
+        let rule = UpdateRule::new(OptimizerKind::AdamW, &hyper, 10 + pass as u64, 1.0);
         let start = Instant::now();
         let mut sections = state
             .iter_mut()
@@ -52,19 +53,19 @@ fn main() {
         let mut next = || sections.next().expect("three tensors");
         let (mut master, mut exp_avg, mut exp_avg_sq) = (next(), next(), next());
         let pieces = gradients.chunks(SPLIT_ELEMS).zip(emitted.chunks_mut(SPLIT_ELEMS));
-        let task = |(number, (grad, params)): (usize, (_, _))| -> UpdateTask<'_, _, bf16, bf16> {
-            let grad: &[bf16] = grad;
-            UpdateTask {
+        let mut tasks = Vec::new();
+        for (number, (grad, params)) in pieces.enumerate() {
+            tasks.push(UpdateTask {
                 master: master.cut(SPLIT_ELEMS),
                 moments: [exp_avg.cut(SPLIT_ELEMS), exp_avg_sq.cut(SPLIT_ELEMS)],
-                params,
+                params: ParamElem::slice_mut(params),
                 kept: &mut [],
-                segments: vec![Segment { at: 0..grad.len(), rule, grad }],
-                dice: Dice::new(Rounding::Nearest, 1, 1),
+                segments: vec![Segment { at: 0..grad.len(), rule, grad: GradElem::slice(grad) }],
+                rounder: Rounder::new(Rounding::Nearest, 1, 1),
                 flat: (number * SPLIT_ELEMS) as u64,
-            }
-        };
-        run_tasks(&pool, pieces.enumerate().map(task).collect());
+            });
+        }
+        run_tasks(&pool, tasks);
         if pass > 0 {
             seconds.push(start.elapsed().as_secs_f64());
         }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units::{SPLITMIX64_GAMMA, mix64};
+
 /// `[[faults]]`: an I/O operation of a rank goes wrong: the one of number `op`, or one in `one_in`
 /// operations, drawn by `seed`. Exactly one of `op` and `one_in` is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,11 +82,8 @@ impl FaultConfig {
     }
 }
 
-/// A number for an operation (splitmix64; Steele, Lea, Flood, OOPSLA 2014).
+/// A random number for an operation, the same in every run with this seed.
 fn draw(seed: u64, number: u64) -> u64 {
     let key = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(number);
-    let mut bits = key.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
+    mix64(key.wrapping_mul(SPLITMIX64_GAMMA))
 }

@@ -117,7 +117,7 @@ impl Buffer {
         self.index
     }
 
-    /// Address and length of the mapping that this buffer and its neighbours lie in.
+    /// Address and length in bytes of the mapping that this buffer and its neighbours lie in.
     pub fn arena(&self) -> (usize, usize) {
         (self.arena.base.as_ptr() as usize, self.arena.len)
     }

@@ -10,6 +10,7 @@ use super::engine::{Direction, Wait};
 use super::spec::EngineSpec;
 use super::transfer::{Finished, IoCause, IoFault, Part, Transfer, Transfers};
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::{SPLITMIX64_GAMMA, mix64};
 
 /// A load without any completion for so long has failed.
 const IO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -331,14 +332,12 @@ impl Clock {
     }
 }
 
-/// Bytes that no drive compresses: splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
+/// Fills a buffer with random bytes, which no drive compresses.
 fn fill_incompressible(seed: u64, bytes: &mut [u8]) {
-    let mut key = seed.wrapping_mul(0xd134_2543_de82_ef95);
+    let mut state = seed.wrapping_mul(0xd134_2543_de82_ef95);
     for word in bytes.chunks_exact_mut(8) {
-        key = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word.copy_from_slice(&(bits ^ (bits >> 31)).to_le_bytes());
+        word.copy_from_slice(&mix64(state).to_le_bytes());
+        state = state.wrapping_add(SPLITMIX64_GAMMA);
     }
 }
 

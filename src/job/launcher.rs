@@ -210,7 +210,8 @@ impl Launcher {
             "start them with flux run -o pmi=pmix (Open MPI 5), or build with MPICH"
         } else {
             "the launcher and the MPI library do not fit: start them with the mpirun of the MPI \
-             that this program was built with, or with srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)"
+             that this program was built with, or with srun --mpi=pmix (Open MPI) or --mpi=pmi2 \
+             (MPICH)"
         };
         let alone = "processes were started together, but MPI says that each is alone";
         Err(Error::usage(format!("{size} {alone}")).hint(fix))

@@ -1,90 +1,47 @@
-//! State tensors as they lie in an extent, decoded to f32 and encoded again. Written once, as loops
-//! that the update kernel inlines, so that every processor gives the same bits.
+//! The codecs of state tensors: loops that decode the elements of a section to f32 and encode them
+//! again, with the same bits on every processor.
 
 use half::bf16;
 
-use super::dice::{Dice, TileDice, round_nearest};
-use crate::state::{Codec, INT8_BLOCK_ELEMS, Rounding, StateTensor};
+use super::rounding::{TileRounder, round_nearest};
+use super::section::{Section, SectionMut};
+use super::width::Kernel;
+use crate::state::{INT8_BLOCK_ELEMS, Rounding};
 
-/// Some elements of a state tensor, as they lie in an extent.
-#[derive(Clone, Copy, Debug)]
-pub enum Section<'a> {
-    /// See [`Codec::Fp32`].
-    Fp32(&'a [f32]),
-    /// See [`Codec::Bf16`].
-    Bf16(&'a [u16]),
-    /// See [`Codec::Remainder16`].
-    Remainder16(&'a [u16]),
-    /// See [`Codec::Int8`].
-    Int8 {
-        /// One byte an element.
-        codes: &'a [u8],
-        /// One for each block.
-        scales: &'a [f32],
-        /// Whether codes are two's complement.
-        is_signed: bool,
-    },
+/// See [`Section::decode`].
+pub(super) struct Decode<'s, 'a> {
+    pub section: Section<'s>,
+    pub uppers: &'a [bf16],
+    pub out: &'a mut [f32],
 }
 
-/// As [`Section`], to be changed.
-#[derive(Debug)]
-pub enum SectionMut<'a> {
-    /// See [`Codec::Fp32`].
-    Fp32(&'a mut [f32]),
-    /// See [`Codec::Bf16`].
-    Bf16(&'a mut [u16]),
-    /// See [`Codec::Remainder16`].
-    Remainder16(&'a mut [u16]),
-    /// See [`Codec::Int8`].
-    Int8 {
-        /// One byte an element.
-        codes: &'a mut [u8],
-        /// One for each block.
-        scales: &'a mut [f32],
-        /// Whether codes are two's complement.
-        is_signed: bool,
-    },
-}
+impl Kernel for Decode<'_, '_> {
+    type Output = ();
 
-impl<'a> Section<'a> {
-    /// The section of a tensor with `elems` elements, whole blocks.
-    pub fn new(tensor: &StateTensor, bytes: &'a [u8], elems: usize) -> Self {
-        match tensor.codec {
-            Codec::Fp32 => Self::Fp32(bytemuck::cast_slice(bytes)),
-            Codec::Bf16 => Self::Bf16(bytemuck::cast_slice(bytes)),
-            Codec::Remainder16 => Self::Remainder16(bytemuck::cast_slice(bytes)),
-            Codec::Int8 => {
-                let (codes, scales) = bytes.split_at(elems);
-                let scales = &bytemuck::cast_slice(scales)[..elems / INT8_BLOCK_ELEMS];
-                Self::Int8 { codes, scales, is_signed: tensor.is_signed }
-            }
-        }
-    }
-
-    /// Decodes all elements. `uppers` are the upper halves of a master of which only the lower ones
-    /// are here; if they are fewer, the rest of the master is zero.
     #[inline(always)]
-    pub fn decode(self, uppers: &[bf16], out: &mut [f32]) {
-        match self {
-            Self::Fp32(values) => out.copy_from_slice(values),
-            Self::Bf16(codes) => {
+    fn run(self) {
+        let Self { section, uppers, out } = self;
+        match section {
+            Section::Fp32(values) => out.copy_from_slice(values),
+            Section::Bf16(codes) => {
                 for (out, code) in out.iter_mut().zip(codes) {
                     *out = f32::from_bits(u32::from(*code) << 16);
                 }
             }
-            Self::Remainder16(lowers) => {
+            Section::Remainder16(lowers) => {
                 let (live, padding) = out.split_at_mut(uppers.len());
                 for ((out, lower), upper) in live.iter_mut().zip(lowers).zip(uppers) {
                     *out = join_halves(*upper, *lower);
                 }
                 padding.fill(0.0);
             }
-            Self::Int8 { codes, scales, is_signed } => {
+            Section::Int8 { codes, scales, is_signed } => {
                 let blocks = out.chunks_mut(INT8_BLOCK_ELEMS).zip(codes.chunks(INT8_BLOCK_ELEMS));
                 for ((out, codes), scale) in blocks.zip(scales) {
-                    match is_signed {
-                        true => decode_signed(codes, *scale, out),
-                        false => decode_unsigned(codes, *scale, out),
+                    if is_signed {
+                        decode_signed(codes, *scale, out);
+                    } else {
+                        decode_unsigned(codes, *scale, out);
                     }
                 }
             }
@@ -92,140 +49,75 @@ impl<'a> Section<'a> {
     }
 }
 
-impl<'a> SectionMut<'a> {
-    /// As [`Section::new`].
-    pub fn new(tensor: &StateTensor, bytes: &'a mut [u8], elems: usize) -> Self {
-        match tensor.codec {
-            Codec::Fp32 => Self::Fp32(bytemuck::cast_slice_mut(bytes)),
-            Codec::Bf16 => Self::Bf16(bytemuck::cast_slice_mut(bytes)),
-            Codec::Remainder16 => Self::Remainder16(bytemuck::cast_slice_mut(bytes)),
-            Codec::Int8 => {
-                let (codes, scales) = bytes.split_at_mut(elems);
-                let scales = &mut bytemuck::cast_slice_mut(scales)[..elems / INT8_BLOCK_ELEMS];
-                Self::Int8 { codes, scales, is_signed: tensor.is_signed }
-            }
-        }
-    }
+/// See [`SectionMut::encode`].
+pub(super) struct Encode<'s, 'a> {
+    pub section: &'a mut SectionMut<'s>,
+    pub values: &'a [f32],
+    pub uppers: &'a mut [bf16],
+    pub rounder: TileRounder,
+}
 
-    /// No elements.
-    pub fn empty() -> Self {
-        Self::Fp32(&mut [])
-    }
+impl Kernel for Encode<'_, '_> {
+    type Output = ();
 
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Fp32(values) => values.len(),
-            Self::Bf16(codes) | Self::Remainder16(codes) => codes.len(),
-            Self::Int8 { codes, .. } => codes.len(),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The same elements, to be read.
-    pub fn as_section(&self) -> Section<'_> {
-        match self {
-            Self::Fp32(values) => Section::Fp32(values),
-            Self::Bf16(codes) => Section::Bf16(codes),
-            Self::Remainder16(lowers) => Section::Remainder16(lowers),
-            Self::Int8 { codes, scales, is_signed } => {
-                Section::Int8 { codes, scales, is_signed: *is_signed }
-            }
-        }
-    }
-
-    /// The first `elems` elements, whole blocks, cut off.
-    pub fn cut(&mut self, elems: usize) -> SectionMut<'a> {
-        fn front<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
-            let len = len.min(slice.len());
-            let (front, back) = std::mem::take(slice).split_at_mut(len);
-            *slice = back;
-            front
-        }
-        match self {
-            Self::Fp32(values) => SectionMut::Fp32(front(values, elems)),
-            Self::Bf16(codes) => SectionMut::Bf16(front(codes, elems)),
-            Self::Remainder16(lowers) => SectionMut::Remainder16(front(lowers, elems)),
-            Self::Int8 { codes, scales, is_signed } => SectionMut::Int8 {
-                codes: front(codes, elems),
-                scales: front(scales, elems.div_ceil(INT8_BLOCK_ELEMS)),
-                is_signed: *is_signed,
-            },
-        }
-    }
-
-    /// Encodes all elements; `uppers` takes the upper halves of a master of which only the lower
-    /// ones are kept here.
     #[inline(always)]
-    pub(super) fn encode(&mut self, values: &[f32], uppers: &mut [bf16], dice: TileDice) {
-        match self {
-            Self::Fp32(out) => out.copy_from_slice(values),
-            Self::Bf16(codes) => match dice.rounding() {
-                Rounding::Nearest => {
-                    for (code, value) in codes.iter_mut().zip(values) {
-                        *code = bf16_nearest(*value);
-                    }
-                }
-                Rounding::Stochastic => {
-                    let len = codes.len();
-                    let values = &values[..len];
-                    for at in 0..len {
-                        codes[at] = bf16_stochastic(values[at], dice.bits(at));
-                    }
-                }
-            },
-            Self::Remainder16(lowers) => {
+    fn run(self) {
+        let Self { section, values, uppers, rounder } = self;
+        match section {
+            SectionMut::Fp32(out) => out.copy_from_slice(values),
+            SectionMut::Bf16(codes) => encode_bf16(values, codes, rounder),
+            SectionMut::Remainder16(lowers) => {
                 for ((lower, upper), value) in lowers.iter_mut().zip(uppers).zip(values) {
                     (*upper, *lower) = split_halves(*value);
                 }
             }
-            Self::Int8 { codes, scales, is_signed } => {
+            SectionMut::Int8 { codes, scales, is_signed } => {
                 let blocks =
                     codes.chunks_mut(INT8_BLOCK_ELEMS).zip(values.chunks(INT8_BLOCK_ELEMS));
                 for (block, ((codes, values), scale)) in blocks.zip(scales.iter_mut()).enumerate() {
                     *scale = largest_magnitude(values);
-                    let dice = dice.from(block * INT8_BLOCK_ELEMS);
-                    // One loop for each case, so that there is no branch in any.
-                    let stochastic = |number, at| dice.round_stochastic(number, at);
-                    match (*is_signed, dice.rounding()) {
-                        (true, Rounding::Nearest) => {
-                            encode_signed(values, *scale, codes, round_nearest);
-                        }
-                        (true, Rounding::Stochastic) => {
-                            encode_signed(values, *scale, codes, stochastic);
-                        }
-                        (false, Rounding::Nearest) => {
-                            encode_unsigned(values, *scale, codes, round_nearest);
-                        }
-                        (false, Rounding::Stochastic) => {
-                            encode_unsigned(values, *scale, codes, stochastic);
-                        }
-                    }
+                    let rounder = rounder.from(block * INT8_BLOCK_ELEMS);
+                    encode_int8(values, *scale, codes, rounder, *is_signed);
                 }
             }
         }
     }
+}
 
-    /// Encodes all elements as a step rounds them: of the state tensor of this number, from this
-    /// element of its random numbers on.
-    pub fn encode_at(
-        &mut self,
-        values: &[f32],
-        uppers: &mut [bf16],
-        dice: Dice,
-        tensor: u64,
-        at: u64,
-    ) {
-        self.encode(values, uppers, dice.tile(tensor, at));
+#[inline(always)]
+fn encode_bf16(values: &[f32], codes: &mut [u16], rounder: TileRounder) {
+    match rounder.rounding() {
+        Rounding::Nearest => {
+            for (code, value) in codes.iter_mut().zip(values) {
+                *code = bf16_nearest(*value);
+            }
+        }
+        Rounding::Stochastic => {
+            let len = codes.len();
+            let values = &values[..len];
+            for at in 0..len {
+                codes[at] = bf16_stochastic(values[at], rounder.bits(at));
+            }
+        }
     }
+}
 
-    /// Encodes all elements, rounding to the nearest: for values that come from elsewhere.
-    pub fn encode_nearest(&mut self, values: &[f32], uppers: &mut [bf16]) {
-        self.encode(values, uppers, TileDice::nearest());
+/// Encodes one block.
+#[inline(always)]
+fn encode_int8(
+    values: &[f32],
+    scale: f32,
+    codes: &mut [u8],
+    rounder: TileRounder,
+    is_signed: bool,
+) {
+    // One loop for each case, so that no loop has a branch in it.
+    let stochastic = |number, at| rounder.round_stochastic(number, at);
+    match (is_signed, rounder.rounding()) {
+        (true, Rounding::Nearest) => encode_signed(values, scale, codes, round_nearest),
+        (true, Rounding::Stochastic) => encode_signed(values, scale, codes, stochastic),
+        (false, Rounding::Nearest) => encode_unsigned(values, scale, codes, round_nearest),
+        (false, Rounding::Stochastic) => encode_unsigned(values, scale, codes, stochastic),
     }
 }
 
@@ -330,7 +222,8 @@ mod tests {
     use rayon::prelude::*;
 
     use super::*;
-    use crate::optim::dice::Dice;
+    use crate::optim::rounding::Rounder;
+    use crate::state::{Codec, StateTensor};
 
     #[test]
     fn halves_of_every_bit_pattern_join_to_it() {
@@ -371,11 +264,11 @@ mod tests {
         StateTensor { name: "exp_avg".into(), codec, is_signed, initial: 0.0 }
     }
 
-    fn round_trip(codec: Codec, is_signed: bool, values: &[f32], dice: TileDice) -> Vec<f32> {
+    fn round_trip(codec: Codec, is_signed: bool, values: &[f32], rounder: TileRounder) -> Vec<f32> {
         let mut bytes = vec![0u64; codec.section_bytes(values.len() as u64) as usize / 8];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut bytes);
         let tensor = tensor(codec, is_signed);
-        SectionMut::new(&tensor, bytes, values.len()).encode(values, &mut [], dice);
+        SectionMut::new(&tensor, bytes, values.len()).encode(values, &mut [], rounder);
         let mut out = vec![0.0; values.len()];
         Section::new(&tensor, bytes, values.len()).decode(&[], &mut out);
         out
@@ -395,14 +288,14 @@ mod tests {
         #[test]
         fn what_was_decoded_is_encoded_to_itself(values in values(), seed: u64) {
             for rounding in [Rounding::Nearest, Rounding::Stochastic] {
-                let dice = Dice::new(rounding, seed, 1).tile(1, 0);
-                let again = Dice::new(rounding, seed, 2).tile(1, 0);
+                let rounder = Rounder::new(rounding, seed, 1).tile(1, 0);
+                let again = Rounder::new(rounding, seed, 2).tile(1, 0);
                 for (codec, is_signed) in
                     [(Codec::Bf16, true), (Codec::Int8, true), (Codec::Int8, false)]
                 {
                     let magnitudes = values.iter().map(|value| value.abs()).collect();
                     let values = if is_signed { values.clone() } else { magnitudes };
-                    let once = round_trip(codec, is_signed, &values, dice);
+                    let once = round_trip(codec, is_signed, &values, rounder);
                     let twice = round_trip(codec, is_signed, &once, again);
                     prop_assert_eq!(&once, &twice);
                     for (value, coded) in values.iter().zip(&once) {
@@ -417,7 +310,7 @@ mod tests {
     #[test]
     fn int8_errors_are_within_a_code() {
         let magnitudes: Vec<f32> = (0..4096).map(|i| 1.5f32.powi(-(i % 25)) + 1e-6).collect();
-        let coded = round_trip(Codec::Int8, false, &magnitudes, TileDice::nearest());
+        let coded = round_trip(Codec::Int8, false, &magnitudes, TileRounder::nearest());
         for (value, coded) in magnitudes.iter().zip(coded) {
             // The square root lies on a square grid of 255 codes.
             let codes = |value: f32| value.sqrt().sqrt() / 1.000_001f32.powf(0.25) * 255.0;
@@ -432,8 +325,8 @@ mod tests {
             values.iter_mut().step_by(INT8_BLOCK_ELEMS).for_each(|value| *value = 1.0);
             let (mut sum, mut distinct) = (0.0, std::collections::BTreeSet::new());
             for step in 0..50 {
-                let dice = Dice::new(Rounding::Stochastic, 7, step).tile(1, 0);
-                let coded = round_trip(codec, is_signed, &values, dice);
+                let rounder = Rounder::new(Rounding::Stochastic, 7, step).tile(1, 0);
+                let coded = round_trip(codec, is_signed, &values, rounder);
                 sum += coded[1..256].iter().map(|value| f64::from(*value)).sum::<f64>();
                 distinct.extend(coded[1..256].iter().map(|value| value.to_bits()));
             }

@@ -1,10 +1,12 @@
-//! Number formats at the edge of the update kernel.
+//! The number formats in which the update takes gradients and gives parameters.
+
+use std::ops::Range;
 
 use half::{bf16, f16};
 
 use super::codec::bf16_nearest;
 
-/// So many zeros are there of every format.
+/// Length of the slice of zeros that every format has.
 const ZEROS: usize = 64 << 10;
 
 /// A gradient element: read as f32.
@@ -14,6 +16,9 @@ pub trait GradElem: bytemuck::Pod + Send + Sync {
 
     /// Zeros, for elements without a gradient.
     fn zeros() -> &'static [Self];
+
+    /// Gradients, with their format known at run time.
+    fn slice(grads: &[Self]) -> GradSlice<'_>;
 }
 
 impl GradElem for f32 {
@@ -26,6 +31,10 @@ impl GradElem for f32 {
         static ALL: [f32; ZEROS] = [0.0; ZEROS];
         &ALL
     }
+
+    fn slice(grads: &[Self]) -> GradSlice<'_> {
+        GradSlice::F32(grads)
+    }
 }
 
 impl GradElem for bf16 {
@@ -37,6 +46,10 @@ impl GradElem for bf16 {
     fn zeros() -> &'static [Self] {
         static ALL: [bf16; ZEROS] = [bf16::ZERO; ZEROS];
         &ALL
+    }
+
+    fn slice(grads: &[Self]) -> GradSlice<'_> {
+        GradSlice::Bf16(grads)
     }
 }
 
@@ -59,6 +72,10 @@ impl GradElem for f16 {
         static ALL: [f16; ZEROS] = [f16::ZERO; ZEROS];
         &ALL
     }
+
+    fn slice(grads: &[Self]) -> GradSlice<'_> {
+        GradSlice::F16(grads)
+    }
 }
 
 /// A parameter element: what the training job holds of the master.
@@ -78,12 +95,19 @@ pub trait ParamElem: Copy + Send + Sync {
     fn upper_halves_mut(_params: &mut [Self]) -> &mut [bf16] {
         &mut []
     }
+
+    /// Parameters, with their format known at run time.
+    fn slice_mut(params: &mut [Self]) -> ParamSliceMut<'_>;
 }
 
 impl ParamElem for f32 {
     #[inline(always)]
     fn emit(master: f32) -> Self {
         master
+    }
+
+    fn slice_mut(params: &mut [Self]) -> ParamSliceMut<'_> {
+        ParamSliceMut::F32(params)
     }
 }
 
@@ -102,6 +126,10 @@ impl ParamElem for bf16 {
 
     fn upper_halves_mut(params: &mut [Self]) -> &mut [bf16] {
         params
+    }
+
+    fn slice_mut(params: &mut [Self]) -> ParamSliceMut<'_> {
+        ParamSliceMut::Bf16(params)
     }
 }
 
@@ -123,12 +151,85 @@ impl ParamElem for f16 {
         let result = if magnitude >= 0x477f_f000 { large } else { finite };
         Self::from_bits(result | (bits >> 16) as u16 & 0x8000)
     }
+
+    fn slice_mut(params: &mut [Self]) -> ParamSliceMut<'_> {
+        ParamSliceMut::F16(params)
+    }
 }
 
 /// Nothing is emitted; a slice of units takes no memory.
 impl ParamElem for () {
     #[inline(always)]
     fn emit(_master: f32) -> Self {}
+
+    fn slice_mut(params: &mut [Self]) -> ParamSliceMut<'_> {
+        ParamSliceMut::Units(params)
+    }
+}
+
+/// Gradients in one of the formats that the update reads.
+#[derive(Clone, Copy, Debug)]
+pub enum GradSlice<'a> {
+    /// IEEE single precision.
+    F32(&'a [f32]),
+    /// The upper half of an f32.
+    Bf16(&'a [bf16]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+}
+
+impl<'a> GradSlice<'a> {
+    /// The gradients of these elements of the slice.
+    pub(super) fn part(self, at: Range<usize>) -> Self {
+        match self {
+            Self::F32(grads) => Self::F32(&grads[at]),
+            Self::Bf16(grads) => Self::Bf16(&grads[at]),
+            Self::F16(grads) => Self::F16(&grads[at]),
+        }
+    }
+}
+
+/// Parameters in one of the formats that the update emits.
+#[derive(Debug)]
+pub enum ParamSliceMut<'a> {
+    /// No parameters.
+    Units(&'a mut [()]),
+    /// IEEE single precision: the masters themselves.
+    F32(&'a mut [f32]),
+    /// The upper half of an f32.
+    Bf16(&'a mut [bf16]),
+    /// IEEE half precision.
+    F16(&'a mut [f16]),
+}
+
+impl ParamSliceMut<'_> {
+    /// Number of elements.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Units(params) => params.len(),
+            Self::F32(params) => params.len(),
+            Self::Bf16(params) => params.len(),
+            Self::F16(params) => params.len(),
+        }
+    }
+
+    /// The parameters of these elements of the slice.
+    pub(super) fn part(&mut self, at: Range<usize>) -> ParamSliceMut<'_> {
+        match self {
+            Self::Units(params) => ParamSliceMut::Units(&mut params[at]),
+            Self::F32(params) => ParamSliceMut::F32(&mut params[at]),
+            Self::Bf16(params) => ParamSliceMut::Bf16(&mut params[at]),
+            Self::F16(params) => ParamSliceMut::F16(&mut params[at]),
+        }
+    }
+
+    /// Parameters as the upper halves of their masters; nothing for formats that are none.
+    pub(super) fn upper_halves(&mut self) -> &mut [bf16] {
+        match self {
+            Self::Bf16(params) => params,
+            _ => &mut [],
+        }
+    }
 }
 
 #[cfg(test)]

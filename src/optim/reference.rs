@@ -1,11 +1,11 @@
 //! The scalar reference: update rules in memory, one element after the other, as plain as they can
-//! be written. The swapped optimizer must give the same bits; AdamW is held against torch.
+//! be written. Tests compare the swapped optimizer with it bit for bit, and its AdamW with torch.
 
 use std::ops::Range;
 
-use super::codec::{Section, SectionMut};
-use super::dice::Dice;
+use super::rounding::Rounder;
 use super::rule::power;
+use super::section::{Section, SectionMut};
 use crate::state::{Codec, Hyperparameters, INT8_BLOCK_ELEMS, OptimizerKind, StateTensor};
 
 /// An optimizer's state in memory.
@@ -108,7 +108,7 @@ impl Reference {
     }
 
     /// Rounds the moments as their codecs do; `flat` is the flat index of the first element.
-    pub fn round(&mut self, tensors: &[StateTensor], dice: Dice, flat: u64) {
+    pub fn round(&mut self, tensors: &[StateTensor], rounder: Rounder, flat: u64) {
         for (number, (tensor, array)) in tensors.iter().zip(&mut self.arrays).enumerate() {
             if number == 0 || tensor.codec == Codec::Fp32 {
                 continue;
@@ -124,8 +124,8 @@ impl Reference {
                     Codec::Int8 => INT8_BLOCK_ELEMS + 4,
                     _ => 2 * INT8_BLOCK_ELEMS,
                 }];
-                let dice = dice.tile(number as u64, flat);
-                SectionMut::new(tensor, bytes, INT8_BLOCK_ELEMS).encode(&padded, &mut [], dice);
+                let rounder = rounder.tile(number as u64, flat);
+                SectionMut::new(tensor, bytes, INT8_BLOCK_ELEMS).encode(&padded, &mut [], rounder);
                 Section::new(tensor, bytes, INT8_BLOCK_ELEMS).decode(&[], &mut padded);
                 values.copy_from_slice(&padded[..values.len()]);
             }

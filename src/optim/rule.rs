@@ -1,16 +1,44 @@
-//! Update rules: what happens to one element, with a parameter's numbers at a step. Each is written
-//! once, of IEEE operations in a fixed order (no fused multiply-add), with scalars computed in f64
-//! and rounded to f32 once.
+//! Update rules: what happens to one element, with a parameter's numbers at a step. Every rule is
+//! written once, of IEEE operations in a fixed order (no fused multiply-add). Its scalars are
+//! computed in f64 and rounded to f32 once.
 
-use crate::state::Hyperparameters;
+use crate::state::{Hyperparameters, OptimizerKind};
 
-/// The update of one parameter at one step.
-pub trait Rule: Copy + Send + Sync {
-    /// How many moments it keeps, one or two.
-    const MOMENTS: usize;
+/// The update of one parameter at one step, by any of the rules.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum UpdateRule {
+    /// See [`OptimizerKind::AdamW`].
+    AdamW(AdamW),
+    /// See [`OptimizerKind::Adam`].
+    Adam(Adam),
+    /// See [`OptimizerKind::Sgd`].
+    Sgd(Sgd),
+    /// See [`OptimizerKind::Lion`].
+    Lion(Lion),
+    /// See [`OptimizerKind::Adagrad`].
+    Adagrad(Adagrad),
+}
 
+impl UpdateRule {
     /// Update number `step` (from 1) of a parameter. Gradients are multiplied by `grad_scale` (loss
     /// scale and clipping together) before anything else.
+    pub fn new(kind: OptimizerKind, hyper: &Hyperparameters, step: u64, grad_scale: f32) -> Self {
+        match kind {
+            OptimizerKind::AdamW => Self::AdamW(Rule::new(hyper, step, grad_scale)),
+            OptimizerKind::Adam => Self::Adam(Rule::new(hyper, step, grad_scale)),
+            OptimizerKind::Sgd => Self::Sgd(Rule::new(hyper, step, grad_scale)),
+            OptimizerKind::Lion => Self::Lion(Rule::new(hyper, step, grad_scale)),
+            OptimizerKind::Adagrad => Self::Adagrad(Rule::new(hyper, step, grad_scale)),
+        }
+    }
+}
+
+/// An update rule, with the numbers of one parameter at one step.
+pub(super) trait Rule: Copy {
+    /// How many moments the rule keeps, one or two.
+    const MOMENTS: usize;
+
+    /// As [`UpdateRule::new`].
     fn new(hyper: &Hyperparameters, step: u64, grad_scale: f32) -> Self;
 
     /// New master and moments of an element; rules with one moment ignore the second.
@@ -45,7 +73,7 @@ pub struct Adam {
     adam: AdamNumbers,
 }
 
-/// What both have in common.
+/// The numbers that AdamW and Adam have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct AdamNumbers {
     grad_scale: f32,
@@ -54,7 +82,8 @@ struct AdamNumbers {
     beta2: f32,
     one_minus_beta2: f32,
     step_size: f32,
-    /// A factor, not a divisor: divisions are what the kernel is bound by in the cache.
+    /// A factor and not a divisor, because divisions take most of the kernel's time when the state
+    /// is in the cache.
     per_correction2_sqrt: f32,
     eps: f32,
 }
@@ -76,7 +105,7 @@ impl AdamNumbers {
         }
     }
 
-    /// From an unscaled gradient and a decayed master.
+    /// The update with a gradient without loss scale and a master that has already decayed.
     #[inline(always)]
     fn update(&self, grad: f32, master: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let m = self.beta1 * m + self.one_minus_beta1 * grad;

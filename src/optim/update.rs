@@ -1,230 +1,187 @@
 //! The update kernel: decode, unscale, clip, update, emit the low-precision parameter and encode,
 //! in one pass over memory.
 //!
-//! The body is written once. Compiled for AVX2 and AVX-512 it uses wider registers but the same
-//! IEEE operations in the same order (no fused multiply-add), so every build gives the same bits as
-//! the scalar reference.
+//! State that is not fp32 is updated in tiles that stay in the innermost cache: decoded, updated
+//! and encoded again by a loop each. So the codecs do not multiply the loops of the update.
 
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::codec::SectionMut;
-use super::dice::{Dice, TileDice};
-use super::element::{GradElem, ParamElem};
-use super::rule::Rule;
-use super::width::{Kernel, on_widest};
+use super::apply::Arrays;
+use super::element::{GradSlice, ParamSliceMut};
+use super::rounding::{Rounder, TileRounder};
+use super::rule::UpdateRule;
+use super::section::SectionMut;
+use super::width::Width;
 
-/// Elements of one task: fixed, so that the number of threads decides nothing but the time. 64 Ki
-/// elements are 1.7 MB of memory traffic, some hundred microseconds.
+/// Elements of one task. The number is fixed, so that the number of threads decides nothing but the
+/// time. 64 Ki elements are 1.7 MB of memory traffic, which takes some hundred microseconds.
 pub const SPLIT_ELEMS: usize = 64 << 10;
 
 /// Elements that are decoded at once: three arrays of them stay in the innermost cache.
 const TILE_ELEMS: usize = 1024;
 
-/// Elements of one parameter, with what its update needs.
+/// Elements of one parameter, with what their update needs.
 #[derive(Clone, Debug)]
-pub struct Segment<'a, R, G> {
-    /// Where they are within the task.
+pub struct Segment<'a> {
+    /// Where the elements are within the task.
     pub at: Range<usize>,
     /// The parameter's numbers at this step.
-    pub rule: R,
-    /// A gradient for each.
-    pub grad: &'a [G],
+    pub rule: UpdateRule,
+    /// A gradient for each element.
+    pub grad: GradSlice<'a>,
 }
 
 /// A part of a chunk that one thread updates: at most [`SPLIT_ELEMS`] elements, from a multiple of
 /// [`SPLIT_ELEMS`] of the chunk on.
-pub struct UpdateTask<'a, R, G, P> {
-    /// fp32 master.
+pub struct UpdateTask<'a> {
+    /// The master.
     pub master: SectionMut<'a>,
-    /// Its moments; the second is empty for rules that have one.
+    /// The moments; the second is empty for rules that keep one.
     pub moments: [SectionMut<'a>; 2],
-    /// Parameters to emit, and to take upper halves of masters from: those of the live elements,
-    /// which padding may follow.
-    pub params: &'a mut [P],
-    /// Where the parameters are to be kept beside the state, which they are the upper halves of: in
-    /// a durable job. Otherwise empty.
+    /// Parameters of the live elements (padding may follow them), to be emitted. They are also the
+    /// upper halves of masters of which the state holds only the lower ones.
+    pub params: ParamSliceMut<'a>,
+    /// In a durable job whose parameters are the upper halves of its masters: where they are kept
+    /// beside the state. Otherwise empty.
     pub kept: &'a mut [bf16],
     /// The elements that have a gradient, in order.
-    pub segments: Vec<Segment<'a, R, G>>,
+    pub segments: Vec<Segment<'a>>,
     /// How moments are rounded.
-    pub dice: Dice,
+    pub rounder: Rounder,
     /// The flat index of the first element.
     pub flat: u64,
 }
 
-impl<R: Rule, G: GradElem, P: ParamElem> UpdateTask<'_, R, G, P> {
+impl UpdateTask<'_> {
     /// Updates the state in place and emits the parameters.
     pub fn run(self) {
-        on_widest(self);
+        self.run_on(Width::widest());
     }
-}
 
-impl<R: Rule, G: GradElem, P: ParamElem> Kernel for UpdateTask<'_, R, G, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { master, moments: [first, second], params, kept, segments, dice, flat } = self;
-        match (master, first, second) {
-            (SectionMut::Fp32(master), SectionMut::Fp32(first), SectionMut::Fp32(second)) => {
-                let mut arrays = Arrays { master, first, second, params: &mut *params };
-                // A loop, not for_each: a closure that is not inlined would be compiled for the
-                // plain target. The same below.
-                for segment in &segments {
-                    arrays.update(segment, 0);
-                }
-            }
-            (master, first, second) => {
-                let moments = [first, second];
-                let tiles = Tiles { master, moments, params: &mut *params, dice, flat };
-                tiles.update(&segments);
+    fn run_on(mut self, width: Width) {
+        let [first, second] = &mut self.moments;
+        let elems = self.segments.last().map_or(0, |segment| segment.at.end);
+        let tile_elems = if self.master.is_fp32() && first.is_fp32() && second.is_fp32() {
+            // Nothing is decoded, so longer loops are faster.
+            SPLIT_ELEMS
+        } else {
+            TILE_ELEMS
+        };
+        let mut buffers = [[0.0; TILE_ELEMS]; 3];
+        for start in (0..elems).step_by(tile_elems) {
+            let end = start + tile_elems;
+            let live = start..self.params.len().min(end);
+            let tile = Tile {
+                width,
+                start,
+                master: self.master.cut(tile_elems),
+                moments: [first.cut(tile_elems), second.cut(tile_elems)],
+                params: self.params.part(live),
+            };
+            let from = self.segments.partition_point(|segment| segment.at.end <= start);
+            let to = self.segments.partition_point(|segment| segment.at.start < end);
+            // A tile without a gradient keeps its bits.
+            if from < to {
+                let flat = self.flat + start as u64;
+                let rounders = [0, 1, 2].map(|tensor| self.rounder.tile(tensor, flat));
+                tile.update(&self.segments[from..to], rounders, &mut buffers);
             }
         }
-        if !kept.is_empty() {
-            kept.copy_from_slice(P::upper_halves(params));
-        }
-    }
-}
-
-/// Arrays of f32 in which segments are updated, from a common first element on.
-struct Arrays<'a, P> {
-    master: &'a mut [f32],
-    first: &'a mut [f32],
-    second: &'a mut [f32],
-    params: &'a mut [P],
-}
-
-impl<P: ParamElem> Arrays<'_, P> {
-    /// Updates those elements of a segment that lie in the arrays, which begin at element `start`.
-    #[inline(always)]
-    fn update<R: Rule, G: GradElem>(&mut self, segment: &Segment<'_, R, G>, start: usize) {
-        let from = segment.at.start.max(start);
-        let to = segment.at.end.min(start + self.master.len());
-        let grad = &segment.grad[from - segment.at.start..to - segment.at.start];
-        let rule = segment.rule;
-        // Equal lengths, said once, so that the loop has no bounds checks and can be vectorised.
-        let (at, len) = (from - start..to - start, grad.len());
-        let master = &mut self.master[at.clone()][..len];
-        let params = &mut self.params[at.clone()][..len];
-        let first = &mut self.first[at.clone()][..len];
-        if R::MOMENTS == 1 {
-            for i in 0..len {
-                let (p, [m, _]) = rule.update(grad[i].load(), master[i], [first[i], 0.0]);
-                first[i] = m;
-                master[i] = p;
-                params[i] = P::emit(p);
-            }
-            return;
-        }
-        let second = &mut self.second[at][..len];
-        for i in 0..len {
-            let (p, [m, v]) = rule.update(grad[i].load(), master[i], [first[i], second[i]]);
-            first[i] = m;
-            second[i] = v;
-            master[i] = p;
-            params[i] = P::emit(p);
+        if !self.kept.is_empty() {
+            self.kept.copy_from_slice(self.params.upper_halves());
         }
     }
 }
 
-/// A task whose state is not fp32 throughout: decoded, updated and encoded tile by tile.
-struct Tiles<'a, P> {
+/// Elements of a task that are updated together.
+struct Tile<'a> {
+    width: Width,
+    /// Where the tile begins within the task.
+    start: usize,
     master: SectionMut<'a>,
     moments: [SectionMut<'a>; 2],
-    params: &'a mut [P],
-    dice: Dice,
-    flat: u64,
+    /// Those of the live elements.
+    params: ParamSliceMut<'a>,
 }
 
-impl<P: ParamElem> Tiles<'_, P> {
-    #[inline(always)]
-    fn update<R: Rule, G: GradElem>(self, segments: &[Segment<'_, R, G>]) {
-        let Self { mut master, moments: [mut first, mut second], mut params, dice, flat } = self;
-        let [mut a, mut b, mut c] = [[0.0f32; TILE_ELEMS]; 3];
-        let elems = segments.last().map_or(0, |segment| segment.at.end);
-        for start in (0..elems).step_by(TILE_ELEMS) {
-            let mut master = master.cut(TILE_ELEMS);
-            let (mut first, mut second) = (first.cut(TILE_ELEMS), second.cut(TILE_ELEMS));
-            let live = params.len().min(TILE_ELEMS);
-            let (tile_params, rest) = std::mem::take(&mut params).split_at_mut(live);
-            params = rest;
-            let from = segments.partition_point(|segment| segment.at.end <= start);
-            let mut touching = segments[from..]
-                .iter()
-                .take_while(|segment| segment.at.start < start + TILE_ELEMS)
-                .peekable();
-            // What has no gradient keeps its bits.
-            if touching.peek().is_none() {
-                continue;
-            }
-            let is_halved = matches!(master, SectionMut::Remainder16(_));
-            {
-                let uppers = P::upper_halves(tile_params);
-                let master = resident(&mut master, uppers, &mut a);
-                let first = resident(&mut first, &[], &mut b);
-                let second = resident(&mut second, &[], &mut c);
-                if is_halved {
-                    // The parameters are the upper halves: encoding emits them.
-                    let params = &mut [(); TILE_ELEMS];
-                    let mut arrays = Arrays { master, first, second, params };
-                    for segment in touching {
-                        arrays.update(segment, start);
-                    }
-                } else {
-                    let mut arrays = Arrays { master, first, second, params: &mut *tile_params };
-                    for segment in touching {
-                        arrays.update(segment, start);
-                    }
-                }
-            }
-            let flat = flat + start as u64;
-            let uppers = P::upper_halves_mut(tile_params);
-            settle(&mut master, &a, uppers, dice.tile(0, flat));
-            settle(&mut first, &b, &mut [], dice.tile(1, flat));
-            settle(&mut second, &c, &mut [], dice.tile(2, flat));
+impl Tile<'_> {
+    /// Updates the elements of these segments that lie in the tile. The buffers are for what must
+    /// be decoded.
+    fn update(
+        mut self,
+        segments: &[Segment<'_>],
+        rounders: [TileRounder; 3],
+        buffers: &mut [[f32; TILE_ELEMS]; 3],
+    ) {
+        let width = self.width;
+        // Where the parameters are the upper halves of the masters, encoding emits them.
+        let is_halved = matches!(self.master, SectionMut::Remainder16(_));
+        let mut units = [(); TILE_ELEMS];
+        let [first, second] = &mut self.moments;
+        let [a, b, c] = buffers;
+        let master_values = resident(width, &mut self.master, self.params.upper_halves(), a);
+        let first_values = resident(width, first, &[], b);
+        let second_values = resident(width, second, &[], c);
+        for segment in segments {
+            let from = segment.at.start.max(self.start);
+            let to = segment.at.end.min(self.start + master_values.len());
+            let grads = segment.grad.part(from - segment.at.start..to - segment.at.start);
+            let at = from - self.start..to - self.start;
+            let params = if is_halved {
+                ParamSliceMut::Units(&mut units[at.clone()])
+            } else {
+                self.params.part(at.clone())
+            };
+            let arrays = Arrays {
+                master: &mut master_values[at.clone()],
+                first: &mut first_values[at.clone()],
+                // Empty for rules that keep one moment.
+                second: second_values.get_mut(at).unwrap_or_default(),
+            };
+            arrays.update(width, segment.rule, grads, params);
         }
+        settle(width, &mut self.master, a, self.params.upper_halves(), rounders[0]);
+        settle(width, first, b, &mut [], rounders[1]);
+        settle(width, second, c, &mut [], rounders[2]);
     }
 }
 
 /// The elements of a section as f32: where they lie, or decoded.
-#[inline(always)]
 fn resident<'a>(
+    width: Width,
     section: &'a mut SectionMut<'_>,
     uppers: &[bf16],
-    decoded: &'a mut [f32; TILE_ELEMS],
+    buffer: &'a mut [f32; TILE_ELEMS],
 ) -> &'a mut [f32] {
     match section {
         SectionMut::Fp32(values) => values,
         coded => {
-            let values = &mut decoded[..coded.len()];
-            coded.as_section().decode(uppers, values);
+            let values = &mut buffer[..coded.len()];
+            coded.as_section().decode_on(width, uppers, values);
             values
         }
     }
 }
 
-/// Encodes what was decoded.
-#[inline(always)]
+/// Encodes what [`resident`] decoded.
 fn settle(
+    width: Width,
     section: &mut SectionMut<'_>,
-    decoded: &[f32; TILE_ELEMS],
+    buffer: &[f32; TILE_ELEMS],
     uppers: &mut [bf16],
-    dice: TileDice,
+    rounder: TileRounder,
 ) {
-    if !matches!(section, SectionMut::Fp32(_)) {
+    if !section.is_fp32() {
         let len = section.len();
-        section.encode(&decoded[..len], uppers, dice);
+        section.encode_on(width, &buffer[..len], uppers, rounder);
     }
 }
 
 /// Runs all tasks on the pool.
-pub fn run_tasks<R: Rule, G: GradElem, P: ParamElem>(
-    pool: &rayon::ThreadPool,
-    tasks: Vec<UpdateTask<'_, R, G, P>>,
-) {
+pub fn run_tasks(pool: &rayon::ThreadPool, tasks: Vec<UpdateTask<'_>>) {
     pool.install(|| tasks.into_par_iter().with_max_len(1).for_each(UpdateTask::run));
 }
 
@@ -232,10 +189,10 @@ pub fn run_tasks<R: Rule, G: GradElem, P: ParamElem>(
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::width::{on_width, widths};
+    use super::super::width::widths;
     use super::*;
     use crate::optim::reference::Reference;
-    use crate::optim::{Adagrad, Adam, AdamW, Lion, Sgd};
+    use crate::optim::{GradElem, ParamElem};
     use crate::state::{Codec, Hyperparameters, OptimizerKind, Rounding, StateTensor};
 
     const ELEMS: usize = 4096;
@@ -257,7 +214,7 @@ mod tests {
         }
 
         /// Updates by the kernel, on registers of every width, must be those of the reference.
-        fn check<R: Rule>(&self, kind: OptimizerKind) {
+        fn check(&self, kind: OptimizerKind) {
             let hyper = Hyperparameters::default();
             let tensors = self.tensors(kind);
             for width in widths() {
@@ -275,16 +232,16 @@ mod tests {
                 let bytes = bytemuck::cast_slice_mut(&mut sections[0]);
                 SectionMut::new(&tensors[0], bytes, ELEMS).encode_nearest(&padded, &mut params);
                 for step in 1..=self.steps {
-                    let dice = Dice::new(self.rounding, 3, step);
+                    let rounder = Rounder::new(self.rounding, 3, step);
                     let [cut, end] = self.cuts;
                     for at in [0..cut, cut..end] {
                         reference.update(&hyper, step, 0.5, at.clone(), &self.grads[at]);
                     }
-                    reference.round(&tensors, dice, 77);
+                    reference.round(&tensors, rounder, 77);
                     let segment = |at: Range<usize>| Segment {
                         at: at.clone(),
-                        rule: R::new(&hyper, step, 0.5),
-                        grad: &self.grads[at],
+                        rule: UpdateRule::new(kind, &hyper, step, 0.5),
+                        grad: GradElem::slice(&self.grads[at]),
                     };
                     let mut views = sections.iter_mut().zip(&tensors).map(|(bytes, tensor)| {
                         SectionMut::new(tensor, bytemuck::cast_slice_mut(bytes), ELEMS)
@@ -293,13 +250,13 @@ mod tests {
                     let task = UpdateTask {
                         master: next(),
                         moments: [next(), next()],
-                        params: &mut params,
+                        params: ParamElem::slice_mut(&mut params),
                         kept: &mut kept,
                         segments: vec![segment(0..cut), segment(cut..end)],
-                        dice,
+                        rounder,
                         flat: 77,
                     };
-                    on_width(width, task);
+                    task.run_on(width);
                 }
                 for (tensor, (bytes, expected)) in
                     tensors.iter().zip(sections.iter().zip(reference.arrays()))
@@ -315,9 +272,10 @@ mod tests {
                 }
                 assert!(!keeps || kept == params);
                 for (param, master) in params[..self.cuts[1]].iter().zip(&reference.arrays()[0]) {
-                    let nearest = match keeps {
-                        true => crate::optim::split_halves(*master).0,
-                        false => bf16::from_f32(*master),
+                    let nearest = if keeps {
+                        crate::optim::split_halves(*master).0
+                    } else {
+                        bf16::from_f32(*master)
                     };
                     assert_eq!(param.to_bits(), nearest.to_bits());
                 }
@@ -351,11 +309,11 @@ mod tests {
                 rounding: if is_stochastic { Rounding::Stochastic } else { Rounding::Nearest },
                 codecs: [master, moments],
             };
-            case.check::<AdamW>(OptimizerKind::AdamW);
-            case.check::<Adam>(OptimizerKind::Adam);
-            case.check::<Sgd>(OptimizerKind::Sgd);
-            case.check::<Lion>(OptimizerKind::Lion);
-            case.check::<Adagrad>(OptimizerKind::Adagrad);
+            case.check(OptimizerKind::AdamW);
+            case.check(OptimizerKind::Adam);
+            case.check(OptimizerKind::Sgd);
+            case.check(OptimizerKind::Lion);
+            case.check(OptimizerKind::Adagrad);
         }
     }
 }

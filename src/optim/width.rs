@@ -1,17 +1,17 @@
-//! Runs a kernel on the widest registers that the processor has.
+//! Runs a kernel on the widest vector registers that the processor has.
 
-/// A loop that is compiled once for each width of registers. None may contract a product and a sum,
-/// so that every width gives the same bits.
+/// A loop that is compiled once for each width of registers. A kernel may not contract a product
+/// and a sum into one operation, so that every width gives the same bits.
 pub(super) trait Kernel {
-    /// What it gives.
+    /// The result of the loop.
     type Output;
 
-    /// The loop. It and what it calls must be inlined (`#[inline(always)]`), or they are compiled
-    /// for the plain target.
+    /// The loop. This function and all that it calls must be inlined (`#[inline(always)]`),
+    /// because a function that is not inlined is compiled for the plain target.
     fn run(self) -> Self::Output;
 }
 
-/// The registers a kernel is compiled for.
+/// The registers that a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Width {
     #[cfg(target_arch = "x86_64")]
@@ -30,6 +30,11 @@ impl Width {
         Self::Plain,
     ];
 
+    /// The widest registers that this processor has.
+    pub fn widest() -> Self {
+        widths().next().unwrap_or(Self::Plain)
+    }
+
     fn is_there(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -43,17 +48,18 @@ impl Width {
     }
 }
 
-/// What this processor has, the widest first.
+/// The widths that this processor has, the widest first.
 pub(super) fn widths() -> impl Iterator<Item = Width> {
     Width::ALL.iter().copied().filter(|width| width.is_there())
 }
 
-/// The kernel's output, on the widest.
+/// Runs a kernel on the widest registers that this processor has.
 pub(super) fn on_widest<K: Kernel>(kernel: K) -> K::Output {
-    on_width(widths().next().unwrap_or(Width::Plain), kernel)
+    on_width(Width::widest(), kernel)
 }
 
-/// The kernel's output, on registers of a width of [`widths`]; on others it is the plain target's.
+/// Runs a kernel on registers of this width, or of the plain target if the processor has none so
+/// wide.
 pub(super) fn on_width<K: Kernel>(width: Width, kernel: K) -> K::Output {
     match width {
         #[cfg(target_arch = "x86_64")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::gradients::GradientPlan;
 use crate::config::{CacheSize, Config};
 use crate::error::{Error, ErrorKind, Result};
-use crate::optim::Dice;
+use crate::optim::Rounder;
 use crate::partition::{Allotment, Chunk, Cut, NormBlocks, Partition, Run, contiguous_ranges};
 use crate::state::{Codec, Inventory, StateTensor};
 use crate::storage::{ExtentLayout, Placement, Shares};
@@ -248,7 +248,7 @@ impl Plan {
 
     /// Which of the random numbers of a step the rounding of an element of the shard begins with.
     /// Copies of a whole shard round alike, different shards do not.
-    pub fn dice_offset(&self, shard_offset: u64) -> u64 {
+    pub fn rounding_offset(&self, shard_offset: u64) -> u64 {
         let origin = match &self.allotment.cut {
             Cut::Contiguous { .. } => {
                 self.partition.flat().start | u64::from(self.allotment.group) << 50
@@ -259,8 +259,8 @@ impl Plan {
     }
 
     /// How a step rounds.
-    pub fn dice(&self, attempt: u64) -> Dice {
-        Dice::new(self.config.codecs.rounding, self.config.codecs.seed, attempt)
+    pub fn rounder(&self, attempt: u64) -> Rounder {
+        Rounder::new(self.config.codecs.rounding, self.config.codecs.seed, attempt)
     }
 
     /// What a chunk holds, for messages.

@@ -149,8 +149,8 @@ impl SwappedOptimizer {
             }
             begun.activity.turn_to(Phase::SwapAndUpdate);
             let (plan, pool) = (io.plan, io.pool);
-            let (grad_scale, dice) = (outcome.grad_scale, plan.dice(io.attempt));
-            let updates = Updates { plan, pool, groups, update_counts, grad_scale, dice };
+            let (grad_scale, rounder) = (outcome.grad_scale, plan.rounder(io.attempt));
+            let updates = Updates { plan, pool, groups, update_counts, grad_scale, rounder };
             run_updates(&updates, &gradients, io, sweep, params)
         });
         let updated =

@@ -1,15 +1,13 @@
 //! The update of one resident chunk.
 
-use half::bf16;
-
 use super::view::sections_mut;
 use crate::gradients::ShardGradients;
 use crate::optim::{
-    Adagrad, Adam, AdamW, Dice, GradElem, Lion, ParamElem, Rule, SPLIT_ELEMS, SectionMut, Segment,
-    Sgd, UpdateTask, run_tasks,
+    GradElem, ParamElem, Rounder, SPLIT_ELEMS, SectionMut, Segment, UpdateRule, UpdateTask,
+    run_tasks,
 };
 use crate::plan::Plan;
-use crate::state::{Hyperparameters, OptimizerKind};
+use crate::state::Hyperparameters;
 use crate::units::{ChunkIndex, ParamIndex};
 
 /// What the update of any chunk needs at one step.
@@ -20,7 +18,7 @@ pub(super) struct Updates<'a> {
     /// Updates that each parameter has taken before this one.
     pub update_counts: &'a [u64],
     pub grad_scale: f32,
-    pub dice: Dice,
+    pub rounder: Rounder,
 }
 
 impl Updates<'_> {
@@ -31,29 +29,9 @@ impl Updates<'_> {
         chunk: ChunkIndex,
         gradients: &ShardGradients<'_, G>,
         bytes: &mut [u8],
-        params: &mut [P],
-    ) -> bool {
-        let sections = sections_mut(self.plan, chunk, bytes);
-        match self.plan.config().optimizer.kind {
-            OptimizerKind::AdamW => {
-                self.run_rule::<AdamW, G, P>(chunk, gradients, sections, params)
-            }
-            OptimizerKind::Adam => self.run_rule::<Adam, G, P>(chunk, gradients, sections, params),
-            OptimizerKind::Sgd => self.run_rule::<Sgd, G, P>(chunk, gradients, sections, params),
-            OptimizerKind::Lion => self.run_rule::<Lion, G, P>(chunk, gradients, sections, params),
-            OptimizerKind::Adagrad => {
-                self.run_rule::<Adagrad, G, P>(chunk, gradients, sections, params)
-            }
-        }
-    }
-
-    fn run_rule<R: Rule, G: GradElem, P: ParamElem>(
-        &self,
-        chunk: ChunkIndex,
-        gradients: &ShardGradients<'_, G>,
-        (sections, mut uppers): (Vec<SectionMut<'_>>, &mut [bf16]),
         mut params: &mut [P],
     ) -> bool {
+        let (sections, mut uppers) = sections_mut(self.plan, chunk, bytes);
         let chunk = self.plan.partition().chunk(chunk);
         let keeps = !uppers.is_empty();
         let mut sections = sections.into_iter();
@@ -66,8 +44,7 @@ impl Updates<'_> {
             let (piece, rest) = std::mem::take(&mut params).split_at_mut(live);
             params = rest;
             let in_shard = chunk.shard_offset as usize + start;
-            let segments: Vec<Segment<'_, R, G>> =
-                self.segments(gradients, in_shard, live).collect();
+            let segments: Vec<Segment<'_>> = self.segments(gradients, in_shard, live).collect();
             let moments = [first.cut(SPLIT_ELEMS), second.cut(SPLIT_ELEMS)];
             let master = master.cut(SPLIT_ELEMS);
             let (kept, rest) =
@@ -75,9 +52,9 @@ impl Updates<'_> {
             uppers = rest;
             has_gradients |= !segments.is_empty();
             if keeps || !segments.is_empty() {
-                let flat = self.plan.dice_offset(in_shard as u64);
-                let (params, dice) = (piece, self.dice);
-                tasks.push(UpdateTask { master, moments, params, kept, segments, dice, flat });
+                let flat = self.plan.rounding_offset(in_shard as u64);
+                let (params, rounder) = (P::slice_mut(piece), self.rounder);
+                tasks.push(UpdateTask { master, moments, params, kept, segments, rounder, flat });
             }
         }
         run_tasks(self.pool, tasks);
@@ -85,21 +62,22 @@ impl Updates<'_> {
     }
 
     /// The gradients of some elements of the shard, with their parameters' numbers.
-    fn segments<'g, R: Rule, G: GradElem>(
+    fn segments<'g, G: GradElem>(
         &self,
         gradients: &ShardGradients<'g, G>,
         start: usize,
         elems: usize,
-    ) -> impl Iterator<Item = Segment<'g, R, G>> {
+    ) -> impl Iterator<Item = Segment<'g>> {
         gradients.within(start..start + elems).map(move |(range, fragment)| Segment {
             at: range.start - start..range.end - start,
             rule: self.rule(fragment.param),
-            grad: fragment.grad,
+            grad: G::slice(fragment.grad),
         })
     }
 
-    fn rule<R: Rule>(&self, param: ParamIndex) -> R {
+    fn rule(&self, param: ParamIndex) -> UpdateRule {
+        let kind = self.plan.config().optimizer.kind;
         let hyper = &self.groups[self.plan.inventory().parameter(param).group];
-        R::new(hyper, self.update_counts[param.index()] + 1, self.grad_scale)
+        UpdateRule::new(kind, hyper, self.update_counts[param.index()] + 1, self.grad_scale)
     }
 }

@@ -111,8 +111,8 @@ impl Verifier {
             }
         }
         let plan = optimizer.plan();
-        let dice = plan.dice(outcome.attempt);
-        self.reference.round(plan.tensors(), dice, plan.dice_offset(0));
+        let rounder = plan.rounder(outcome.attempt);
+        self.reference.round(plan.tensors(), rounder, plan.rounding_offset(0));
     }
 
     /// Collective: compares master, moments and step counts with what lies on the drives. `params`

@@ -6,7 +6,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::super::view::sections_mut;
-use crate::optim::{Dice, ParamElem, SPLIT_ELEMS, Section, SectionMut};
+use crate::optim::{ParamElem, Rounder, SPLIT_ELEMS, Section, SectionMut};
 use crate::plan::Plan;
 use crate::state::Codec;
 use crate::swap::ResidentChunk;
@@ -77,12 +77,12 @@ impl LentChunk {
         &mut self,
         plan: &Plan,
         pool: &rayon::ThreadPool,
-        dice: Dice,
+        rounder: Rounder,
         params: &mut [P],
     ) {
         let chunk = self.resident.index();
         let live = plan.partition().chunk(chunk).elems as usize;
-        let offset = plan.dice_offset(plan.partition().chunk(chunk).shard_offset);
+        let offset = plan.rounding_offset(plan.partition().chunk(chunk).shard_offset);
         let (mut sections, mut uppers) = sections_mut(plan, chunk, &mut self.resident);
         if let (SectionMut::Fp32(master), false) = (&sections[0], plan.is_halved()) {
             let pieces = params.par_chunks_mut(SPLIT_ELEMS);
@@ -110,7 +110,7 @@ impl LentChunk {
         }
         pool.install(|| {
             tasks.into_par_iter().for_each(|(mut section, values, halves, kept, number, at)| {
-                section.encode_at(values, halves, dice, number, at);
+                section.encode_at(values, halves, rounder, number, at);
                 if !kept.is_empty() {
                     kept.copy_from_slice(halves);
                 }

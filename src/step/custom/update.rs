@@ -194,7 +194,7 @@ impl SwappedOptimizer {
             let section = params.section(live.clone());
             let attempt = self.progress.attempts;
             let (_, mut io) = self.shard.for_sweep(attempt, self.snapshot.as_mut(), timers);
-            chunk.encode(io.plan, io.pool, io.plan.dice(attempt), section);
+            chunk.encode(io.plan, io.pool, io.plan.rounder(attempt), section);
             let (resident, decoded) = chunk.into_parts();
             io.swap_out(resident, halves_of(io.plan, section));
             emitted = params.emitted(live);

@@ -2,32 +2,25 @@
 //! any rank, thread and chunk size rounds an element alike.
 
 use crate::state::Rounding;
+use crate::units::mix64;
 
 /// How one step rounds.
 #[derive(Clone, Copy, Debug)]
-pub struct Dice {
+pub struct Rounder {
     rounding: Rounding,
     key: u64,
 }
 
 /// How the elements of a tile of one tensor are rounded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TileDice {
+pub(super) struct TileRounder {
     rounding: Rounding,
     key: u32,
     /// Low half of the flat index of the tile's first element.
     first: u32,
 }
 
-/// Splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
-fn mix64(mut bits: u64) -> u64 {
-    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
-}
-
-impl Dice {
+impl Rounder {
     /// The rounding of one step (attempt).
     pub fn new(rounding: Rounding, seed: u64, attempt: u64) -> Self {
         Self { rounding, key: mix64(mix64(seed) ^ attempt) }
@@ -35,15 +28,15 @@ impl Dice {
 
     /// Of the elements of a tensor from `flat` on.
     #[inline(always)]
-    pub(super) fn tile(self, tensor: u64, flat: u64) -> TileDice {
+    pub(super) fn tile(self, tensor: u64, flat: u64) -> TileRounder {
         let key = mix64(self.key ^ (flat >> 32) ^ tensor << 60) as u32;
-        TileDice { rounding: self.rounding, key, first: flat as u32 }
+        TileRounder { rounding: self.rounding, key, first: flat as u32 }
     }
 }
 
-impl TileDice {
+impl TileRounder {
     pub fn nearest() -> Self {
-        Dice::new(Rounding::Nearest, 0, 0).tile(0, 0)
+        Rounder::new(Rounding::Nearest, 0, 0).tile(0, 0)
     }
 
     pub fn rounding(self) -> Rounding {
