@@ -50,8 +50,8 @@ fn an_optimizer_steps_on_whatever_thread_has_it() {
     assert!(other.are_empty());
 }
 
-/// The next step, with gradients of two micro-batches that several threads hand over at once: pieces
-/// in any order, each dealt to one of the threads.
+/// The next step, with gradients of two micro-batches that several threads hand over at once:
+/// pieces in any order, each dealt to one of the threads.
 fn step_from_threads(
     optimizer: &mut SwappedOptimizer,
     seed: u64,

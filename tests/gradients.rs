@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use handed_over::{config_for, hand_over, micro_batch, step_borrowed, step_handed_over};
+use optswap::MicroBatch::{Last, More};
 use optswap::internals::config::{AccumulateIn, EngineName, GradientPlace, MissingGradient};
 use optswap::{
-    Communicator, Config, GradElem, Gradients, MicroBatch, NO_PARAMETERS, ParamElem, ParamIndex,
-    Result, StepOptions, SwappedOptimizer,
+    Communicator, Config, GradElem, Gradients, NO_PARAMETERS, ParamElem, ParamIndex, Result,
+    StepOptions, StepOutcome, SwappedOptimizer,
 };
 use proptest::prelude::*;
 use support::Drives;
@@ -115,11 +116,11 @@ fn formats_are_converted_exactly_and_sums_are_rounded_as_told() {
                     [0, 1, 2].map(|batch| micro_batch(&optimizer, 1, batch));
                 let second: Vec<bf16> = second.into_iter().map(bf16::from_f32).collect();
                 let third: Vec<f16> = third.into_iter().map(f16::from_f32).collect();
-                hand_over(&mut optimizer, &first, |_| true, 1, MicroBatch::More)?;
-                hand_over(&mut optimizer, &second, |_| true, 2, MicroBatch::More)?;
-                hand_over(&mut optimizer, &third, |_| true, 3, MicroBatch::Last)?;
+                hand_over(&mut optimizer, &first, |_| true, 1, More)?;
+                hand_over(&mut optimizer, &second, |_| true, 2, More)?;
+                hand_over(&mut optimizer, &third, |_| true, 3, Last)?;
                 optimizer.flush_gradients()?;
-                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+                take_step(&mut optimizer, &mut params)?;
                 optimizer.state_digest(NO_PARAMETERS)
             }));
             let other = Drives::new(1);
@@ -146,8 +147,8 @@ fn a_stale_gradient_is_never_replayed() {
             step_handed_over(&mut optimizer, 1, &mut params)?;
             // Only the third parameter is active.
             let shard = micro_batch(&optimizer, 2, 0);
-            hand_over(&mut optimizer, &shard, |param| param.0 == 2, 9, MicroBatch::Last)?;
-            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+            hand_over(&mut optimizer, &shard, |param| param.0 == 2, 9, Last)?;
+            take_step(&mut optimizer, &mut params)?;
             let counts: Vec<u64> =
                 (0..4).map(|param| optimizer.update_count(ParamIndex(param))).collect();
             let has = |param: u32| {
@@ -161,27 +162,37 @@ fn a_stale_gradient_is_never_replayed() {
             if let Some(first) = shard.first_mut() {
                 *first = f32::INFINITY;
             }
-            hand_over(&mut optimizer, &shard, |_| true, 9, MicroBatch::Last)?;
-            let outcome =
-                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+            hand_over(&mut optimizer, &shard, |_| true, 9, Last)?;
+            let outcome = take_step(&mut optimizer, &mut params)?;
             assert!(outcome.is_skipped());
             let before = optimizer.state_digest(NO_PARAMETERS)?;
-            let outcome =
-                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+            let outcome = take_step(&mut optimizer, &mut params)?;
             assert!(!outcome.is_skipped() && outcome.grad_norm == 0.0, "{outcome:?}");
             assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before, "no gradient, no update");
             // And so after they were dropped.
-            hand_over(&mut optimizer, &shard, |_| true, 9, MicroBatch::More)?;
+            hand_over(&mut optimizer, &shard, |_| true, 9, More)?;
             optimizer.discard_gradients();
-            assert!(
-                !optimizer
-                    .step(&Gradients::handed_over(), &mut params, StepOptions::default())?
-                    .is_skipped()
-            );
+            assert!(!take_step(&mut optimizer, &mut params)?.is_skipped());
             assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, before);
             Ok(())
         }));
     }
+}
+
+/// A step with what was handed over.
+fn take_step(optimizer: &mut SwappedOptimizer, params: &mut [bf16]) -> Result<StepOutcome> {
+    optimizer.step(&Gradients::handed_over(), params, StepOptions::default())
+}
+
+/// The shard's gradients of some parameters.
+fn some_gradients<'a>(
+    optimizer: &SwappedOptimizer,
+    shard: &'a [f32],
+    is_given: impl Fn(ParamIndex) -> bool,
+) -> Gradients<'a, f32> {
+    let pieces = optimizer.partition().pieces().iter().filter(|piece| is_given(piece.param));
+    let pieces = pieces.map(|it| (it.param, it.param_offset, &shard[it.in_shard()]));
+    Gradients::Pieces(pieces.collect())
 }
 
 /// DeepSpeed's gradient buffer is not zeroed: ranges that nothing covers hold what was there.
@@ -198,13 +209,8 @@ fn an_uncovered_range_is_never_read() {
             let mut params = params_of(&optimizer);
             for step in 1..=3 {
                 let shard = micro_batch(&optimizer, step, 0);
-                let mut given = Vec::new();
-                let pieces = optimizer.partition().pieces().iter();
-                for piece in pieces.filter(|piece| active(piece.param)) {
-                    let (param, offset) = (piece.param, piece.param_offset);
-                    given.push((param, offset, &shard[piece.in_shard()]));
-                }
-                optimizer.step(&Gradients::Pieces(given), &mut params, StepOptions::default())?;
+                let given = some_gradients(&optimizer, &shard, active);
+                optimizer.step(&given, &mut params, StepOptions::default())?;
             }
             Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
@@ -213,12 +219,12 @@ fn an_uncovered_range_is_never_read() {
             let mut params = params_of(&optimizer);
             // Large values in every buffer first, of a window that is dropped.
             let large = vec![1e30f32; params.len()];
-            hand_over(&mut optimizer, &large, |_| true, 7, MicroBatch::Last)?;
+            hand_over(&mut optimizer, &large, |_| true, 7, Last)?;
             optimizer.discard_gradients();
             for step in 1..=3 {
                 let shard = micro_batch(&optimizer, step, 0);
-                hand_over(&mut optimizer, &shard, active, step, MicroBatch::Last)?;
-                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+                hand_over(&mut optimizer, &shard, active, step, Last)?;
+                take_step(&mut optimizer, &mut params)?;
             }
             Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
@@ -245,15 +251,10 @@ fn nothing_holds_on_to_the_callers_memory() {
                     let buffer = &mut buffer[..piece.len()];
                     buffer.copy_from_slice(piece);
                     let offset = 512 * index as u64;
-                    optimizer.gradient_sink().add(
-                        ParamIndex(0),
-                        offset,
-                        buffer,
-                        MicroBatch::Last,
-                    )?;
+                    optimizer.gradient_sink().add(ParamIndex(0), offset, buffer, Last)?;
                     buffer.fill(f32::NAN);
                 }
-                optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+                take_step(&mut optimizer, &mut params)?;
             }
             Ok((optimizer.state_digest(NO_PARAMETERS)?, params))
         }));
@@ -277,15 +278,10 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                 let shard = micro_batch(&optimizer, 1, 0);
                 let options = StepOptions::default();
                 let result = if place == GradientPlace::Caller {
-                    let mut given = Vec::new();
-                    let pieces = optimizer.partition().pieces().iter();
-                    for piece in pieces.filter(|piece| active(piece.param)) {
-                        let (param, offset) = (piece.param, piece.param_offset);
-                        given.push((param, offset, &shard[piece.in_shard()]));
-                    }
-                    optimizer.step(&Gradients::Pieces(given), &mut params, options)
+                    let given = some_gradients(&optimizer, &shard, active);
+                    optimizer.step(&given, &mut params, options)
                 } else {
-                    hand_over(&mut optimizer, &shard, active, 3, MicroBatch::Last)?;
+                    hand_over(&mut optimizer, &shard, active, 3, Last)?;
                     optimizer.step(&Gradients::handed_over(), &mut params, options)
                 };
                 if missing == MissingGradient::Error {
@@ -296,13 +292,7 @@ fn a_missing_gradient_means_what_the_configuration_says() {
                     assert_eq!(optimizer.state_digest(NO_PARAMETERS)?, untouched);
                     if place != GradientPlace::Caller {
                         // What is there stays, so that the rest can still come.
-                        hand_over(
-                            &mut optimizer,
-                            &shard,
-                            |param| param.0 == 0,
-                            4,
-                            MicroBatch::Last,
-                        )?;
+                        hand_over(&mut optimizer, &shard, |param| param.0 == 0, 4, Last)?;
                         optimizer.step(&Gradients::handed_over(), &mut params, options)?;
                     }
                     return Ok((String::new(), 0));
@@ -351,27 +341,14 @@ fn a_zero_gradient_is_what_a_missing_one_is_taken_for() {
 /// Every wrong piece: this rank's error at once, everybody's at the next flush or step.
 #[test]
 fn what_is_wrong_is_named_and_changes_nothing() {
-    type Wrong = fn(&mut SwappedOptimizer, &[f32]) -> Result<()>;
-    // Rank 0 has parameters 0 and 1, and a part of 2.
-    let wrongs: [(&str, Wrong); 6] = [
-        ("unknown parameter", |it, shard| {
-            it.gradient_sink().add(ParamIndex(7), 0, &shard[..1], MicroBatch::Last)
-        }),
-        ("beyond its parameter's end", |it, shard| {
-            it.gradient_sink().add(ParamIndex(1), 1, &shard[..1], MicroBatch::Last)
-        }),
-        ("beyond its parameter's end", |it, shard| {
-            it.gradient_sink().add(ParamIndex(0), u64::MAX, &shard[..1], MicroBatch::Last)
-        }),
-        ("outside of this rank's shard", |it, shard| {
-            it.gradient_sink().add(ParamIndex(3), 0, &shard[..1], MicroBatch::Last)
-        }),
-        ("twice in one micro-batch", |it, shard| {
-            it.gradient_sink().add(ParamIndex(0), 99, &shard[..2], MicroBatch::Last)
-        }),
-        ("only some pieces of a micro-batch", |it, shard| {
-            it.gradient_sink().add(ParamIndex(0), 200, &shard[..2], MicroBatch::More)
-        }),
+    // Rank 0 has parameters 0 and 1, and a part of 2. Parameter, offset, elements.
+    let wrongs = [
+        ("unknown parameter", (7, 0, 1), Last),
+        ("beyond its parameter's end", (1, 1, 1), Last),
+        ("beyond its parameter's end", (0, u64::MAX, 1), Last),
+        ("outside of this rank's shard", (3, 0, 1), Last),
+        ("twice in one micro-batch", (0, 99, 2), Last),
+        ("only some pieces of a micro-batch", (0, 200, 2), More),
     ];
     for place in PLACES {
         let drives = Drives::new(1);
@@ -387,21 +364,20 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             let is_first = comm.rank().0 == 0;
             let mut optimizer = start(&config, &SIZES, comm)?;
             let mut params = params_of(&optimizer);
-            let shard = micro_batch(&optimizer, 1, 0);
+            let (sink, shard) = (optimizer.gradient_sink(), micro_batch(&optimizer, 1, 0));
             if is_first {
-                optimizer.gradient_sink().add(ParamIndex(0), 0, &shard[..100], MicroBatch::Last)?;
+                sink.add(ParamIndex(0), 0, &shard[..100], Last)?;
             }
-            for (index, (words, wrong)) in wrongs.iter().enumerate() {
+            for (index, (words, (param, offset, elems), batch)) in wrongs.into_iter().enumerate() {
                 if is_first {
-                    let error = wrong(&mut optimizer, &shard).unwrap_err();
+                    let wrong = sink.add(ParamIndex(param), offset, &shard[..elems], batch);
+                    let error = wrong.unwrap_err();
                     assert!(error.to_string().contains(words), "{error}");
                     assert!(!error.is_agreed());
                 }
                 let told = match index % 2 {
                     0 => optimizer.flush_gradients().unwrap_err(),
-                    _ => optimizer
-                        .step(&Gradients::handed_over(), &mut params, StepOptions::default())
-                        .unwrap_err(),
+                    _ => take_step(&mut optimizer, &mut params).unwrap_err(),
                 };
                 let text = told.to_string();
                 assert!(told.is_agreed() && told.exit_code() == 64, "{text}");
@@ -411,19 +387,13 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             let told = optimizer.flush_gradients().unwrap_err().to_string();
             assert!(told.contains("only partly there") && told.contains("layer0.weight"), "{told}");
             if is_first {
-                optimizer.gradient_sink().add(
-                    ParamIndex(0),
-                    100,
-                    &shard[100..5000],
-                    MicroBatch::Last,
-                )?;
-                let late =
-                    optimizer.gradient_sink().add(ParamIndex(0), 0, &shard[..1], MicroBatch::Last);
+                sink.add(ParamIndex(0), 100, &shard[100..5000], Last)?;
+                let late = sink.add(ParamIndex(0), 0, &shard[..1], Last);
                 assert!(late.unwrap_err().to_string().contains("after the last one"));
                 let pieces = optimizer.partition().pieces().to_vec();
                 for piece in pieces.iter().filter(|piece| piece.param.0 > 0) {
                     let (offset, shard) = (piece.param_offset, &shard[piece.in_shard()]);
-                    optimizer.gradient_sink().add(piece.param, offset, shard, MicroBatch::More)?;
+                    sink.add(piece.param, offset, shard, More)?;
                 }
                 assert!(optimizer.flush_gradients().is_err(), "the late piece");
                 let told = optimizer.flush_gradients().unwrap_err().to_string();
@@ -431,19 +401,14 @@ fn what_is_wrong_is_named_and_changes_nothing() {
                 // A micro-batch of zeros more, and that was the last one.
                 for piece in pieces.iter().filter(|piece| piece.param.0 > 0) {
                     let zeros = vec![0.0f32; piece.elems as usize];
-                    optimizer.gradient_sink().add(
-                        piece.param,
-                        piece.param_offset,
-                        &zeros,
-                        MicroBatch::Last,
-                    )?;
+                    sink.add(piece.param, piece.param_offset, &zeros, Last)?;
                 }
             } else {
                 assert!(optimizer.flush_gradients().is_err());
                 assert!(optimizer.flush_gradients().is_err());
-                hand_over(&mut optimizer, &shard, |_| true, 5, MicroBatch::Last)?;
+                hand_over(&mut optimizer, &shard, |_| true, 5, Last)?;
             }
-            optimizer.step(&Gradients::handed_over(), &mut params, StepOptions::default())?;
+            take_step(&mut optimizer, &mut params)?;
             optimizer.state_digest(NO_PARAMETERS)
         }));
         assert_eq!(seen, expected, "{place:?}");
@@ -458,7 +423,7 @@ fn gradients_have_one_way_into_a_step() {
         let mut optimizer = start(&config, &SIZES, comm)?;
         let mut params = params_of(&optimizer);
         let shard = micro_batch(&optimizer, 1, 0);
-        optimizer.gradient_sink().add(ParamIndex(1), 0, &shard[..1], MicroBatch::Last)?;
+        optimizer.gradient_sink().add(ParamIndex(1), 0, &shard[..1], Last)?;
         let error = step_borrowed(&mut optimizer, 1, &mut params).unwrap_err().to_string();
         assert!(error.contains("would not use"), "{error}");
         optimizer.discard_gradients();
@@ -469,14 +434,9 @@ fn gradients_have_one_way_into_a_step() {
     all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, comm)?;
         let mut params = params_of(&optimizer);
-        let error = optimizer
-            .gradient_sink()
-            .add(ParamIndex(1), 0, &[0.0f32], MicroBatch::Last)
-            .unwrap_err();
+        let error = optimizer.gradient_sink().add(ParamIndex(1), 0, &[0.0f32], Last).unwrap_err();
         assert!(error.to_string().contains("gradients.place"), "{error}");
-        let error = optimizer
-            .step(&Gradients::handed_over(), &mut params, StepOptions::default())
-            .unwrap_err();
+        let error = take_step(&mut optimizer, &mut params).unwrap_err();
         assert!(error.to_string().contains("gradients.place"), "{error}");
         step_borrowed(&mut optimizer, 1, &mut params)?;
         Ok(())

@@ -18,8 +18,8 @@ use optswap::internals::state::Rounding;
 use optswap::internals::step::ReferenceUpdate;
 use optswap::{
     Bytes, Checkpoints, Codec, Communicator, Config, CreateOptions, ErrorKind, Gradients,
-    NO_PARAMETERS, NoParameters, ParamIndex, Result, StepOptions, StepOutcome, SwappedOptimizer,
-    Verifier,
+    NO_PARAMETERS, NoParameters, ParamIndex, Result, Run, StepOptions, StepOutcome,
+    SwappedOptimizer, Verifier,
 };
 use support::Drives;
 use support::by_hand::{Rule, adamw, rmsprop, rmsprop_config, sizes, small_config, update_all};
@@ -109,21 +109,17 @@ fn step(
         }
         (_, AccumulateIn::F32) => {
             back_propagate(optimizer, number)?;
-            update_all(
-                optimizer.begin_update(&Gradients::<f32>::HandedOver, params, options)?,
-                rule,
-            )?
+            let gradients = Gradients::<f32>::HandedOver;
+            update_all(optimizer.begin_update(&gradients, params, options)?, rule)?
         }
         (_, AccumulateIn::Bf16) => {
             back_propagate(optimizer, number)?;
-            update_all(
-                optimizer.begin_update(&Gradients::<bf16>::HandedOver, params, options)?,
-                rule,
-            )?
+            let gradients = Gradients::<bf16>::HandedOver;
+            update_all(optimizer.begin_update(&gradients, params, options)?, rule)?
         }
     };
-    verifier
-        .step_with(optimizer, &outcome, |twin, its| update_twin(rule, twin, its, &outcome, &shard));
+    let update = |twin: &mut _, its: &_| update_twin(rule, twin, its, &outcome, &shard);
+    verifier.step_with(optimizer, &outcome, update);
     verifier.check(optimizer, params)?;
     let mut emitted = params.to_vec();
     optimizer.emit_parameters(&mut emitted)?;
@@ -131,11 +127,17 @@ fn step(
     Ok(chunks)
 }
 
+fn create(
+    config: &Config,
+    sizes: &[usize],
+    comm: Arc<dyn Communicator>,
+) -> Result<SwappedOptimizer> {
+    SwappedOptimizer::create(config, inventory(sizes), comm, CreateOptions::default())
+}
+
 /// A warm first step, gradients out, swap in with the next one prefetched, update, swap out.
 fn train_as_stage_3_does(config: &Config, comm: Arc<dyn Communicator>) -> Result<String> {
-    let sizes = sizes(comm.size());
-    let mut optimizer =
-        SwappedOptimizer::create(config, inventory(&sizes), comm, CreateOptions::default())?;
+    let mut optimizer = create(config, &sizes(comm.size()), comm)?;
     let fill = masters(optimizer.partition().flat().start);
     optimizer.initialize_parameters(&mut NoParameters, &fill)?;
     let kept = optimizer.plan().gradients().resident_chunks();
@@ -259,13 +261,7 @@ fn state_in_every_codec_is_rounded_as_a_step_rounds_it() {
                 (config.codecs.exp_avg, config.codecs.exp_avg_sq) = (moments, moments);
                 (config.codecs.rounding, config.codecs.seed) = (rounding, 7);
                 all(on_ranks(2, |comm| {
-                    let sizes = sizes(1);
-                    let mut optimizer = SwappedOptimizer::create(
-                        &config,
-                        inventory(&sizes),
-                        comm,
-                        CreateOptions::default(),
-                    )?;
+                    let mut optimizer = create(&config, &sizes(1), comm)?;
                     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
                     let fill = masters(optimizer.partition().flat().start);
                     optimizer.initialize_parameters(&mut params, &fill)?;
@@ -295,12 +291,7 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let mut config = rmsprop_config(&drives, true);
     config.durability.commit_every = 1;
     let twins = all(on_ranks(2, |comm| {
-        let mut optimizer = SwappedOptimizer::create(
-            &config,
-            inventory(&sizes(2)),
-            comm,
-            CreateOptions::default(),
-        )?;
+        let mut optimizer = create(&config, &sizes(2), comm)?;
         let fill = masters(optimizer.partition().flat().start);
         optimizer.initialize_parameters(&mut NoParameters, &fill)?;
         let mut verifier = Verifier::new(&optimizer, &fill)?;
@@ -316,12 +307,7 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let twins = std::sync::Mutex::new(twins.into_iter().map(Some).collect::<Vec<_>>());
     all(on_ranks(2, |comm| {
         let rank = comm.rank().index();
-        let mut optimizer = SwappedOptimizer::create(
-            &config,
-            inventory(&sizes(2)),
-            comm,
-            CreateOptions::default(),
-        )?;
+        let mut optimizer = create(&config, &sizes(2), comm)?;
         assert_eq!(optimizer.resumed().map(|resumed| resumed.attempt), Some(3));
         let (mut verifier, mut params) = twins.lock().unwrap()[rank].take().unwrap();
         verifier.check(&mut optimizer, NO_PARAMETERS)?;
@@ -335,10 +321,7 @@ fn an_own_optimizer_has_the_bits_of_a_loop_and_survives_its_process() {
     let mut other = config.clone();
     other.optimizer.own.as_mut().unwrap().state.pop();
     for config in [&other, &{ small_config(&drives, true) }] {
-        let refused = on_ranks(2, |comm| {
-            SwappedOptimizer::create(config, inventory(&sizes(2)), comm, CreateOptions::default())
-                .map(drop)
-        });
+        let refused = on_ranks(2, |comm| create(config, &sizes(2), comm).map(drop));
         for result in refused {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage);
@@ -364,34 +347,20 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
     let saved = all(on_ranks(2, |comm| {
         let mut optimizer = support::world::start(&config, &sizes(1), Arc::clone(&comm))?;
         let shard = shard_gradients(&optimizer, 1);
-        let gradients = some_gradients(&optimizer, &shard, 1);
+        let (gradients, options) = (some_gradients(&optimizer, &shard, 1), StepOptions::default());
         let mut params = vec![(); shard.len()];
-        let options = StepOptions::default();
         update_all(optimizer.begin_update(&gradients, &mut params, options)?, rmsprop)?;
-        let saved = Checkpoints::open(&config, comm).unwrap().save(
-            &mut optimizer,
-            None,
-            b"",
-            NO_PARAMETERS,
-        )?;
+        let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
+        let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
         let digest = optimizer.state_digest(NO_PARAMETERS)?;
         optimizer.close();
         Ok((saved.directory, digest))
     }));
     let (directory, digest) = &saved[0];
     let load = |config: &Config, comm: Arc<dyn Communicator>| {
-        let made = SwappedOptimizer::create(
-            config,
-            inventory(&sizes(1)),
-            Arc::clone(&comm),
-            CreateOptions::default(),
-        );
-        let mut optimizer = made?;
-        Checkpoints::open(config, comm).unwrap().load(
-            &mut optimizer,
-            directory,
-            &mut NoParameters,
-        )?;
+        let mut optimizer = create(config, &sizes(1), Arc::clone(&comm))?;
+        let checkpoints = Checkpoints::open(config, comm).unwrap();
+        checkpoints.load(&mut optimizer, directory, &mut NoParameters)?;
         optimizer.state_digest(NO_PARAMETERS)
     };
     let loaded = all(on_ranks(3, |comm| load(&config, comm)));
@@ -424,12 +393,7 @@ fn purged_state_begins_anew_and_masters_stay() {
         let drives = Drives::new(2);
         let config = rmsprop_config(&drives, is_durable);
         all(on_ranks(2, |comm| {
-            let mut optimizer = SwappedOptimizer::create(
-                &config,
-                inventory(&sizes(2)),
-                comm,
-                CreateOptions::default(),
-            )?;
+            let mut optimizer = create(&config, &sizes(2), comm)?;
             let fill = masters(optimizer.partition().flat().start);
             optimizer.initialize_parameters(&mut NoParameters, &fill)?;
             let mut verifier = Verifier::new(&optimizer, &fill)?;
@@ -442,7 +406,7 @@ fn purged_state_begins_anew_and_masters_stay() {
                 Ok(())
             })?;
             optimizer.purge_state(&mut NoParameters)?;
-            let from_here = |run: &optswap::internals::partition::Run, masters: &mut [f32]| {
+            let from_here = |run: &Run, masters: &mut [f32]| {
                 masters.copy_from_slice(&before[run.in_shard()]);
                 Ok(())
             };
