@@ -78,7 +78,8 @@ fn a_program_without_errors_compiles() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("program.rs");
     let text = "use optswap::{NoParameters, SubGroup};\n\
-                pub fn index(it: &SubGroup<'_, '_, f32, NoParameters>) -> u32 {\n    it.index()\n}\n";
+                type Any<'a> = SubGroup<'a, 'a, f32, NoParameters>;\n\
+                pub fn index(it: &Any<'_>) -> u32 {\n    it.index()\n}\n";
     std::fs::write(&program, text).unwrap();
     assert_eq!(errors_in(&program), Errors::new());
 }
