@@ -311,9 +311,8 @@ fn a_neighbour_without_gradient_keeps_its_bits_in_every_codec() {
             };
             let before = state_of(&mut job)?;
             let shard = shard_gradients(&job.optimizer, 2);
-            let mut given = Vec::new();
-            given.push((ParamIndex(0), 0, &shard[..9000]));
-            given.push((ParamIndex(2), 0, &shard[14_000..]));
+            let given =
+                vec![(ParamIndex(0), 0, &shard[..9000]), (ParamIndex(2), 0, &shard[14_000..])];
             job.optimizer.step(
                 &Gradients::Pieces(given),
                 &mut job.params,

@@ -44,6 +44,8 @@ struct State {
     timers: Timers,
     /// An update that the caller makes has the store.
     is_lent: bool,
+    /// The optimizer is gone.
+    has_ended: bool,
 }
 
 impl GradientSink {
@@ -56,7 +58,7 @@ impl GradientSink {
     ) -> Self {
         let store = GradientStore::new(plan, resident);
         let timers = Timers::traced(tracer);
-        let state = Mutex::new(State { store, spills, timers, is_lent: false });
+        let state = Mutex::new(State { store, spills, timers, is_lent: false, has_ended: false });
         Self { shared: Arc::new(Shared { plan: plan.clone(), pool, state }) }
     }
 
@@ -73,8 +75,8 @@ impl GradientSink {
     /// Usage, naming the parameter: unknown, beyond its end, outside of this rank's share, twice in
     /// one micro-batch, or after the last one. Nothing has changed then; the next flush or step
     /// gives the error to all ranks, once, and the right piece may be handed over all the same.
-    /// Usage on this rank alone while an update is under way, in a forked child, or if
-    /// `gradients.place` leaves gradients with the caller.
+    /// Usage on this rank alone while an update is under way, when the optimizer is gone, in a
+    /// forked child, or if `gradients.place` leaves gradients with the caller.
     pub fn add<G: GradElem>(
         &self,
         param: ParamIndex,
@@ -84,6 +86,10 @@ impl GradientSink {
     ) -> Result<()> {
         let mut held = self.hold();
         held.state.spills.check_process()?;
+        if held.state.has_ended {
+            return Err(Error::usage("the optimizer has been closed")
+                .hint("take the gradient sink of one that is open"));
+        }
         if held.state.is_lent {
             return Err(Error::usage("an update is under way")
                 .hint("end it before gradients of the next step are handed over"));
@@ -151,6 +157,12 @@ impl HeldGradients<'_> {
     /// Takes the store back.
     pub fn take_back(&mut self, store: GradientStore) {
         (self.state.store, self.state.is_lent) = (store, false);
+    }
+
+    /// Forgets everything, for good: the optimizer goes.
+    pub fn end(&mut self) {
+        self.state.has_ended = true;
+        self.state.store = GradientStore::default();
     }
 
     fn store_and_tools(&mut self) -> (&mut GradientStore, StoreTools<'_>) {

@@ -236,6 +236,15 @@ impl SwappedOptimizer {
     }
 }
 
+impl Drop for SwappedOptimizer {
+    fn drop(&mut self) {
+        // In a forked child another thread may have had the lock, which nobody gives back there.
+        if self.shard.swapper.check_process().is_ok() {
+            self.gradients.hold().end();
+        }
+    }
+}
+
 /// Any thread may have the optimizer, one at a time.
 const _: fn() = || {
     fn is_send<T: Send>() {}

@@ -182,11 +182,10 @@ impl<P: ParamElem> Training<P> {
     pub fn reduce_gradient(&mut self, param: ParamIndex, full: &[f32]) -> Result<()> {
         self.gradients.check_new(Some(param))?;
         let shard = self.gradients.values_mut();
-        if self.optimizer.reduce_gradient(param, full, shard)? {
-            self.gradients.note(param);
-            self.hand_over(Some(param))?;
-        }
-        Ok(())
+        self.optimizer.reduce_gradient(param, full, shard)?;
+        // Also where this rank owns none of it, so that all ranks refuse it the next time.
+        self.gradients.note(param);
+        self.hand_over(Some(param))
     }
 
     /// Gives the gradients of this rank's shard for the next step, in shard order, as they have been

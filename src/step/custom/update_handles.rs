@@ -53,7 +53,22 @@ impl UpdateHandles<'_> {
         params: &mut S,
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
-        self.optimizer.begin_pass(gradients, params, options).map(|(outcome, _)| outcome)
+        if !matches!(gradients, Gradients::HandedOver) {
+            return Ok(self.optimizer.begin_pass(gradients, params, options)?.0);
+        }
+        // In whatever format they are kept: their sections are addresses.
+        match self.optimizer.plan().config().gradients.accumulate_in {
+            AccumulateIn::F32 => self.begin_handed_over::<f32, S>(params, options),
+            AccumulateIn::Bf16 => self.begin_handed_over::<bf16, S>(params, options),
+        }
+    }
+
+    fn begin_handed_over<A: GradElem, S: ParameterSink + ?Sized>(
+        &mut self,
+        params: &mut S,
+        options: StepOptions<'_>,
+    ) -> Result<StepOutcome> {
+        Ok(self.optimizer.begin_pass(&Gradients::<A>::HandedOver, params, options)?.0)
     }
 
     /// Swaps a sub-group in.
