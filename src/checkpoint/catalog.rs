@@ -63,7 +63,7 @@ impl Checkpoints {
         })
     }
 
-    /// Tells this function while bytes move.
+    /// Sets the function to be called while bytes move.
     pub fn set_progress(&mut self, progress: Progress) {
         self.progress = Some(progress);
     }
@@ -94,10 +94,8 @@ impl Checkpoints {
         let name = name.map_or_else(|| format!("step-{attempts:08}"), str::to_owned);
         let directory = self.directory.join(&name);
         let bytes = self.full_bytes(optimizer)?;
-        let created = match self.comm.rank().0 {
-            0 => create_directory(&directory, &name, bytes),
-            _ => Ok(()),
-        };
+        let is_first = self.comm.rank().0 == 0;
+        let created = if is_first { create_directory(&directory, &name, bytes) } else { Ok(()) };
         agree(&*self.comm, created)?;
         let generation = gather_all(&*self.comm, &draw_generation())?.swap_remove(0);
         let file = directory.join(format!("shard-{:05}.{generation}", self.comm.rank().0));
@@ -152,11 +150,11 @@ impl Checkpoints {
                 .is_some_and(|it| it.lock().unwrap_or_else(PoisonError::into_inner).is_writing());
         let mut left = [left + u64::from(is_writing)];
         self.comm.all_reduce_sum(&mut left)?;
-        match left[0] {
-            // Nothing is left to be read, so no parameters are needed.
-            0 => self.finish(optimizer, NO_PARAMETERS).map(Some),
-            _ => Ok(None),
+        if left[0] > 0 {
+            return Ok(None);
         }
+        // Nothing is left to be read, so no parameters are needed.
+        self.finish(optimizer, NO_PARAMETERS).map(Some)
     }
 
     /// Collective: makes the save under way a checkpoint; what no step has handed over yet is read
@@ -190,14 +188,12 @@ impl Checkpoints {
         let bytes = manifest.shards.iter().chain(others).map(|shard| shard.bytes).sum();
         // From the manifest on, the data belongs to it, whatever becomes of this rank.
         writer.lock().unwrap_or_else(PoisonError::into_inner).keep(true);
-        let written = match self.comm.rank().0 {
-            0 => manifest.write(&directory),
-            _ => Ok(()),
-        };
+        let is_first = self.comm.rank().0 == 0;
+        let written = if is_first { manifest.write(&directory) } else { Ok(()) };
         agree(&*self.comm, written).inspect_err(|error| {
             writer.lock().unwrap_or_else(PoisonError::into_inner).keep(!error.is_agreed());
         })?;
-        if self.comm.rank().0 == 0 {
+        if is_first {
             remove_other_generations(&directory, &manifest);
             remove_old(&self.directory, &directory, self.keep_last);
         }
@@ -205,8 +201,8 @@ impl Checkpoints {
         Ok(Saved { directory, attempts: manifest.attempts, bytes })
     }
 
-    /// Collective: saves the state as it is now, under the name `step-N` if none is given, and waits
-    /// until it is whole. `params` as in [`SwappedOptimizer::inspect`].
+    /// Collective: saves the state as it is now, under the name `step-N` if none is given, and
+    /// waits until it is whole. `params` as in [`SwappedOptimizer::inspect`].
     ///
     /// # Errors
     /// Agreed: usage for a name that is no plain name; cannot create if there is no room; I/O.
@@ -239,10 +235,7 @@ impl Checkpoints {
 
     /// Collective: the checkpoints of this job, oldest first.
     fn all(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let mine = match self.comm.rank().0 {
-            0 => list(&self.directory),
-            _ => Vec::new(),
-        };
+        let mine = if self.comm.rank().0 == 0 { list(&self.directory) } else { Vec::new() };
         Ok(gather_all(&*self.comm, &mine)?.swap_remove(0))
     }
 
@@ -287,8 +280,8 @@ impl Checkpoints {
     /// rank 0 when it was saved.
     ///
     /// # Errors
-    /// Agreed: usage if it is of another model or optimizer, or `params` does not fit the shard; I/O
-    /// if it cannot be read or is corrupt; errors of the drives.
+    /// Agreed: usage if it is of another model or optimizer, or `params` does not fit the shard;
+    /// I/O if it cannot be read or is corrupt; errors of the drives.
     pub fn load<S: ParameterSink + ?Sized>(
         &self,
         optimizer: &mut SwappedOptimizer,

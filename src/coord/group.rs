@@ -34,8 +34,9 @@ impl Group {
             return if given[0] == 0 { Ok(whole) } else { Err(some_have_none(given[0], world)) };
         };
         let mine: Vec<Rank> = gather_all(&*comm, &world.rank())?;
-        let told = if comm.rank().0 == 0 { mine.clone() } else { Vec::new() };
-        let mut members: Vec<Vec<Rank>> = gather_all(&**world, &told)?;
+        // The first rank of each group lists all of it.
+        let listed = if comm.rank().0 == 0 { mine.clone() } else { Vec::new() };
+        let mut members: Vec<Vec<Rank>> = gather_all(&**world, &listed)?;
         members.retain(|ranks| !ranks.is_empty());
         members.sort_by_key(|ranks| ranks.iter().min().copied());
         let number = agree(&**world, check(&members, &mine, world))?;

@@ -8,7 +8,7 @@ use super::Communicator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Rank;
 
-/// The host's name as the kernel tells it.
+/// The host's name, as uname(2) gives it.
 pub(super) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -30,8 +30,8 @@ pub use local::{Solo, ThreadCommunicator};
 pub use presence::{Activity, Collective, Phase, Presence, Waits};
 pub use topology::Topology;
 
-/// The target of stall warnings in the log. They come from whichever rank can tell, so a program
-/// whose other ranks are silent should let these through.
+/// The target of stall warnings in the log. They come from any rank that knows which one is late,
+/// so a program that silences ranks other than rank 0 should let this target through.
 pub const STALL_TARGET: &str = "optswap::stall";
 
 /// The ranks of a job and what they can do together. Every method but the first four and the last

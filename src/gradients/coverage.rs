@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn micro_batches_are_told_apart() {
+    fn micro_batches_are_kept_apart() {
         let parameters = vec![Parameter::new("a", [10]), Parameter::new("b", [8190])];
         let inventory = Inventory::new(parameters).unwrap();
         let partition = Partition::new(&inventory, 4096..8200, 4096, 4096);

@@ -36,8 +36,8 @@ pub(super) fn shard_norm<G: GradElem>(
     pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merge))
 }
 
-/// The norm of some blocks of the shard. `load` puts gradients where there is a zero for each, and
-/// tells whether there are any.
+/// The norm of some blocks of the shard. `load` is given a range of the shard and as many zeros,
+/// replaces the zeros by gradients, and returns whether there are any.
 pub(super) fn norm_of_blocks(
     blocks: &NormBlocks,
     span: &BlockSpan,

@@ -11,33 +11,6 @@ use crate::partition::NormBlocks;
 use crate::plan::Plan;
 use crate::units::{ChunkIndex, ParamIndex};
 
-/// Where an update that the caller makes takes its gradients from.
-pub enum UpdateGradients<'a, G> {
-    /// The caller's memory.
-    Borrowed(ShardGradients<'a, G>),
-    /// What was handed over before.
-    Stored,
-}
-
-impl<G: GradElem> UpdateGradients<'_, G> {
-    /// Those of one chunk at least; `spilled` is what came with it from the drives.
-    ///
-    /// # Errors
-    /// As [`GradientStore::of_chunk`].
-    pub fn of_chunk<'s>(
-        &'s self,
-        store: &'s GradientStore,
-        plan: &Plan,
-        chunk: ChunkIndex,
-        spilled: &'s [u8],
-    ) -> Result<Cow<'s, ShardGradients<'s, G>>> {
-        match self {
-            Self::Borrowed(gradients) => Ok(Cow::Borrowed(gradients)),
-            Self::Stored => store.of_chunk(plan, chunk, spilled),
-        }
-    }
-}
-
 /// The gradients of one step.
 pub enum StepGradients<'a, G> {
     /// In the caller's memory.
@@ -66,7 +39,7 @@ impl<G: GradElem> StepGradients<'_, G> {
     /// Those of one chunk at least; `spilled` is what came with it from the drives.
     ///
     /// # Errors
-    /// As [`GradientStore::of_chunk`].
+    /// Internal if gradients that were spilled did not come with the chunk.
     pub fn of_chunk<'s>(
         &'s self,
         plan: &Plan,

@@ -153,8 +153,8 @@ pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
     }
 }
 
-/// Prints an error of a rank that has not joined the others, on one of them as far as the launcher
-/// tells which, and gives its exit code.
+/// Prints an error of a rank that has not joined the others, and returns its exit code. Only rank 0
+/// prints, as far as the launcher's environment says which rank this process is.
 pub fn fail_before_start(error: &Error) -> ExitCode {
     let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     if launcher.rank.unwrap_or(0) == 0 {

@@ -334,10 +334,10 @@ pub fn cached_chunks(cache: CacheSize, buffer_bytes: u64, buffers: u64, chunks: 
         CacheSize::Bytes(bytes) => (bytes.0.checked_div(buffer_bytes).unwrap_or(0), BUFFERS_MIN),
         CacheSize::Auto => (chunks, MOVING_BUFFERS.min(buffers.div_ceil(2)).max(BUFFERS_MIN)),
     };
-    match wanted >= chunks && buffers == chunks {
-        true => chunks as usize,
-        false => wanted.min(buffers.saturating_sub(moving)) as usize,
+    if wanted >= chunks && buffers == chunks {
+        return chunks as usize;
     }
+    wanted.min(buffers.saturating_sub(moving)) as usize
 }
 
 impl fmt::Display for Plan {

@@ -22,8 +22,8 @@ const OPS_MIN: u64 = 2;
 /// how long a step takes.
 const BUSY_PART_MIN: f64 = 0.5;
 
-/// What ranks of a node call the same drive: its device, and which of several directories on it, if
-/// the user wants these to be told apart.
+/// What ranks of a node call the same drive: its device, and which of several directories on that
+/// device, if the user has given weights to directories.
 type DriveKey = (u64, u32);
 
 /// One rank's view of its drives.
@@ -40,27 +40,35 @@ pub(super) struct Balance {
     /// The last whole measurement.
     measured: Vec<DriveLoad>,
     has_evidence: bool,
-    /// What the log has last said, or could have, that each drive does for this rank, and the most
-    /// that it ever did while it was busy all the time; bytes per second, 0 if that is not known.
-    told: Vec<[f64; 2]>,
-    has_told_bound: bool,
+    /// What the log has said about each drive.
+    reported: Vec<ReportedRate>,
+    has_warned_bound: bool,
+}
+
+/// What a drive does for this rank, in bytes per second; 0 where that is not known.
+#[derive(Clone, Copy, Default)]
+struct ReportedRate {
+    /// The rate that the log has reported last, or would have if it had reported one.
+    bytes_per_s: f64,
+    /// The highest rate measured while the drive was busy all the time.
+    bytes_per_s_max: f64,
 }
 
 impl Balance {
-    /// `tells_apart`: the user has given weights, so directories on one device are drives of their
-    /// own.
+    /// `has_own_weights`: the user has given weights, so two directories on one device count as two
+    /// drives.
     pub fn new(
         plan: &Plan,
         files: &ShardFiles,
         meters: Arc<DriveMeters>,
         topology: &Topology,
-        tells_apart: bool,
+        has_own_weights: bool,
     ) -> Self {
         let drives = plan.config().drives.paths.len();
         let key = |drive: usize| {
             let found = rustix::fs::fstat(files.file(DriveIndex::from_index(drive)));
             let device = found.map_or(drive as u64, |found| found.st_dev);
-            (device, if tells_apart { drive as u32 } else { 0 })
+            (device, if has_own_weights { drive as u32 } else { 0 })
         };
         Self {
             is_on: plan.config().drives.reweight && drives > 1,
@@ -72,8 +80,8 @@ impl Balance {
             steps: Duration::ZERO,
             measured: Vec::new(),
             has_evidence: false,
-            told: vec![[0.0; 2]; drives],
-            has_told_bound: false,
+            reported: vec![ReportedRate::default(); drives],
+            has_warned_bound: false,
         }
     }
 
@@ -94,7 +102,7 @@ impl Balance {
         }
         self.keeper.set(weights);
         let shares = plan.reweigh(weights);
-        self.tell_bound(host, &shares);
+        self.warn_if_bound(host, &shares);
         Ok(())
     }
 
@@ -151,9 +159,12 @@ impl Balance {
             let loads = self.keys.iter().copied().zip(measured);
             self.measured = self.loads_of(loads);
             self.has_evidence = self.keeper.look(&mut self.measured);
-            for (told, load) in self.told.iter_mut().zip(&self.measured) {
+            for (reported, load) in self.reported.iter_mut().zip(&self.measured) {
                 let known = load.known_bytes_per_s;
-                *told = [if told[0] == 0.0 { known } else { told[0] }, told[1].max(known)];
+                if reported.bytes_per_s == 0.0 {
+                    reported.bytes_per_s = known;
+                }
+                reported.bytes_per_s_max = reported.bytes_per_s_max.max(known);
             }
         }
     }
@@ -194,15 +205,16 @@ impl Balance {
                 let drive = change.drive;
                 let path = plan.config().drives.paths[drive].display().to_string();
                 let moves = [before[drive], shares.given[drive]];
-                self.tell(comm.host(), &path, &change, &rates, moves);
+                self.report_change(comm.host(), &path, &change, &rates, moves);
             }
-            self.tell_bound(comm.host(), &shares);
+            self.warn_if_bound(comm.host(), &shares);
         }
         Ok(())
     }
 
-    /// Says that a drive has changed, once; what only puts its share right is said less loudly.
-    fn tell(
+    /// Warns once that a drive has changed. A change that only corrects its share is logged as
+    /// information.
+    fn report_change(
         &mut self,
         host: &str,
         path: &str,
@@ -212,13 +224,13 @@ impl Balance {
     ) {
         let rate = rates[change.drive].unwrap_or(0.0);
         let own_rate = rates_of(&self.measured)[change.drive].unwrap_or(0.0);
-        let [told, most] = &mut self.told[change.drive];
+        let reported = &mut self.reported[change.drive];
         let [before, after] = [percent(before), percent(after)];
         let mbps = |rate: f64| format!("{:.0}", rate / 1e6);
         let others = rates.iter().enumerate().filter(|(drive, _)| *drive != change.drive);
         let others: Vec<String> = others.map(|(_, rate)| mbps(rate.unwrap_or(0.0))).collect();
         let (own, others) = (mbps(rate), others.join(", "));
-        if (own_rate / NOISE..own_rate * NOISE).contains(told) {
+        if (own_rate / NOISE..own_rate * NOISE).contains(&reported.bytes_per_s) {
             if before != after {
                 tracing::info!(
                     target: DRIVES_TARGET,
@@ -228,10 +240,11 @@ impl Balance {
             }
             return;
         }
-        // Headroom may allow no other share.
-        let moves = match before == after {
-            true => format!("stays at {after}"),
-            false => format!("goes from {before} to {after}"),
+        // The files may have no room for another share.
+        let moves = if before == after {
+            format!("stays at {after}")
+        } else {
+            format!("goes from {before} to {after}")
         };
         tracing::warn!(
             target: DRIVES_TARGET,
@@ -239,12 +252,13 @@ impl Balance {
              others {others}); its share of what is written {moves}",
             if change.factor < 1.0 { "slower" } else { "faster" },
         );
-        // One that is rested does more than it will.
-        *told = if *most > 0.0 { own_rate.min(*most) } else { own_rate };
+        // A drive that has rested is faster for a while than it will be.
+        let most = reported.bytes_per_s_max;
+        reported.bytes_per_s = if most > 0.0 { own_rate.min(most) } else { own_rate };
     }
 
-    fn tell_bound(&mut self, host: &str, shares: &Shares) {
-        if !shares.are_bound() || std::mem::replace(&mut self.has_told_bound, true) {
+    fn warn_if_bound(&mut self, host: &str, shares: &Shares) {
+        if !shares.are_bound() || std::mem::replace(&mut self.has_warned_bound, true) {
             return;
         }
         tracing::warn!(

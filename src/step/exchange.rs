@@ -72,7 +72,8 @@ impl SwappedOptimizer {
         all_gather_ranges(&*comm, shard, owners.ranges(), full)
     }
 
-    /// Who owns what; ranks that have brought pieces tell each other once.
+    /// Which rank owns what. Collective at the first call, where ranks have brought pieces of their
+    /// own: they exchange these.
     fn owners(&mut self) -> Result<&Owners> {
         if self.owners.is_none() {
             let plan = &self.shard.plan;

@@ -85,8 +85,8 @@ impl SwappedOptimizer {
             threads
                 .and_then(|it| Ok((it, start::open_records(&plan, &files, job_id, comes_back)?))),
         )?;
-        let tells_apart = !config.drives.weights.is_empty();
-        let balance = Balance::new(&plan, &files, meters, &topology, tells_apart);
+        let has_own_weights = !config.drives.weights.is_empty();
+        let balance = Balance::new(&plan, &files, meters, &topology, has_own_weights);
         let recorder = Recorder::new(files.paths(), Arc::clone(&tracer), config.report.trace_steps);
         let chunks = plan.partition().chunks().len();
         let gradients = (threads.spills, threads.resident);
@@ -150,8 +150,8 @@ impl SwappedOptimizer {
         &mut self.progress.groups
     }
 
-    /// Sets the learning rate of every group to `factor` times its configured one: a schedule in one
-    /// line. All ranks give the same factor.
+    /// Sets the learning rate of every group to `factor` times its configured one: a schedule in
+    /// one line. All ranks give the same factor.
     ///
     /// # Errors
     /// Usage if the factor is negative, infinite or NaN.
@@ -185,9 +185,9 @@ impl SwappedOptimizer {
         &self.progress.user_blob
     }
 
-    /// This rank has been asked to stop, or no longer. The next step tells all ranks: their
-    /// [`StepOutcome::stop`](super::StepOutcome) is true if any was asked. [`crate::Training`] calls
-    /// this when a signal comes.
+    /// Notes that this rank has been asked to stop, or with [`Stop::No`] that it no longer is. All
+    /// ranks learn of it in the next step: [`StepOutcome::stop`](super::StepOutcome) is true on all
+    /// if any rank was asked. [`crate::Training`] calls this when a signal comes.
     pub fn request_stop(&mut self, stop: Stop) {
         self.requests.stop = stop;
     }

@@ -17,8 +17,9 @@ use crate::units::StepRange;
 
 /// Spans of one step that are kept for the picture of a step, when nothing is traced.
 const PICTURE_SPANS: usize = 4096;
-/// Spans of it that are told to the others, and by how many ranks.
-const PICTURE_SPANS_TOLD: usize = 1000;
+/// Spans of a picture that a rank sends to the others.
+const PICTURE_SPANS_SENT: usize = 1000;
+/// The first ranks send a picture, so many of them.
 const PICTURE_RANKS: u32 = 4;
 /// A picture is taken of the first recorded step, and of the second one if there is one.
 const PICTURE_STEPS: u64 = 2;
@@ -35,8 +36,9 @@ pub(super) struct Recorder {
     kernel: ProcessIoBytes,
     steps: u64,
     ring: Ring,
-    /// Bytes of spilled gradients that a step has told: most are spilled before their step.
-    spilled_told: u64,
+    /// Bytes of spilled gradients that samples of steps have reported so far. Most are spilled
+    /// before the step that they belong to.
+    reported_spill_bytes: u64,
     begun: Begun,
     /// When the last step ended, and what this rank had waited for others by then.
     ended: Option<(Instant, Waits)>,
@@ -71,7 +73,7 @@ impl Recorder {
             kernel: ProcessIoBytes::default(),
             steps: 0,
             ring: Ring::new(count),
-            spilled_told: 0,
+            reported_spill_bytes: 0,
             begun: Begun::default(),
             ended: None,
         }
@@ -150,7 +152,8 @@ impl Recorder {
         self.kernel.written_bytes += kernel.written_bytes;
     }
 
-    /// A step has ended. Gives what is to be told about it; [`Self::samples`] has the drives'.
+    /// Ends a step and returns what is to be reported of it, except for what the drives did:
+    /// [`Self::samples`] has that.
     pub fn end_step(
         &mut self,
         (step, skipped): (u64, bool),
@@ -189,8 +192,9 @@ impl Recorder {
             kernel_written_bytes: kernel.written_bytes,
             cache_hit_bytes: self.timers.counted(Counter::CacheHitBytes)
                 - self.begun.cache_hit_bytes,
-            spilled_gradient_bytes: spilled - std::mem::replace(&mut self.spilled_told, spilled),
+            spilled_gradient_bytes: spilled - self.reported_spill_bytes,
         };
+        self.reported_spill_bytes = spilled;
         self.add_kernel(kernel);
         self.ring.push(sample, &self.samples);
         self.steps += 1;
@@ -215,7 +219,7 @@ impl Recorder {
         self.kernel = ProcessIoBytes::default();
         self.steps = 0;
         self.ring.clear();
-        self.spilled_told = 0;
+        self.reported_spill_bytes = 0;
         self.ended = None;
     }
 
@@ -240,7 +244,7 @@ impl Recorder {
             let step = picture.first().map_or(0, |span| span.step);
             picture.retain(|span| span.step == step);
             picture.sort_by_key(|span| span.begin_ns);
-            picture.truncate(PICTURE_SPANS_TOLD);
+            picture.truncate(PICTURE_SPANS_SENT);
         }
         RankRecord {
             rank: comm.rank().0,

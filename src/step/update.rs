@@ -22,8 +22,8 @@ pub(super) struct Updates<'a> {
 }
 
 impl Updates<'_> {
-    /// Updates the elements of a chunk that have a gradient, and emits `params`, those of the
-    /// chunk's live elements. Tells whether there were any.
+    /// Updates the elements of a chunk that have a gradient, and emits the parameters of the
+    /// chunk's live elements into `params`. Returns whether any element had a gradient.
     pub fn run<G: GradElem, P: ParamElem>(
         &self,
         chunk: ChunkIndex,

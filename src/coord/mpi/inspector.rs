@@ -2,13 +2,13 @@
 //! waiting on. Runs in the loop that waits, on the thread that calls MPI.
 //!
 //! Of its own node a rank knows from the page. Between nodes, the lowest waiting rank of a node
-//! (its speaker) tells rank 0, and rank 0 answers with the progress that it knows of, which the
-//! speaker passes on through its page. So waiting goes on everywhere as long as a late rank
-//! anywhere makes progress, with two limits:
+//! (its speaker) sends notices to rank 0, and rank 0 answers with the progress that it knows of,
+//! which the speaker passes on through its page. Waiting therefore goes on everywhere as long as a
+//! late rank anywhere makes progress, with two limits:
 //!
 //! - If rank 0 itself is late nobody answers, and ranks on other hosts give up after `peer_timeout`
 //!   although rank 0, or another rank on its node, may have made progress.
-//! - Notices go out once per `stall_warning`, so what they tell is up to twice that old. A
+//! - Notices go out once per `stall_warning`, so their content is up to twice that old. A
 //!   `peer_timeout` that is shorter is over before progress on another host is known.
 
 use std::collections::BTreeMap;
@@ -25,15 +25,15 @@ use crate::error::{Error, ErrorKind};
 use crate::units::Rank;
 use crate::wire;
 
-/// Rank 0 hears the others.
+/// The rank that notices go to.
 const HUB: Rank = Rank(0);
 
 /// Ranks in one notice, so that it stays short (`mail::MESSAGE_BYTES_MAX`). Of more late ranks of
 /// one node, the rest count as those of whom nothing is known.
-const LATE_TOLD_MAX: usize = 32;
-const WAITING_TOLD_MAX: usize = 256;
+const NOTICE_LATE_MAX: usize = 32;
+const NOTICE_WAITING_MAX: usize = 256;
 
-/// What speakers and the hub tell each other, about the collective of this number.
+/// What speakers and the hub send each other, about the collective of this number.
 #[derive(Serialize, Deserialize)]
 enum Message {
     /// From a speaker: who waits on its node, and who is late.
@@ -43,8 +43,9 @@ enum Message {
 }
 
 /// What a notice said about a rank.
-enum Told {
+enum Reported {
     Waiting,
+    /// Late, and when the notice came.
     Late(LateRank, u64),
 }
 
@@ -57,9 +58,9 @@ pub(super) struct Wait {
     progress_ms: u64,
     next_look_ms: u64,
     next_words_ms: u64,
-    /// The hub's: what notices said.
-    told: BTreeMap<u32, Told>,
-    /// A speaker's: whether its last notice awaits an answer.
+    /// On the hub: what notices have said of ranks on other nodes.
+    reported: BTreeMap<u32, Reported>,
+    /// On a speaker: its last notice has not been answered yet.
     is_unanswered: bool,
 }
 
@@ -95,7 +96,7 @@ impl Inspector {
             progress_ms: begin_ms,
             next_look_ms: begin_ms + self.limits.look_every_ms(),
             next_words_ms: begin_ms + first_words_ms,
-            told: BTreeMap::new(),
+            reported: BTreeMap::new(),
             is_unanswered: false,
         }
     }
@@ -162,8 +163,8 @@ impl Inspector {
     }
 
     fn send_notice(&self, wait: &mut Wait, view: &NodeView) {
-        let waiting = view.waiting.iter().copied().take(WAITING_TOLD_MAX).collect();
-        let late = view.late.iter().copied().take(LATE_TOLD_MAX).collect();
+        let waiting = view.waiting.iter().copied().take(NOTICE_WAITING_MAX).collect();
+        let late = view.late.iter().copied().take(NOTICE_LATE_MAX).collect();
         self.send(HUB.0, &Message::Notice { number: wait.number, waiting, late });
         wait.is_unanswered = true;
     }
@@ -205,10 +206,10 @@ impl Inspector {
 
     fn take_notice(&self, wait: &mut Wait, waiting: &[u32], late: &[LateRank], now_ms: u64) {
         for rank in waiting {
-            wait.told.insert(*rank, Told::Waiting);
+            wait.reported.insert(*rank, Reported::Waiting);
         }
         for rank in late {
-            wait.told.insert(rank.rank, Told::Late(*rank, now_ms));
+            wait.reported.insert(rank.rank, Reported::Late(*rank, now_ms));
         }
         self.learn_progress(wait, late.iter().map(|late| late.unchanged_ms).min(), now_ms);
     }
@@ -230,10 +231,10 @@ impl Inspector {
         if self.rank == HUB {
             let others = (0..self.hosts().len()).map(Rank::from_index);
             for rank in others.filter(|rank| !self.presence.sees(*rank)) {
-                match wait.told.get(&rank.0) {
-                    Some(Told::Waiting) => {}
-                    Some(Told::Late(rank, told_ms)) => {
-                        late.push(rank.aged(now_ms - told_ms, self.limits));
+                match wait.reported.get(&rank.0) {
+                    Some(Reported::Waiting) => {}
+                    Some(Reported::Late(rank, reported_ms)) => {
+                        late.push(rank.aged(now_ms - reported_ms, self.limits));
                     }
                     None => unknown.push(rank.0),
                 }

@@ -54,7 +54,7 @@ pub struct GradientStore {
     uses: u64,
     last_touched: Option<usize>,
     has_writes: bool,
-    /// What the first refused piece was told; said to all ranks once.
+    /// Why the first refused piece was refused. The next flush gives it to all ranks.
     refused: Option<Error>,
     /// Why the gradients of this step are lost.
     lost: Option<Error>,
@@ -127,8 +127,8 @@ impl GradientStore {
     /// Takes a piece of gradient.
     ///
     /// # Errors
-    /// Usage; nothing has changed then, but the next flush says it to all ranks. What a drive fails
-    /// to do is told by the flush alone.
+    /// Usage; nothing has changed then, and the next flush gives the error to all ranks. Errors of
+    /// the drives come from the flush alone.
     pub(super) fn add<G: GradElem>(
         &mut self,
         tools: &mut StoreTools<'_>,
@@ -215,9 +215,10 @@ impl GradientStore {
             {
                 self.close(tools, longest);
             }
-            let buffer = match self.sums[index].is_spilled {
-                true => self.read_back(tools, index)?,
-                false => tools.spills.take_gradient_buffer()?,
+            let buffer = if self.sums[index].is_spilled {
+                self.read_back(tools, index)?
+            } else {
+                tools.spills.take_gradient_buffer()?
             };
             self.sums[index].buffer = Some(buffer);
             self.open += 1;
@@ -294,11 +295,8 @@ impl GradientStore {
                 }
             }
         }
-        let settled = match self.has_writes {
-            true => tools.spills.settle_spills(),
-            false => Ok(()),
-        };
-        self.has_writes = false;
+        let has_writes = std::mem::take(&mut self.has_writes);
+        let settled = if has_writes { tools.spills.settle_spills() } else { Ok(()) };
         self.lost.take().map_or(settled, Err)
     }
 

@@ -31,8 +31,8 @@ impl<'a> TrainingBuilder<'a> {
         Self { config, comm, parameters, sharding, progress: None }
     }
 
-    /// The model's parameters, in the order in which they lie end to end. The same on all ranks that
-    /// share an inventory.
+    /// The model's parameters, in the order in which they lie end to end. The same on all ranks
+    /// that share an inventory.
     pub fn parameters(mut self, parameters: impl IntoIterator<Item = Parameter>) -> Self {
         self.parameters.extend(parameters);
         self
@@ -43,18 +43,20 @@ impl<'a> TrainingBuilder<'a> {
         Self { sharding, ..self }
     }
 
-    /// Is told how many bytes of how many have moved while a checkpoint is saved or loaded.
+    /// Sets a function to be called while a checkpoint is saved or loaded, with this rank's bytes
+    /// moved so far and in all.
     pub fn progress(self, progress: Progress) -> Self {
         Self { progress: Some(progress), ..self }
     }
 
     /// Collective: starts the job: from its drives if it has committed steps there, else from its
-    /// newest checkpoint, else with masters by `fill`, which is given a run of a parameter (elements
-    /// `run.param_offset..` of parameter `run.param`) and a place for them. If the steps on the
-    /// drives cannot be gone on with here (a drive or a node is gone, another number of ranks), the
-    /// newest checkpoint replaces them, with a warning that names both.
+    /// newest checkpoint, else with masters by `fill`, which is given a run of a parameter
+    /// (elements `run.param_offset..` of parameter `run.param`) and a place for them. If the steps
+    /// on the drives cannot be gone on with here (a drive or a node is gone, another number of
+    /// ranks), the newest checkpoint replaces them, with a warning that names both.
     ///
-    /// `P` is the number format of the parameters that steps emit: f32, bf16, f16, or `()` for none.
+    /// `P` is the number format of the parameters that steps emit: f32, bf16, f16, or `()` for
+    /// none.
     ///
     /// # Errors
     /// Agreed. Usage: a configuration out of range, no drives, no parameters or two of one name,

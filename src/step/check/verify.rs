@@ -86,7 +86,7 @@ impl Verifier {
     }
 
     /// Takes the step that the optimizer has just taken, with the program's own code: `update`
-    /// changes a parameter's elements, and tells whether it had a gradient.
+    /// changes the elements of one parameter, and returns whether the parameter had a gradient.
     pub fn step_with(
         &mut self,
         optimizer: &SwappedOptimizer,

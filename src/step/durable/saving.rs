@@ -84,10 +84,10 @@ impl SwappedOptimizer {
         let elsewhere = |drive: usize| {
             place(self.shard.files.file(DriveIndex::from_index(drive))).ok() != Some(target)
         };
-        match (0..self.shard.plan.config().drives.paths.len()).any(elsewhere) {
-            true => Err(refused("state files and checkpoint lie in different file systems")),
-            false => Ok(()),
+        if (0..self.shard.plan.config().drives.paths.len()).any(elsewhere) {
+            return Err(refused("state files and checkpoint lie in different file systems"));
         }
+        Ok(())
     }
 
     /// Copies a chunk's extent, as it lies on the drives after [`Self::write_back`], to `offset` of

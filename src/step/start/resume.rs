@@ -132,9 +132,9 @@ fn difference(
         let is_same = theirs.digest() == inventory.digest();
         return is_same.then(|| layout.cut.difference(&dealt.cut, inventory)).flatten();
     }
-    let tell = |number: u32, count: u32| format!("inventory {number} of {count}");
-    let now = tell(dealt.group.number(), dealt.group.count());
-    Some((tell(layout.group, layout.groups), now))
+    let then = format!("inventory {} of {}", layout.group, layout.groups);
+    let now = format!("inventory {} of {}", dealt.group.number(), dealt.group.count());
+    Some((then, now))
 }
 
 /// Parts of a job without the drive that holds its records are no new job.
@@ -167,13 +167,13 @@ fn decide(
     let Some(any) = of_job().next() else { return Ok(None) };
     let refuse = |message: &str| Error::new(ErrorKind::Usage, message);
     if !config.is_durable() {
-        return match has_trained {
-            false => Ok(None),
-            true => Err(refuse("a scratch job would overwrite committed steps of this name").hint(
-                "go on with --durability step, give this job another name with --job, or remove \
-                 what is there with optswap clean --remove",
-            )),
-        };
+        if !has_trained {
+            return Ok(None);
+        }
+        return Err(refuse("a scratch job would overwrite committed steps of this name").hint(
+            "go on with --durability step, give this job another name with --job, or remove what \
+             is there with optswap clean --remove",
+        ));
     }
     let is_known = |sight: &&Sight| expected.iter().any(|it| it.inventory == sight.of.inventory);
     let wrong = if !of_job().all(|sight| is_known(&sight)) {
@@ -193,8 +193,8 @@ fn decide(
         )
     } else {
         of_job().find(|it| expected.get(it.shard as usize) != Some(&it.of)).map(|sight| {
-            let mut told = of_job().filter(|it| it.shard == sight.shard);
-            other_shards(sight.shard, told.find_map(|it| it.difference.clone()))
+            let mut of_shard = of_job().filter(|it| it.shard == sight.shard);
+            other_shards(sight.shard, of_shard.find_map(|it| it.difference.clone()))
         })
     };
     if let Some(wrong) = wrong {

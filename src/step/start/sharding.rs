@@ -197,12 +197,12 @@ fn compare_inventories(
         return Ok(Err(first_difference(&inventories, group.ranks())));
     }
     let owners = ranks_where(group.ranks(), |index| all[index].1);
-    Ok(match all.iter().all(|(_, is_own)| *is_own == all[0].1) {
-        true => Ok(()),
-        false => Err(Error::usage("only some of the ranks that share an inventory bring pieces")
-            .with("ranks that do", owners)
-            .hint("a rank without elements brings an empty list of pieces")),
-    })
+    if all.iter().all(|(_, is_own)| *is_own == all[0].1) {
+        return Ok(Ok(()));
+    }
+    Ok(Err(Error::usage("only some of the ranks that share an inventory bring pieces")
+        .with("ranks that do", owners)
+        .hint("a rank without elements brings an empty list of pieces")))
 }
 
 /// Which parameter is the first that differs between ranks, and who has what there.
@@ -270,9 +270,10 @@ fn copies_elsewhere(
             return None;
         }
         let param = ParamIndex::from_index(index);
-        match parameter.replicated && *shape == parameter.shape {
-            true => Some(Ok(Piece::new(param, 0, inventory.elems(param)))),
-            false => Some(Err(disagreeing(parameter, group.number(), shape, *number))),
+        if parameter.replicated && *shape == parameter.shape {
+            Some(Ok(Piece::new(param, 0, inventory.elems(param))))
+        } else {
+            Some(Err(disagreeing(parameter, group.number(), shape, *number)))
         }
     });
     Ok(copies.collect())

@@ -50,9 +50,10 @@ fn measured_weights(drives: &[Drive]) -> (Vec<f64>, &'static str) {
     };
     let weight = |(drive, profile): (&Drive, DriveProfile)| {
         // What was measured while all worked together is divided already.
-        match profile.mixed_together_bytes_per_s {
-            0.0 => divided(profile.weight(), drive),
-            _ => profile.weight(),
+        if profile.mixed_together_bytes_per_s == 0.0 {
+            divided(profile.weight(), drive)
+        } else {
+            profile.weight()
         }
     };
     let weights = drives.iter().zip(profiles).map(weight);
