@@ -18,7 +18,7 @@ use crate::state::{Codec, Inventory, StateTensor};
 use crate::step::{NO_PARAMETERS, ParameterSink, SwappedOptimizer};
 use crate::units::ChunkIndex;
 
-/// The checkpoints of one job in one directory. All ranks have one, and see the same directory.
+/// The checkpoints of one job, in one directory that all ranks see. Every rank has such a value.
 pub struct Checkpoints {
     comm: Arc<dyn Communicator>,
     job: String,
@@ -37,14 +37,14 @@ struct UnderWay {
     manifest: Manifest,
 }
 
-/// A checkpoint that has just been saved.
+/// A checkpoint that has just been saved; the same on every rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
     /// Its directory.
     pub directory: PathBuf,
     /// Steps attempted up to it.
     pub attempts: u64,
-    /// Bytes of data, all shards together.
+    /// Bytes of data, of all shards together.
     pub bytes: u64,
 }
 
@@ -74,12 +74,17 @@ impl Checkpoints {
     }
 
     /// Collective: begins to save the state as it is now, under the name `step-N` if none is given.
-    /// The following steps write it; see [`Self::poll`]. A save that is under way is finished
-    /// first, for which `params` are as in [`SwappedOptimizer::inspect`].
+    /// The following steps write it, and [`Self::poll`] after each of them makes it a checkpoint
+    /// when all of it is written. `user_blob` is saved with it: that of rank 0. A save that is
+    /// under way is finished first.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: usage for a name that is no plain name; cannot create if there is no room. Training
-    /// may go on.
+    /// Agreed: usage for a name that is not a plain file name; cannot create if there is no room.
+    /// Training may go on.
     pub fn begin<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -134,11 +139,13 @@ impl Checkpoints {
         Ok(refused[0] == 0)
     }
 
-    /// Collective: whether the save under way has all it needs; if so, makes it a checkpoint.
-    /// Called after every step; costs nothing when none is under way.
+    /// Collective: makes the save under way a checkpoint if all of it is written on all ranks, and
+    /// returns what was saved; otherwise `None`. To be called after every step; it costs nothing
+    /// when no save is under way.
     ///
     /// # Errors
-    /// As [`Self::finish`].
+    /// Agreed: cannot create, or I/O. There is no checkpoint then, and the older ones are as they
+    /// were. Training may go on unless a drive has failed.
     pub fn poll(&mut self, optimizer: &mut SwappedOptimizer) -> Result<Option<Saved>> {
         if self.under_way.is_none() {
             return Ok(None);
@@ -158,12 +165,15 @@ impl Checkpoints {
     }
 
     /// Collective: makes the save under way a checkpoint; what no step has handed over yet is read
-    /// from the drives. Older checkpoints beyond the last few are removed then. `params` as in
-    /// [`SwappedOptimizer::inspect`].
+    /// from the drives. Then older checkpoints beyond the last `checkpoint.keep_last` are removed.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: cannot create, or I/O. There is no checkpoint then, and the older ones are as they
-    /// were. Training may go on unless a drive has failed.
+    /// Agreed. Usage if no save is under way. Cannot create, or I/O: there is no checkpoint then,
+    /// and the older ones are as they were. Training may go on unless a drive has failed.
     pub fn finish<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -201,12 +211,16 @@ impl Checkpoints {
         Ok(Saved { directory, attempts: manifest.attempts, bytes })
     }
 
-    /// Collective: saves the state as it is now, under the name `step-N` if none is given, and
-    /// waits until it is whole. `params` as in [`SwappedOptimizer::inspect`].
+    /// Collective: saves the state as it is now, under the name `step-N` if none is given, with the
+    /// `user_blob` of rank 0, and waits until all of it is written.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: usage for a name that is no plain name; cannot create if there is no room; I/O.
-    /// Training may go on unless a drive has failed.
+    /// Agreed: usage for a name that is not a plain file name; cannot create if there is no room;
+    /// I/O. Training may go on unless a drive has failed.
     pub fn save<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -218,17 +232,18 @@ impl Checkpoints {
         self.finish(optimizer, params)
     }
 
-    /// Forgets the save under way: there will be no checkpoint of it.
+    /// Gives up the save under way, so that there will be no checkpoint of it; does nothing if
+    /// there is none. All ranks do the same.
     pub fn abandon(&mut self, optimizer: &mut SwappedOptimizer) {
         optimizer.drop_snapshot();
         self.under_way = None;
     }
 
-    /// Collective: the newest checkpoint of this job, if there is one, and the steps attempted up
-    /// to it.
+    /// Collective: the directory of this job's newest checkpoint, with the number of steps
+    /// attempted up to it; `None` if there is no checkpoint.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
         Ok(self.all()?.pop())
     }
@@ -239,12 +254,12 @@ impl Checkpoints {
         Ok(gather_all(&*self.comm, &mine)?.swap_remove(0))
     }
 
-    /// Collective: the newest checkpoint of this job that is whole and of this model, every chunk
-    /// compared with its checksums: what may take the place of state on drives. Others are passed
-    /// over with a warning.
+    /// Collective: the newest checkpoint of this job that is whole and of this model, with the
+    /// number of steps attempted up to it. Every chunk is compared with its checksums, so it may
+    /// take the place of state on the drives. Others are passed over with a warning.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn newest_whole(
         &self,
         inventory: &Inventory,
@@ -276,8 +291,8 @@ impl Checkpoints {
     }
 
     /// Collective: starts an optimizer from a checkpoint, instead of initialising it, and emits the
-    /// parameters of the shard, in shard order, into `params`. Gives what the caller had given for
-    /// rank 0 when it was saved.
+    /// parameters of the shard, in shard order, into `params`. Returns the `user_blob` that rank 0
+    /// gave when the checkpoint was saved.
     ///
     /// # Errors
     /// Agreed: usage if it is of another model or optimizer, or `params` does not fit the shard;

@@ -7,10 +7,12 @@ use super::Communicator;
 use crate::error::Result;
 use crate::wire;
 
-/// Collective: gives every rank the values of all, in rank order.
+/// Collective: gives every rank the values of all ranks: one for each, in rank order. Meant for
+/// small values; the values may differ in size.
 ///
 /// # Errors
-/// As every collective; internal if a value cannot be sent or read.
+/// Peer, not agreed, if another rank does not come in time. Internal if a value cannot be encoded,
+/// or what came cannot be decoded.
 pub fn gather_all<T: Serialize + DeserializeOwned>(
     comm: &dyn Communicator,
     mine: &T,

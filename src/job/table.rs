@@ -15,7 +15,7 @@ pub fn table_request() -> bool {
 /// Collective, after every step: prints the table to stderr if some rank has been asked for it.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub fn answer_table_request(optimizer: &SwappedOptimizer, outcome: &StepOutcome) -> Result<()> {
     if !outcome.wants_table {
         return Ok(());

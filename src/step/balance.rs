@@ -189,7 +189,7 @@ impl Balance {
     /// Collective: the ranks put their measurements together, and those of each node decide.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn reweigh(&mut self, plan: &Plan, comm: &dyn Communicator) -> Result<()> {
         self.has_evidence = false;
         let mine = self.keys.iter().copied().zip(self.measured.iter().copied());

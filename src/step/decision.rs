@@ -29,7 +29,7 @@ pub(super) struct WorldNorm {
 /// Collective: adds up what the ranks found.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub(super) fn reduce(
     comm: &dyn Communicator,
     norm: BlockNorm,

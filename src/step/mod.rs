@@ -1,8 +1,8 @@
 //! The optimizer: everything before it put together. Create a [`SwappedOptimizer`], initialise it,
 //! step.
 //!
-//! [`optimizer`] has its parts: the shard on the drives (`shard`), how far training is (`progress`),
-//! what is recorded (`watch`). [`step`](self::step) is one step, in time order.
+//! [`optimizer`] has its parts: the shard on the drives (`shard`), how far training is
+//! (`progress`), what is recorded (`watch`). [`step`](self::step) is one step, in time order.
 
 mod balance;
 mod between;

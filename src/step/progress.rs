@@ -102,8 +102,8 @@ impl Progress {
     }
 
     /// The norm was agreed, and so is what follows from it for the loss scale. (DeepSpeed ends the
-    /// job when an overflow meets the smallest scale. Here the step was skipped, so nothing is lost,
-    /// and a bad batch may be all there was; if it goes on, the log says so at every step.)
+    /// job when an overflow meets the smallest scale. Here the step was skipped, so nothing is
+    /// lost, and a bad batch may be all there was; if it goes on, the log says so at every step.)
     pub fn follow_outcome(&mut self, outcome: &StepOutcome) {
         let before = self.loss_scaler.scale();
         let change = self.loss_scaler.update(outcome.result == StepResult::Skipped);

@@ -72,7 +72,8 @@ impl Shard {
         sweep.finish()
     }
 
-    /// Whether a sink of parameters fits the shard, and can hold upper halves of masters if it must.
+    /// Whether a sink of parameters fits the shard, and can hold upper halves of masters if it
+    /// must.
     ///
     /// # Errors
     /// Usage.

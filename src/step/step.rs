@@ -23,16 +23,18 @@ use crate::units::ParamIndex;
 
 impl SwappedOptimizer {
     /// Collective: one optimizer step. Gradients are those of this rank's shard, reduced over the
-    /// ranks, or what was handed over before ([`Gradients::HandedOver`]), which is gone then, whether
-    /// the step is taken or skipped. `params` receives the updated parameters of the shard, in shard
-    /// order. Parameters without a gradient keep what `params` holds. With the codec remainder16
-    /// `params` holds what the last step emitted, which is half of the state.
+    /// ranks, or those that were handed over before ([`Gradients::HandedOver`]), which are
+    /// forgotten when the step has been taken or skipped. `params` receives the updated parameters
+    /// of the shard, in shard order; parameters without a gradient keep what `params` holds. With
+    /// the codec remainder16, `params` must hold what the last step emitted, because that is the
+    /// upper half of the masters.
     ///
     /// # Errors
     /// Agreed. Usage leaves everything as it was: gradients that do not fit the shard or are only
     /// partly there, parameters of another length or format, hyper-parameters out of range, an
-    /// optimizer without initial state, a program's own optimizer. I/O, and lost state, make the
-    /// optimizer unusable, because a part of the state is one step ahead: see [`Self::recover`].
+    /// optimizer without initial state, a program's own optimizer. After I/O and lost-state errors
+    /// the optimizer is unusable, because a part of the state is one step ahead; a durable job can
+    /// go back to its last commit with [`Self::recover`].
     pub fn step<G: GradElem, S: ParameterSink + ?Sized>(
         &mut self,
         gradients: &Gradients<'_, G>,

@@ -12,13 +12,14 @@ use crate::units::ChunkIndex;
 /// The state of one run of a parameter, as f32 values.
 #[derive(Clone, Copy, Debug)]
 pub struct StateView<'a> {
-    /// Which elements.
+    /// The elements: `run.elems` of parameter `run.param`, from element `run.param_offset` on.
     pub run: &'a Run,
-    /// Of which parameter.
+    /// The parameter that they belong to.
     pub parameter: &'a Parameter,
-    /// fp32 master.
+    /// The masters, one for each element.
     pub master: &'a [f32],
-    /// The optimizer's moments, in its order; for AdamW `exp_avg` and `exp_avg_sq`.
+    /// The other state tensors, in the order in which the optimizer declares them, each with one
+    /// value for each element; for AdamW `exp_avg` and `exp_avg_sq`.
     pub moments: &'a [&'a [f32]],
 }
 

@@ -25,7 +25,7 @@ impl Watch {
     /// Collective: opens the files of `[report]`, if any are wanted.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn open(
         config: &Config,
         comm: &dyn Communicator,
@@ -42,7 +42,7 @@ impl Watch {
     /// Collective in the step that follows the last traced one.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn write_due_trace(&mut self, step: u64, comm: &dyn Communicator) -> Result<()> {
         match &mut self.outlet {
             Some(outlet) => outlet.write_due_trace(step, comm, self.recorder.spans()),

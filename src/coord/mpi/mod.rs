@@ -62,7 +62,7 @@ impl World {
     /// `stall_warning`, and wait on as long as the late ones make progress.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn watch_stalls(&self, comm: &MpiCommunicator, stall_warning: Duration) -> Result<()> {
         if comm.size() == 1 {
             return Ok(());

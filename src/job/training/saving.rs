@@ -115,8 +115,8 @@ impl<P: ParamElem> Training<P> {
     /// and removes the files from the drives, unless the configuration keeps them.
     ///
     /// # Errors
-    /// Agreed: cannot create, if the checkpoint cannot be saved; errors of the drives. The files are
-    /// still there then.
+    /// Agreed: cannot create, if the checkpoint cannot be saved; errors of the drives. The files
+    /// are still there then.
     pub fn finish(mut self) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
             let attempts = self.optimizer.attempts();

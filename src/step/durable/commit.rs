@@ -124,9 +124,9 @@ pub struct Resumed {
     pub stamp: Stamp,
     /// Steps attempted up to it.
     pub attempt: u64,
-    /// What was handed to the step that it committed, by this shard's rank.
+    /// The user blob of the committed step, as the rank with this shard gave it.
     pub user_blob: Vec<u8>,
-    /// Why it is this commit, in words.
+    /// Why it is this commit, as a phrase for the log.
     pub why: String,
 }
 

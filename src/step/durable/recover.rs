@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::storage::{Record, Slots, boot_id};
 
 impl SwappedOptimizer {
-    /// The commit that this optimizer came back with, if it did.
+    /// The commit that this optimizer has gone on from; `None` for a new job.
     pub fn resumed(&self) -> Option<&Resumed> {
         self.resumed.as_ref()
     }
@@ -26,8 +26,8 @@ impl SwappedOptimizer {
     }
 
     /// Collective: after an agreed error, goes back to the last commit. The parameters of the shard
-    /// are emitted again, in shard order, and the caller goes on from [`Self::attempts`] and the
-    /// blob that it gets back.
+    /// are emitted again, in shard order, into `params`. Returns the user blob of that commit;
+    /// training goes on after step [`Self::attempts`].
     ///
     /// # Errors
     /// Agreed. Usage for a scratch job, before the first commit, or if `params` does not fit the

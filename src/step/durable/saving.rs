@@ -13,8 +13,9 @@ use crate::optim::ParamElem;
 use crate::units::{ChunkIndex, DriveIndex};
 
 impl SwappedOptimizer {
-    /// Begins a snapshot of the state as it is now. The following steps hand it over, before they
-    /// change it, at no cost of reading; see [`Self::finish_snapshot`].
+    /// Begins a snapshot of the state as it is now. The following steps hand each chunk over before
+    /// they change it, so that nothing is read twice. [`Self::finish_snapshot`] reads what is
+    /// missing.
     ///
     /// # Errors
     /// Usage if one is under way.
@@ -39,7 +40,9 @@ impl SwappedOptimizer {
     }
 
     /// Collective: reads what the snapshot still lacks from the drives, and lets go of the sink.
-    /// `params` as in [`Self::inspect`].
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
     /// Agreed: the sink's first failure, or that of a drive. Training may go on after the former.

@@ -1,5 +1,5 @@
-//! From a configuration to an open shard: checks, the job on the drives or a new one, files, buffers
-//! and threads.
+//! From a configuration to an open shard: checks, the job on the drives or a new one, files,
+//! buffers and threads.
 
 mod open;
 mod opening;

@@ -1,5 +1,5 @@
-//! From configuration and parameters to this rank's plan and its open files, in stages that all ranks
-//! agree on. Nothing is created before everything has been checked.
+//! From configuration and parameters to this rank's plan and its open files, in stages that all
+//! ranks agree on. Nothing is created before everything has been checked.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use crate::plan::Plan;
 use crate::state::{Inventory, Parameter};
 use crate::storage::{ShardFiles, inspect_drives};
 
-/// What becomes of committed steps of the job that lie on the drives.
+/// What happens to committed steps of the job that lie on the drives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Existing {
     /// The job goes on from the newest commit that all ranks have.
     #[default]
     GoOn,
-    /// They are overwritten: for a start from a checkpoint.
+    /// They are overwritten, as for a start from a checkpoint.
     Overwrite,
 }
 
@@ -32,12 +32,12 @@ pub enum Existing {
 pub struct CreateOptions {
     /// How parameters are dealt to ranks.
     pub sharding: Sharding,
-    /// What becomes of committed steps.
+    /// What happens to committed steps that lie on the drives.
     pub existing: Existing,
 }
 
 impl CreateOptions {
-    /// With parameters dealt to ranks as the caller says.
+    /// Options with this sharding; the job goes on from what it has committed.
     pub fn sharded(sharding: Sharding) -> Self {
         Self { sharding, existing: Existing::GoOn }
     }

@@ -73,7 +73,7 @@ impl fmt::Display for Seat {
 /// Collective: logs where all ranks run on rank 0, and on every other rank its own place.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub(super) fn announce(
     config: &Config,
     comm: &dyn Communicator,

@@ -1,5 +1,5 @@
-//! How parameters are dealt to ranks: the caller's word, and what the ranks find out about each
-//! other's before anything is created.
+//! How parameters are dealt to ranks: what the caller asks for, and how the ranks compare that
+//! before anything is created.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ pub enum Shards {
     #[default]
     Contiguous,
     /// A slice of every parameter for each rank, in the order of ranks, as FSDP and ZeRO-3 have it:
-    /// as many elements each as all divided by the ranks, rounded up, the last ones fewer.
+    /// each of the parameter's elements divided by the number of ranks, rounded up; the last ranks
+    /// may have fewer or none.
     Slices,
     /// These pieces, in this order. Together, the ranks that share an inventory have every element
     /// once, or at least once if its parameter is replicated.
@@ -36,23 +37,24 @@ pub enum Shards {
 pub struct Sharding {
     /// This rank's part of its inventory.
     pub shards: Shards,
-    /// Those who share this rank's inventory; all ranks if `None`.
+    /// The communicator of the ranks that share this rank's inventory; all ranks share one if
+    /// `None`.
     pub shared: Option<Arc<dyn Communicator>>,
 }
 
 impl Sharding {
-    /// A slice of every parameter for each rank.
+    /// A slice of every parameter for each rank: [`Shards::Slices`].
     pub fn slices() -> Self {
         Self { shards: Shards::Slices, shared: None }
     }
 
-    /// Pieces of the caller's own.
+    /// These pieces for this rank: [`Shards::Own`].
     pub fn own(pieces: Vec<Piece>) -> Self {
         Self { shards: Shards::Own(pieces), shared: None }
     }
 
-    /// The same, of an inventory that only the ranks of this communicator share. (The world's
-    /// [`Communicator::split`] makes one.)
+    /// The same sharding of an inventory that only the ranks of this communicator share.
+    /// [`Communicator::split`] of the communicator of all ranks makes one.
     #[must_use]
     pub fn among(self, shared: Arc<dyn Communicator>) -> Self {
         Self { shared: Some(shared), ..self }

@@ -9,7 +9,7 @@ use crate::storage::{Drive, DriveProfile, normalized};
 /// they come from.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub(super) fn starting_weights(
     config: &Config,
     drives: &[Drive],
