@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::state::{Codec, Inventory, StateTensor};
 use crate::step::{NO_PARAMETERS, ParameterSink, SwappedOptimizer};
-use crate::units::ChunkIndex;
+use crate::units::{ChunkIndex, ParamIndex};
 
 /// The checkpoints of one job, in one directory that all ranks see. Every rank has such a value.
 pub struct Checkpoints {
@@ -33,7 +33,7 @@ pub struct Checkpoints {
 struct UnderWay {
     directory: PathBuf,
     writer: Arc<Mutex<ShardWriter>>,
-    /// Without shards yet.
+    /// The manifest, without shards yet.
     manifest: Manifest,
 }
 
@@ -114,7 +114,8 @@ impl Checkpoints {
         let manifest = agree(&*self.comm, manifest)?;
         self.under_way = Some(UnderWay { directory, writer: Arc::clone(&writer), manifest });
         if self.reflink {
-            // The state files are copied without the optimizer.
+            // Blocks are shared of what lies on the drives, so chunks that are newer in memory must
+            // be written.
             optimizer.write_back()?;
         }
         if self.reflink && self.clone_all(optimizer, &writer)? {
@@ -196,7 +197,8 @@ impl Checkpoints {
         let manifest = with_others(manifest, group, &*self.comm)?;
         let others = manifest.others.iter().flat_map(|other| &other.shards);
         let bytes = manifest.shards.iter().chain(others).map(|shard| shard.bytes).sum();
-        // From the manifest on, the data belongs to it, whatever becomes of this rank.
+        // Once the manifest is written the data belongs to the checkpoint, and must stay even if
+        // this rank fails.
         writer.lock().unwrap_or_else(PoisonError::into_inner).keep(true);
         let is_first = self.comm.rank().0 == 0;
         let written = if is_first { manifest.write(&directory) } else { Ok(()) };
@@ -334,31 +336,15 @@ impl Checkpoints {
         let inventory = optimizer.plan().inventory();
         let pieces = optimizer.partition().pieces().iter();
         let counts = pieces.map(|piece| (piece.param, optimizer.update_count(piece.param)));
-        let counts: Vec<_> = counts.collect();
-        let mut update_counts = vec![None; inventory.parameters().len()];
-        let mut disagreement = None;
         let sharing = &**optimizer.shard_group().communicator();
-        for (param, count) in gather_all(sharing, &counts)?.into_iter().flatten() {
-            let known = *update_counts[param.index()].get_or_insert(count);
-            if known != count {
-                let name = &inventory.parameter(param).name;
-                let error = Error::internal("ranks disagree about the updates of a parameter")
-                    .with("parameter", name)
-                    .with("updates", format!("{known} and {count}"))
-                    .hint("hand its gradient over on all ranks that hold a part, or on none");
-                disagreement.get_or_insert(error);
-            }
-        }
+        let counts = gather_all(sharing, &counts.collect::<Vec<_>>())?;
         let blobs = gather_all(&*self.comm, &hexadecimal(user_blob))?;
-        if let Some(error) = disagreement {
-            return Err(error);
-        }
         Ok(Manifest {
             job: self.job.clone(),
             generation,
             attempts: optimizer.attempts(),
             parameters: inventory.parameters().to_vec(),
-            update_counts: update_counts.into_iter().map(Option::unwrap_or_default).collect(),
+            update_counts: join_update_counts(inventory, counts.concat())?,
             tensors: optimizer.plan().tensors().iter().map(in_manifest).collect(),
             groups: optimizer.param_groups().to_vec(),
             loss_scale: optimizer.loss_scale(),
@@ -390,6 +376,24 @@ fn open_part(directory: &Path, group: &Group) -> Result<CheckpointReader> {
             .hint("ranks and pieces may differ from those that saved it, inventories may not"));
     }
     CheckpointReader::open_inventory(directory, group.number())
+}
+
+/// The update count of every parameter, from what the ranks that hold a part of it have counted.
+///
+/// # Errors
+/// Internal, naming the parameter, if ranks have counted differently.
+fn join_update_counts(inventory: &Inventory, counted: Vec<(ParamIndex, u64)>) -> Result<Vec<u64>> {
+    let mut counts = vec![None; inventory.parameters().len()];
+    for (param, count) in counted {
+        let known = *counts[param.index()].get_or_insert(count);
+        if known != count {
+            return Err(Error::internal("ranks disagree about the updates of a parameter")
+                .with("parameter", &inventory.parameter(param).name)
+                .with("updates", format!("{known} and {count}"))
+                .hint("hand its gradient over on all ranks that hold a part, or on none"));
+        }
+    }
+    Ok(counts.into_iter().map(Option::unwrap_or_default).collect())
 }
 
 /// A state tensor as a manifest names it.

@@ -1,5 +1,5 @@
-//! Drives that do more or less than their share asks for: each rank watches what its drives do, and
-//! when one of them sees that something has changed, the ranks of a node give every drive another
+//! Drives that become faster or slower than their share of the data: each rank measures its drives,
+//! and when one rank finds that a drive has changed, the ranks of the node give every drive another
 //! share of what is written from then on.
 
 use std::collections::BTreeMap;
@@ -14,12 +14,12 @@ use crate::storage::balance::{Change, DriveLoad, NOISE, WeightKeeper, rates as r
 use crate::storage::{DRIVES_TARGET, ShardFiles, Shares};
 use crate::units::{DriveIndex, Rank};
 
-/// A measurement takes as many steps as the busiest drive needs to be busy for so long.
+/// A measurement ends with the step after which the busiest drive has been busy for this long.
 const BUSY_NS_MIN: u64 = 50_000_000;
-/// A drive with fewer operations in a direction has not been measured.
+/// A direction of a drive counts as measured if it had this many operations.
 const OPS_MIN: u64 = 2;
-/// Where the busiest drive is busy for less than this part of the steps' time, drives do not decide
-/// how long a step takes.
+/// If the busiest drive is busy for a smaller part of the steps' time, the drives are not what
+/// limits the steps, and the measurement is not used.
 const BUSY_PART_MIN: f64 = 0.5;
 
 /// What ranks of a node call the same drive: its device, and which of several directories on that
@@ -106,7 +106,7 @@ impl Balance {
         Ok(())
     }
 
-    /// The weights of a record count, not those of the layout.
+    /// Takes the weights that the placement has now, as after going back to a record.
     pub fn begin(&mut self, plan: &Plan) {
         self.keeper.set(&plan.placement().shares());
     }
@@ -116,14 +116,14 @@ impl Balance {
         self.meters.last_done(Direction::SwapOut)
     }
 
-    /// A step has ended, and took so long.
+    /// Adds the time of a step.
     pub fn end_step(&mut self, took: Duration) {
         self.steps += took;
     }
 
-    /// Before the ranks speak to each other: whether this one has seen enough to ask the others. It
-    /// looks now, not when a step ends, so that what was written behind the last one counts for
-    /// this one.
+    /// Whether this rank has measured a change, so that all ranks should compare their
+    /// measurements. Called before the all-reduce of a step and not at its end, so that writes
+    /// behind the last step are counted too.
     pub fn find_evidence(&mut self) -> bool {
         if self.is_on && self.steps > Duration::ZERO {
             self.look();
@@ -141,18 +141,8 @@ impl Balance {
         if busiest < BUSY_NS_MIN {
             return;
         }
-        let load = |(now, begin): (&[Reading; 2], &[Reading; 2])| {
-            let mut load = DriveLoad::default();
-            for way in [0, 1] {
-                if now[way].ops - begin[way].ops >= OPS_MIN {
-                    load.bytes[way] = now[way].bytes - begin[way].bytes;
-                    load.busy_ns[way] = now[way].busy_ns - begin[way].busy_ns;
-                    load.observers[way] = 1;
-                }
-            }
-            load
-        };
-        let measured: Vec<DriveLoad> = now.iter().zip(&self.begin).map(load).collect();
+        let pairs = self.begin.iter().zip(&now);
+        let measured: Vec<DriveLoad> = pairs.map(|(begin, now)| load_between(begin, now)).collect();
         let are_drives_the_limit = busiest as f64 >= BUSY_PART_MIN * self.steps.as_nanos() as f64;
         (self.begin, self.steps) = (now, Duration::ZERO);
         if are_drives_the_limit {
@@ -169,8 +159,8 @@ impl Balance {
         }
     }
 
-    /// What each of this rank's drives did, from the measurements of some ranks. Directories on one
-    /// device share what that did.
+    /// What each of this rank's drives did, from the measurements of several ranks. Directories on
+    /// one device share what the device did.
     fn loads_of(&self, measured: impl Iterator<Item = (DriveKey, DriveLoad)>) -> Vec<DriveLoad> {
         let mut by_key: BTreeMap<DriveKey, DriveLoad> = BTreeMap::new();
         for (key, load) in measured {
@@ -186,7 +176,8 @@ impl Balance {
         self.keys.iter().map(load_of).collect()
     }
 
-    /// Collective: the ranks put their measurements together, and those of each node decide.
+    /// Collective: all ranks exchange their measurements, and the ranks of each node decide by
+    /// theirs whether its drives get other shares.
     ///
     /// # Errors
     /// Peer, not agreed, if another rank does not come in time.
@@ -270,6 +261,19 @@ impl Balance {
             percents(&shares.given),
         );
     }
+}
+
+/// What a drive did between two readings of its meters, for each direction in which it did enough.
+fn load_between(begin: &[Reading; 2], end: &[Reading; 2]) -> DriveLoad {
+    let mut load = DriveLoad::default();
+    for way in [0, 1] {
+        if end[way].ops - begin[way].ops >= OPS_MIN {
+            load.bytes[way] = end[way].bytes - begin[way].bytes;
+            load.busy_ns[way] = end[way].busy_ns - begin[way].busy_ns;
+            load.observers[way] = 1;
+        }
+    }
+    load
 }
 
 fn percents(shares: &[f64]) -> String {

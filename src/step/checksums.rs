@@ -189,7 +189,8 @@ impl Checksums {
 
 fn other_parameters(plan: &Plan, chunk: ChunkIndex) -> Error {
     Error::usage(
-        "parameters are not those that were emitted last: they hold the upper halves of the masters",
+        "parameters are not those that were emitted last: they hold the upper halves of the \
+         masters",
     )
     .with("holding", plan.describe(chunk))
     .hint(

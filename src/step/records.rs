@@ -44,7 +44,7 @@ pub(super) struct Recorder {
     ended: Option<(Instant, Waits)>,
 }
 
-/// What there was when a step began.
+/// Counters and times as they were when the step began.
 #[derive(Default)]
 struct Begun {
     waits: Waits,
@@ -79,18 +79,18 @@ impl Recorder {
         }
     }
 
-    /// Memory for the spans of a rank.
+    /// The memory for spans of this rank.
     pub fn tracer(config: &ReportConfig) -> Arc<Tracer> {
         let is_tracing = !config.trace_steps.is_empty();
         Arc::new(Tracer::new(if is_tracing { config.trace_spans } else { PICTURE_SPANS }))
     }
 
-    /// Where the spans are.
+    /// The spans recorded so far.
     pub fn spans(&self) -> &Tracer {
         &self.tracer
     }
 
-    /// A step begins.
+    /// Begins a step.
     pub fn begin_step(&mut self, step: u64, waits: Waits, now: Instant) {
         let is_picture = self.trace_steps.is_empty() && self.steps < PICTURE_STEPS;
         if is_picture {
@@ -106,31 +106,38 @@ impl Recorder {
             ..Begun::default()
         };
         if let Some((ended, before)) = self.ended {
-            let waited = (waits - before).waited();
-            let between = now.saturating_duration_since(ended).saturating_sub(waited);
-            self.timers.record(Timer::BetweenSteps, between);
-            self.timers.record(Timer::CollectivesBetween, waited);
-            let paused = (waits - before).paused;
-            if !paused.is_zero() {
-                self.timers.record(Timer::NotRunning, paused);
-            }
-            // Which was when is not known: first all work, then all waiting, make the picture.
-            let worked = ended + between;
-            self.span(Timer::BetweenSteps, ended, worked);
-            self.span(Timer::CollectivesBetween, worked, worked + waited);
-            self.span(Timer::NotRunning, now.checked_sub(paused).unwrap_or(now), now);
-            (self.begun.between_ns, self.begun.waiting_ns) = (ns(between), ns(waited));
+            self.record_between(ended, waits - before, now);
         }
     }
 
-    /// Traces what is no timer of the caller's thread by itself.
+    /// Records the time between the end of the last step and now, of which `waits` were spent in
+    /// collectives.
+    fn record_between(&mut self, ended: Instant, waits: Waits, now: Instant) {
+        let waited = waits.waited();
+        let between = now.saturating_duration_since(ended).saturating_sub(waited);
+        self.timers.record(Timer::BetweenSteps, between);
+        self.timers.record(Timer::CollectivesBetween, waited);
+        if !waits.paused.is_zero() {
+            self.timers.record(Timer::NotRunning, waits.paused);
+        }
+        // When the rank worked and when it waited is not known. In the picture all work comes
+        // first, then all waiting.
+        let worked = ended + between;
+        self.span(Timer::BetweenSteps, ended, worked);
+        self.span(Timer::CollectivesBetween, worked, worked + waited);
+        self.span(Timer::NotRunning, now.checked_sub(waits.paused).unwrap_or(now), now);
+        (self.begun.between_ns, self.begun.waiting_ns) = (ns(between), ns(waited));
+    }
+
+    /// Traces a span that no timer of the caller's thread has measured.
     fn span(&self, timer: Timer, begin: Instant, end: Instant) {
         if self.tracer.is_on() && begin < end {
             self.tracer.record(SpanKind::Timer(timer as u8), NO_CHUNK, 0, (begin, end));
         }
     }
 
-    /// Adds what the drives did, also when it ended after the step that it was for.
+    /// Adds what the drives did since the last call. Writes may have ended after the step that they
+    /// belong to.
     pub fn add_moved(&mut self, moved: &SweepTotals) {
         for (index, more) in moved.drives.iter().enumerate() {
             self.drives[index].add(more);
@@ -207,7 +214,7 @@ impl Recorder {
         &self.samples
     }
 
-    /// The next sample begins.
+    /// Sets the counters of drives back to zero, for the next sample.
     pub fn clear_samples(&mut self) {
         self.samples.fill(DriveSample::default());
     }

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use super::opening::{create_files, draw_job_id, reclaim};
 use super::placement_log;
 use super::preflight::{check_node_memory, check_space, neighbours};
+use super::resources::{create_files, draw_job_id, reclaim};
 use super::resume;
 use super::sharding::{Sharding, deal, warn_of_drift};
 use super::weights::starting_weights;

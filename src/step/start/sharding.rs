@@ -67,11 +67,11 @@ pub(super) struct Dealt {
     pub group: Group,
     pub cut: Cut,
     pub uncounted: Vec<Piece>,
-    /// What every rank of the world has, to be compared with what lies on drives.
+    /// What every rank of the world brings, to be compared with what lies on the drives.
     pub expected: Vec<Expected>,
 }
 
-/// What one rank has.
+/// The group, inventory and cut of one rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Expected {
     pub group: u32,
@@ -82,7 +82,7 @@ pub(super) struct Expected {
 }
 
 impl Dealt {
-    /// What a rank is allotted that takes the shard of rank `shards[r]` as rank r.
+    /// The allotment of a rank, where rank r takes the shard with number `shards[r]`.
     pub fn allot(&self, shards: &[u32], rank: Rank) -> Allotment {
         let ranks = self.group.ranks();
         let part_of = |shard: u32| ranks.iter().position(|rank| rank.0 == shard).unwrap_or(0);
@@ -122,24 +122,8 @@ pub(super) fn deal(
     agree(&**comm, compare_inventories(inventory, &sharding.shards, &group)?)?;
     let (cut, mut uncounted) = match &sharding.shards {
         Shards::Contiguous => (agree(&**comm, Ok(contiguous(&group)))?, Vec::new()),
-        Shards::Slices | Shards::Own(_) => {
-            let pieces = match &sharding.shards {
-                Shards::Own(pieces) => check_pieces(inventory, pieces),
-                _ => check_pieces(inventory, &slices(inventory, &group)),
-            };
-            let own = group.communicator().rank().index();
-            let all = gather_all(&**group.communicator(), &pieces.as_ref().ok().cloned())?;
-            let all: Option<Vec<Vec<Piece>>> = all.into_iter().collect();
-            let covered = pieces.and_then(|pieces| {
-                // Where another rank has failed, it is its error that all get.
-                let copies = match &all {
-                    Some(all) => check_cover(inventory, group.ranks(), all)?.swap_remove(own),
-                    None => Vec::new(),
-                };
-                Ok((Cut::Own(pieces), copies))
-            });
-            agree(&**comm, covered)?
-        }
+        Shards::Slices => agree(&**comm, own_cut(inventory, &slices(inventory, &group), &group)?)?,
+        Shards::Own(pieces) => agree(&**comm, own_cut(inventory, pieces, &group)?)?,
     };
     let elsewhere = agree(&**comm, copies_elsewhere(inventory, &group, &**comm)?)?;
     uncounted.extend(elsewhere);
@@ -147,6 +131,29 @@ pub(super) fn deal(
         Expected { group: group.number(), inventory: inventory.digest(), cut: cut.fingerprint() };
     let expected = gather_all(&**comm, &mine)?;
     Ok(Dealt { group, cut, uncounted, expected })
+}
+
+/// Collective within the group: the cut of these pieces, and those of its elements that count in
+/// the norm as another rank's. The outer result is of communication.
+fn own_cut(
+    inventory: &Inventory,
+    pieces: &[Piece],
+    group: &Group,
+) -> Result<Result<(Cut, Vec<Piece>)>> {
+    let pieces = check_pieces(inventory, pieces);
+    let comm = &**group.communicator();
+    let all = gather_all(comm, &pieces.as_ref().ok().cloned())?;
+    let all: Option<Vec<Vec<Piece>>> = all.into_iter().collect();
+    Ok(pieces.and_then(|pieces| {
+        let copies = match &all {
+            Some(all) => {
+                check_cover(inventory, group.ranks(), all)?.swap_remove(comm.rank().index())
+            }
+            // Another rank's pieces are wrong, and its error is the one that all ranks get.
+            None => Vec::new(),
+        };
+        Ok((Cut::Own(pieces), copies))
+    }))
 }
 
 /// This rank's slice of every parameter.
@@ -168,8 +175,8 @@ fn contiguous(group: &Group) -> Cut {
     Cut::Contiguous { part: comm.rank().0, parts: comm.size() as u32 }
 }
 
-/// Says in the log what lossy codecs do to copies in different inventories, since their neighbours
-/// differ.
+/// Warns in the log that with lossy codecs copies of a parameter in different inventories drift
+/// apart, since their neighbours differ.
 pub(super) fn warn_of_drift(config: &Config, inventory: &Inventory, group: &Group) {
     let rounds_at_random = config.codecs.rounding == Rounding::Stochastic;
     let differs = |codec| codec == Codec::Int8 || (codec == Codec::Bf16 && rounds_at_random);
