@@ -8,16 +8,16 @@ use crate::partition::Partition;
 use crate::state::Inventory;
 use crate::units::ParamIndex;
 
-/// What has come of one parameter's share of the shard.
+/// Which gradients of one parameter's share of the shard have come.
 #[derive(Clone, Debug, Default)]
 struct Share {
     /// Elements of the micro-batch under way, within the share; ascending, joined.
     covered: Vec<Range<u64>>,
     /// Micro-batches that have come whole.
     micro_batches: u32,
-    /// The micro-batch under way is the last one.
+    /// Whether the micro-batch under way is the last one.
     is_last: bool,
-    /// The last one has come whole.
+    /// Whether the last micro-batch has come whole.
     is_finished: bool,
 }
 
@@ -33,9 +33,9 @@ pub(super) struct Coverage {
 pub(super) struct Accepted {
     /// Where it belongs.
     pub at: Located,
-    /// Nothing of these elements has come before: it is stored, not added.
+    /// Whether it is the first gradient for these elements, to be stored and not added.
     pub is_first: bool,
-    /// None of these elements comes after.
+    /// Whether it is the last gradient for these elements.
     pub is_last: bool,
 }
 
@@ -45,8 +45,8 @@ impl Coverage {
         Self { shares: vec![Share::default(); of_params.params().len()], of_params }
     }
 
-    /// Whether a piece of gradient may be taken, and where its parts belong; none if it is empty.
-    /// Nothing has changed yet.
+    /// Checks that a piece of gradient may be taken, and returns where its parts belong; an empty
+    /// piece has no parts. This changes nothing yet.
     ///
     /// # Errors
     /// Usage, naming the parameter.
@@ -117,7 +117,7 @@ impl Coverage {
         self.shares.iter().all(is_untouched)
     }
 
-    /// Whether every share that something has come of has come whole.
+    /// Checks that every share of which some gradient has come has come whole.
     ///
     /// # Errors
     /// Usage, naming the first parameter that is not.

@@ -83,7 +83,8 @@ pub struct ShardGradients<'a, G> {
 }
 
 impl<'a, G: GradElem> ShardGradients<'a, G> {
-    /// One slice, in shard order: nothing to be located, sorted or checked.
+    /// The gradients of the whole shard, in shard order, which need not be located, sorted or
+    /// checked.
     fn of_shard(partition: &Partition, shard: &'a [G]) -> Result<Self> {
         if shard.len() as u64 != partition.elems() {
             return Err(Error::usage("a shard's gradients have another length than the shard")
@@ -123,7 +124,8 @@ impl<'a, G: GradElem> ShardGradients<'a, G> {
         Self { fragments }
     }
 
-    /// What becomes of the parameters that have none: nothing, zeros, or an error.
+    /// Treats parameters without a gradient as `missing` says: they are left out, get zeros, or are
+    /// an error.
     ///
     /// # Errors
     /// Usage, naming the first.

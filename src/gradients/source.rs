@@ -20,7 +20,7 @@ pub enum StepGradients<'a, G> {
 }
 
 impl<G: GradElem> StepGradients<'_, G> {
-    /// Norm and overflows of all of them. What was stored knows its own.
+    /// Norm and overflows of all gradients. A store has computed them already.
     pub fn norm(&self, pool: &rayon::ThreadPool, blocks: &NormBlocks) -> BlockNorm {
         match self {
             Self::Borrowed(gradients) => shard_norm(pool, gradients, blocks),
@@ -36,7 +36,8 @@ impl<G: GradElem> StepGradients<'_, G> {
         }
     }
 
-    /// Those of one chunk at least; `spilled` is what came with it from the drives.
+    /// The gradients of one chunk, and possibly others; `spilled` is what came with the chunk from
+    /// the drives.
     ///
     /// # Errors
     /// Internal if gradients that were spilled did not come with the chunk.

@@ -159,7 +159,7 @@ impl Plan {
         }
     }
 
-    /// Bytes of all memory that the budget is for: buffers and gradients.
+    /// Bytes of all memory that counts against the budget: buffers and gradients.
     pub fn memory_bytes(&self) -> u64 {
         (self.buffer_count * self.buffer_bytes) as u64 + self.gradients.memory_bytes()
     }
@@ -287,7 +287,7 @@ fn describe(inventory: &Inventory, partition: &Partition, chunk: ChunkIndex) -> 
     }
 }
 
-/// Units are counted in 32 bits.
+/// Checks that the stripe units of a rank can be counted in 32 bits.
 fn check_units(config: &Config, bytes: u64) -> Result<()> {
     let unit = config.drives.stripe_unit;
     let units = bytes as f64 / unit.0 as f64 * (1.0 + config.drives.stripe_headroom);
@@ -300,7 +300,8 @@ fn check_units(config: &Config, bytes: u64) -> Result<()> {
         .hint("raise drives.stripe_unit"))
 }
 
-/// As many buffers as the budget holds beside gradients, but no more than there are chunks.
+/// The number of buffers for state: as many as the budget holds beside gradients, but no more than
+/// there are chunks.
 fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> Result<usize> {
     let wanted = BUFFERS_MIN.min(chunks);
     let budget = config.swap.memory_budget;
@@ -327,8 +328,8 @@ fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> 
     Ok(fitting as usize)
 }
 
-/// As many of the buffers as the cache may have. All of them if all chunks fit; otherwise enough
-/// are left for the others to go through.
+/// The number of chunks that stay in memory. All of them if they fit; otherwise so many that enough
+/// buffers are left for the others to pass through.
 pub fn cached_chunks(cache: CacheSize, buffer_bytes: u64, buffers: u64, chunks: u64) -> usize {
     let (wanted, moving) = match cache {
         CacheSize::Bytes(bytes) => (bytes.0.checked_div(buffer_bytes).unwrap_or(0), BUFFERS_MIN),

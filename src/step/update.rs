@@ -15,7 +15,7 @@ pub(super) struct Updates<'a> {
     pub plan: &'a Plan,
     pub pool: &'a rayon::ThreadPool,
     pub groups: &'a [Hyperparameters],
-    /// Updates that each parameter has taken before this one.
+    /// The number of updates that each parameter has taken before.
     pub update_counts: &'a [u64],
     pub grad_scale: f32,
     pub rounder: Rounder,

@@ -1,4 +1,4 @@
-//! A look at state: values of one run, decoded from a resident chunk.
+//! State as f32 values, decoded from a resident chunk.
 
 use half::bf16;
 
@@ -23,7 +23,7 @@ pub struct StateView<'a> {
     pub moments: &'a [&'a [f32]],
 }
 
-/// Decodes chunks; keeps the memory for it from one to the next.
+/// Decodes chunks, and reuses its memory from one chunk to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     decoded: Vec<Vec<f32>>,
@@ -58,7 +58,7 @@ impl Decoder {
 }
 
 /// The upper halves of a chunk's live masters, from the extent or from the shard's parameters;
-/// nothing if masters are whole.
+/// empty unless the codec is remainder16.
 pub(crate) fn upper_halves<'a>(
     plan: &Plan,
     chunk: ChunkIndex,

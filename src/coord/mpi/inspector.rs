@@ -80,7 +80,7 @@ impl Inspector {
         &self.presence
     }
 
-    /// This rank enters a collective.
+    /// Notes that this rank enters a collective.
     pub fn begin(&self, collective: Collective) -> Wait {
         let number = self.presence.enter_collective(collective);
         let begin_ms = now_ms();
@@ -101,12 +101,12 @@ impl Inspector {
         }
     }
 
-    /// The collective is complete.
+    /// Notes that the collective is complete.
     pub fn end(&self) {
         self.presence.leave_collective();
     }
 
-    /// Looks around, if it is time to. Gives an error if this rank has waited long enough.
+    /// Looks for late ranks if a look is due. Returns an error if this rank has waited long enough.
     pub fn look(&self, wait: &mut Wait) -> Option<Error> {
         let now_ms = now_ms();
         if now_ms < wait.next_look_ms {
@@ -133,7 +133,7 @@ impl Inspector {
         self.presence.topology().hosts()
     }
 
-    /// A warning, or a notice to the one who warns.
+    /// Warns, or sends a notice to the rank that warns.
     fn speak(&self, wait: &mut Wait, view: &NodeView, now_ms: u64) {
         let is_speaker = view.speaker() == Some(self.rank.0);
         if self.rank == HUB {
@@ -143,7 +143,8 @@ impl Inspector {
             self.warn(wait, view, "", now_ms);
         } else if is_speaker {
             if wait.is_unanswered {
-                // Late, or out of reach. Every node without the hub says so: none knows of others.
+                // The hub is late or out of reach. Every node without the hub warns then, since
+                // none knows of the others.
                 let host = &self.hosts()[HUB.index()];
                 let silent = format!("{HUB} on {host} has not answered, so it may be late; ");
                 self.warn(wait, view, &silent, now_ms);
@@ -175,9 +176,10 @@ impl Inspector {
         }
     }
 
-    /// Takes what has come. Messages about earlier collectives came too late, with one exception: a
-    /// rank that hangs inside of one may have let this rank pass, but not others. What was in the
-    /// letter-box before this rank had a reason to look is not such a message.
+    /// Takes the messages that have come. Those about earlier collectives came too late, with one
+    /// exception: a rank that hangs inside of the collective before may have let this rank pass,
+    /// but not others. Messages that came before this rank had waited for a while do not count as
+    /// such.
     fn read_mail(&self, wait: &mut Wait, now_ms: u64) {
         let mut speakers = Vec::new();
         let is_long = now_ms - wait.begin_ms >= self.limits.warning_ms;
@@ -214,7 +216,8 @@ impl Inspector {
         self.learn_progress(wait, late.iter().map(|late| late.unchanged_ms).min(), now_ms);
     }
 
-    /// A late rank on another host has made progress; those who share the page learn it as well.
+    /// Takes over that a late rank on another host has made progress, and publishes it on the page
+    /// of this node.
     fn learn_progress(&self, wait: &mut Wait, ms_ago: Option<u64>, now_ms: u64) {
         let Some(ms_ago) = ms_ago else { return };
         let progress_ms = now_ms.saturating_sub(ms_ago);
@@ -259,7 +262,7 @@ impl Inspector {
     }
 }
 
-/// Nobody came in time.
+/// The error of a rank that has waited too long.
 pub(super) fn timed_out(collective: Collective, waited_ms: u64) -> Error {
     let (waited_s, name) = (waited_ms / 1000, collective.name());
     let waited = format!("waited {waited_s} s in {name} for other ranks");

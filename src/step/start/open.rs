@@ -43,7 +43,7 @@ impl CreateOptions {
     }
 }
 
-/// This rank's shard, found or created, before threads and buffers are.
+/// This rank's shard, found or created, before its threads and buffers.
 pub(in crate::step) struct Opened {
     pub plan: Plan,
     pub files: ShardFiles,
@@ -88,7 +88,8 @@ pub(in crate::step) fn open_files(
         None => {
             let job_id = draw_job_id(&**comm)?;
             let directories = check_space(&plan, &inspected, &**comm, topology)?;
-            // On all ranks before any allocates: neighbours share the drives.
+            // All ranks remove old files before any rank allocates, since ranks of a node share the
+            // drives.
             agree(&**comm, reclaim(config, comm.size() as u32, &directories))?;
             let created = create_files(&plan, &**comm, directories, &job_id);
             let files = agree(&**comm, created)?;

@@ -1,4 +1,4 @@
-//! What the drives' weights are when a job begins: as configured, or as measured before, or equal.
+//! The drives' weights at the start of a job: as configured, as measured before, or equal.
 
 use crate::config::Config;
 use crate::coord::{Communicator, Topology, gather_all};
@@ -20,7 +20,8 @@ pub(super) fn starting_weights(
         [] => measured_weights(drives),
         weights => (weights.to_vec(), "as configured"),
     };
-    // A profile may be written at this very moment; then one rank's view of it counts.
+    // A profile may be written at this moment, so that ranks read different ones. The first rank's
+    // weights count.
     let all: Vec<(Vec<f64>, String)> = gather_all(comm, &(mine, source.to_owned()))?;
     let first = topology.local_ranks().next().unwrap_or(comm.rank());
     let (weights, source) = &all[first.index()];
@@ -34,8 +35,8 @@ pub(super) fn starting_weights(
     Ok(weights.clone())
 }
 
-/// Those of the profiles if every drive has one, else equal ones. Directories on one disk share
-/// what it can do.
+/// The weights of the drives' profiles if every drive has one, otherwise equal weights. Directories
+/// on one disk share the weight of the disk.
 fn measured_weights(drives: &[Drive]) -> (Vec<f64>, &'static str) {
     let on_disk = |drive: &Drive| drives.iter().filter(|it| it.disk == drive.disk).count();
     let divided = |weight: f64, drive: &Drive| weight / on_disk(drive) as f64;
