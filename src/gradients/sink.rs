@@ -72,9 +72,9 @@ impl GradientSink {
     /// # Errors
     /// Usage, naming the parameter: unknown, beyond its end, outside of this rank's share, twice in
     /// one micro-batch, or after the last one. Nothing has changed then; the next flush or step
-    /// gives the error to all ranks, once, and the right piece may still be handed over. Usage, on
-    /// this rank alone, while an update is under way, in a forked child, or if `gradients.place`
-    /// leaves gradients with the caller.
+    /// gives the error to all ranks, once, and the right piece may be handed over all the same.
+    /// Usage on this rank alone while an update is under way, in a forked child, or if
+    /// `gradients.place` leaves gradients with the caller.
     pub fn add<G: GradElem>(
         &self,
         param: ParamIndex,

@@ -239,7 +239,7 @@ impl SwappedOptimizer {
     }
 }
 
-/// The optimizer may be moved to another thread.
+/// Any thread may have the optimizer, one at a time.
 const _: fn() = || {
     fn is_send<T: Send>() {}
     is_send::<SwappedOptimizer>();
