@@ -305,12 +305,7 @@ impl Checkpoints {
         directory: &Path,
         params: &mut S,
     ) -> Result<Vec<u8>> {
-        let opened = open_part(directory, optimizer.shard_group()).and_then(|reader| {
-            reader.check_model(optimizer.plan().inventory())?;
-            reader.check_tensors(optimizer.plan().tensors())?;
-            Ok(reader)
-        });
-        let mut reader = agree(&*self.comm, opened)?;
+        let mut reader = agree(&*self.comm, open_for(optimizer, directory))?;
         let manifest = reader.manifest().clone();
         let blob = manifest.user_blob();
         let inventory = manifest.inventory()?;
@@ -376,6 +371,14 @@ fn open_part(directory: &Path, group: &Group) -> Result<CheckpointReader> {
             .hint("ranks and pieces may differ from those that saved it, inventories may not"));
     }
     CheckpointReader::open_inventory(directory, group.number())
+}
+
+/// This rank's inventory in a checkpoint that must be of the optimizer's model and state tensors.
+fn open_for(optimizer: &SwappedOptimizer, directory: &Path) -> Result<CheckpointReader> {
+    let reader = open_part(directory, optimizer.shard_group())?;
+    reader.check_model(optimizer.plan().inventory())?;
+    reader.check_tensors(optimizer.plan().tensors())?;
+    Ok(reader)
 }
 
 /// The update count of every parameter, from what the ranks that hold a part of it have counted.

@@ -25,10 +25,11 @@ pub fn gather_all<T: Serialize + DeserializeOwned>(
     let mut all = vec![0; counts.iter().sum()];
     comm.all_gather_bytes(&mine, &counts, &mut all)?;
     let mut rest = all.as_slice();
-    let decode = |len: &usize| {
-        let (bytes, after) = rest.split_at(*len);
+    let mut values = Vec::with_capacity(comm.size());
+    for len in counts {
+        let (bytes, after) = rest.split_at(len);
         rest = after;
-        wire::decode(bytes)
-    };
-    counts.iter().map(decode).collect()
+        values.push(wire::decode(bytes)?);
+    }
+    Ok(values)
 }

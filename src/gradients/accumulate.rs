@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::norm::norm_of_blocks;
+use super::norm::{merged, norm_of_blocks};
 use crate::config::AccumulateIn;
 use crate::optim::{BlockNorm, GradElem, ParamElem, SPLIT_ELEMS};
 use crate::partition::{BlockSpan, NormBlocks};
@@ -82,12 +82,8 @@ fn norm<A: GradElem>(
             true
         })
     };
-    let merge = |mut sum: BlockNorm, other| {
-        sum.merge(other);
-        sum
-    };
     let spans: Vec<BlockSpan> = blocks.spans_within(range).collect();
-    pool.install(|| spans.into_par_iter().map(of_span).reduce(BlockNorm::default, merge))
+    pool.install(|| spans.into_par_iter().map(of_span).reduce(BlockNorm::default, merged))
 }
 
 /// The CRC32C of bytes, in parallel.

@@ -21,6 +21,12 @@ struct Share {
     is_finished: bool,
 }
 
+impl Share {
+    fn is_untouched(&self) -> bool {
+        self.covered.is_empty() && self.micro_batches == 0
+    }
+}
+
 /// Which gradients have come since the last step.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Coverage {
@@ -113,8 +119,7 @@ impl Coverage {
 
     /// Whether nothing has come.
     pub fn is_empty(&self) -> bool {
-        let is_untouched = |it: &Share| it.covered.is_empty() && it.micro_batches == 0;
-        self.shares.iter().all(is_untouched)
+        self.shares.iter().all(Share::is_untouched)
     }
 
     /// Checks that every share of which some gradient has come has come whole.
@@ -123,7 +128,7 @@ impl Coverage {
     /// Usage, naming the first parameter that is not.
     pub fn check_finished(&self, inventory: &Inventory) -> Result<()> {
         for (share, (param, elems)) in self.shares.iter().zip(self.params()) {
-            if share.is_finished || (share.covered.is_empty() && share.micro_batches == 0) {
+            if share.is_finished || share.is_untouched() {
                 continue;
             }
             let given: u64 = share.covered.iter().map(|range| range.end - range.start).sum();

@@ -28,12 +28,14 @@ pub(super) fn shard_norm<G: GradElem>(
             is_covered
         })
     };
-    let merge = |mut sum: BlockNorm, other| {
-        sum.merge(other);
-        sum
-    };
     let spans = blocks.spans().par_iter();
-    pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merge))
+    pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merged))
+}
+
+/// The norm of the blocks of both.
+pub(super) fn merged(mut one: BlockNorm, other: BlockNorm) -> BlockNorm {
+    one.merge(other);
+    one
 }
 
 /// The norm of some blocks of the shard. `load` is given a range of the shard and as many zeros,

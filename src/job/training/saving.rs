@@ -73,13 +73,19 @@ impl<P: ParamElem> Training<P> {
         self.grace_period.saturating_sub(request.since.elapsed())
     }
 
+    /// Collective: the signal that each rank has got, if it has got one: its name, its number, and
+    /// how many milliseconds are left.
+    fn gather_stop_requests(&self) -> Result<Vec<Option<(String, i32, u64)>>> {
+        let mine = stop_request().map(|request| {
+            let left_ms = self.time_left(request).as_millis() as u64;
+            (request.name().to_owned(), request.signal, left_ms)
+        });
+        gather_all(&**self.optimizer.communicator(), &mine)
+    }
+
     /// The error that ends a stopped job, after saving what can be saved.
     fn stop(&mut self) -> Result<Error> {
-        let asked: Vec<Option<(String, i32, u64)>> = {
-            let left_ms = |request| self.time_left(request).as_millis() as u64;
-            let mine = stop_request().map(|it| (it.name().to_owned(), it.signal, left_ms(it)));
-            gather_all(&**self.optimizer.communicator(), &mine)?
-        };
+        let asked = self.gather_stop_requests()?;
         let by = asked.iter().enumerate().find_map(|(rank, asked)| Some((rank, asked.as_ref()?)));
         let (rank, name, signal) = match by {
             Some((rank, (name, signal, _))) => (rank, name.as_str(), *signal),

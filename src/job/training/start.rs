@@ -20,9 +20,9 @@ pub(super) fn open_furthest(
     checkpoints: Option<&Checkpoints>,
 ) -> Result<(SwappedOptimizer, Option<PathBuf>)> {
     let newest = checkpoints.map_or(Ok(None), Checkpoints::newest)?;
-    let options = |existing| CreateOptions { sharding: sharding.clone(), existing };
     let create = |existing| {
-        SwappedOptimizer::create(config, inventory.clone(), Arc::clone(comm), options(existing))
+        let options = CreateOptions { sharding: sharding.clone(), existing };
+        SwappedOptimizer::create(config, inventory.clone(), Arc::clone(comm), options)
     };
     let created = create(Existing::GoOn);
     let (Some(checkpoints), Some((saved_step, newest))) = (checkpoints, newest) else {

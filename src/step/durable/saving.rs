@@ -74,21 +74,17 @@ impl SwappedOptimizer {
     /// Unavailable: another file system, or one that does not share blocks.
     pub(crate) fn can_clone_to(&self, file: &File) -> Result<()> {
         let refused = |message: &str| Error::new(ErrorKind::Unavailable, message);
-        let place = |file: &File| {
-            let device = rustix::fs::fstat(file).map(|found| found.st_dev);
-            let kind = rustix::fs::fstatfs(file).map(|found| found.f_type as u64 & 0xffff_ffff);
-            device.and_then(|device| Ok((device, kind?)))
-        };
-        let target = place(file).map_err(|errno| refused("no file system").because(errno))?;
+        let target =
+            file_system_of(file).map_err(|errno| refused("no file system").because(errno))?;
         // XFS and btrfs, by the magic numbers of statfs(2).
         if ![0x5846_5342, 0x9123_683e].contains(&target.1) {
             return Err(refused("the checkpoint's file system does not share blocks"));
         }
-        let elsewhere = |drive: usize| {
-            place(self.shard.files.file(DriveIndex::from_index(drive))).ok() != Some(target)
-        };
-        if (0..self.shard.plan.config().drives.paths.len()).any(elsewhere) {
-            return Err(refused("state files and checkpoint lie in different file systems"));
+        for drive in 0..self.shard.plan.config().drives.paths.len() {
+            let state = self.shard.files.file(DriveIndex::from_index(drive));
+            if file_system_of(state).ok() != Some(target) {
+                return Err(refused("state files and checkpoint lie in different file systems"));
+            }
         }
         Ok(())
     }
@@ -129,4 +125,11 @@ impl SwappedOptimizer {
         }
         Ok(self.shard.checksums.of(chunk).to_vec())
     }
+}
+
+/// The device of a file's file system, and the magic number of its kind.
+fn file_system_of(file: &File) -> rustix::io::Result<(u64, u64)> {
+    let device = rustix::fs::fstat(file)?.st_dev;
+    let kind = rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff;
+    Ok((device, kind))
 }

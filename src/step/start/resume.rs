@@ -73,12 +73,12 @@ fn find(
     comm: &dyn Communicator,
 ) -> Result<Option<Found>> {
     let seen = agree(comm, FoundShard::all_on(&config.drives.paths, Some(&config.job)))?;
-    let look = |shard: &FoundShard| {
-        let is_mine = shard.layout.shard == comm.rank().0;
-        let difference = is_mine.then(|| difference(&shard.layout, inventory, dealt)).flatten();
-        Ok(Sight { difference, ..sight_of(shard)? })
-    };
-    let sights = agree(comm, seen.iter().map(look).collect::<Result<Vec<_>>>())?;
+    let mut sights = agree(comm, seen.iter().map(sight_of).collect::<Result<Vec<_>>>())?;
+    for (sight, shard) in sights.iter_mut().zip(&seen) {
+        if sight.shard == comm.rank().0 {
+            sight.difference = difference(&shard.layout, inventory, dealt);
+        }
+    }
     let all: Vec<Vec<Sight>> = gather_all(comm, &sights)?;
     let newest = all
         .iter()

@@ -26,10 +26,10 @@ pub(super) fn starting_weights(
     let first = topology.local_ranks().next().unwrap_or(comm.rank());
     let (weights, source) = &all[first.index()];
     if drives.len() > 1 {
-        let shares = normalized(weights).into_iter().zip(drives);
-        let shares = shares.map(|(share, drive)| (drive.root.display().to_string(), share));
-        let shares = shares.map(|(root, share)| format!("{root} {:.1} %", 100.0 * share));
-        let shares: Vec<String> = shares.collect();
+        let mut shares = Vec::with_capacity(drives.len());
+        for (share, drive) in normalized(weights).into_iter().zip(drives) {
+            shares.push(format!("{} {:.1} %", drive.root.display(), 100.0 * share));
+        }
         tracing::info!("shares of the drives, {source}: {}", shares.join(", "));
     }
     Ok(weights.clone())
