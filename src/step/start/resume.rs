@@ -162,12 +162,12 @@ fn decide(
     config: &Config,
     expected: &[Expected],
 ) -> Result<Option<Vec<u32>>> {
-    let ranks = expected.len();
-    let of_job = || all.iter().flatten().filter(|sight| sight.job_id == job_id);
+    let all_sights = all.iter().flatten();
+    let job: Vec<&Sight> = all_sights.filter(|sight| sight.job_id == job_id).collect();
     // Shards of any creation of the job count here, since starting anew overwrites them all.
     let mut sights = all.iter().flatten();
     let has_trained = sights.any(|sight| sight.newest.is_some_and(|(_, steps)| steps > 0));
-    if of_job().next().is_none() {
+    if job.is_empty() {
         return Ok(None);
     }
     if !config.is_durable() {
@@ -180,7 +180,6 @@ fn decide(
                  what is there with optswap clean --remove",
             ));
     }
-    let job: Vec<&Sight> = of_job().collect();
     if let Err(other) = check_expected(&job, expected) {
         return if has_trained { Err(other) } else { Ok(None) };
     }
@@ -189,11 +188,11 @@ fn decide(
         let is_here = sights.any(|it| it.shard as usize == shard && it.incomplete.is_none());
         is_here && expected[rank] == expected[shard]
     };
-    match assign(ranks, sees) {
+    match assign(expected.len(), sees) {
         Ok(shards) => Ok(Some(shards)),
         Err(_) if !has_trained => Ok(None),
         Err(shard) => {
-            let half = of_job().find(|sight| sight.shard as usize == shard);
+            let half = job.iter().find(|sight| sight.shard as usize == shard);
             let why = half.and_then(|sight| sight.incomplete.clone());
             let why = why.unwrap_or_else(|| "no rank that is left sees it on its drives".into());
             Err(Error::new(ErrorKind::StateUnavailable, "a shard of the job is missing")
@@ -204,7 +203,7 @@ fn decide(
     }
 }
 
-/// Whether what all ranks see of a job is what the ranks bring now.
+/// Checks that the shards of a job, as all ranks see them, are what the ranks bring now.
 fn check_expected(job: &[&Sight], expected: &[Expected]) -> Result<()> {
     let ranks = expected.len();
     for sight in job {
