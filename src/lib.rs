@@ -1,10 +1,12 @@
 //! Optimizer state on NVMe drives, for training under MPI.
 //!
-//! Every MPI rank swaps its own partition of the optimizer state through memory once per step, in a
-//! pipeline over all drives of its node; a coordination layer makes the ranks one job.
+//! In every step each MPI rank reads its own part of the optimizer state from the drives of its
+//! node into memory, updates it and writes it back, chunk by chunk in a pipeline. All ranks
+//! together are one job: they take the same decisions and fail together.
 //!
 //! A training program describes its parameters, and a [`Training`] does the rest: it goes on from
-//! the drives or from a checkpoint, steps, commits, saves, and stops when asked.
+//! the drives or from a checkpoint, takes steps and commits them, saves checkpoints, and stops when
+//! a signal asks it to.
 //!
 //! ```
 //! use std::{process::ExitCode, sync::Arc};
@@ -12,7 +14,7 @@
 //! use optswap::{Communicator, Config, Launch, Parameter, Result, Training, run_main};
 //!
 //! fn main() -> ExitCode {
-//!     run_main(&Launch::default(), train) // starts MPI; logs, signals and the exit code are its own
+//!     run_main(&Launch::default(), train) // starts MPI, logs, heeds signals, gives the exit code
 //! }
 //!
 //! fn train(comm: Arc<dyn Communicator>) -> Result<()> {
@@ -42,14 +44,18 @@
 //! }
 //! ```
 //!
-//! Beneath it, a [`SwappedOptimizer`] is the engine, for programs with a loop of their own: created
-//! and stepped by all ranks together, on whatever thread. Gradients come to it in slices, or through
-//! a [`GradientSink`] from any thread while backward goes on; parameters go to a [`ParameterSink`];
-//! and a program with an update of its own has chunks of state in [`SubGroups`], or by handle in
-//! [`UpdateHandles`].
+//! A program with a loop of its own uses the optimizer beneath, [`SwappedOptimizer`], which all
+//! ranks create and step together. It takes gradients in slices, or through a [`GradientSink`] from
+//! any thread while backward goes on, and gives updated parameters to a [`ParameterSink`]. A
+//! program with an update of its own gets chunks of state through [`SubGroups`], or by handle
+//! through [`UpdateHandles`].
 //!
-//! `docs/` has a page on each: the training loop, gradients, shards, own optimizers, durability,
-//! configuration, launching.
+//! Errors that all ranks get are agreed ([`Error::is_agreed`]). Where a method says "not agreed" or
+//! "on this rank alone", the others do not know of the error: unless it is handed to [`agree`], the
+//! program must end.
+//!
+//! `docs/` has pages on the training loop, gradients, shards, own optimizers, durability,
+//! configuration and launching.
 
 mod checkpoint;
 pub mod config;

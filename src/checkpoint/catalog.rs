@@ -16,9 +16,9 @@ use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::state::{Codec, Inventory, StateTensor};
 use crate::step::{NO_PARAMETERS, ParameterSink, SwappedOptimizer};
-use crate::units::ChunkIndex;
+use crate::units::{ChunkIndex, ParamIndex};
 
-/// The checkpoints of one job in one directory. All ranks have one, and see the same directory.
+/// The checkpoints of one job, in one directory that all ranks see. Every rank has such a value.
 pub struct Checkpoints {
     comm: Arc<dyn Communicator>,
     job: String,
@@ -33,18 +33,18 @@ pub struct Checkpoints {
 struct UnderWay {
     directory: PathBuf,
     writer: Arc<Mutex<ShardWriter>>,
-    /// Without shards yet.
+    /// The manifest, without shards yet.
     manifest: Manifest,
 }
 
-/// A checkpoint that has just been saved.
+/// A checkpoint that has just been saved; the same on every rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
     /// Its directory.
     pub directory: PathBuf,
     /// Steps attempted up to it.
     pub attempts: u64,
-    /// Bytes of data, all shards together.
+    /// Bytes of data, of all shards together.
     pub bytes: u64,
 }
 
@@ -63,7 +63,7 @@ impl Checkpoints {
         })
     }
 
-    /// Tells this function while bytes move.
+    /// Sets the function to be called while bytes move.
     pub fn set_progress(&mut self, progress: Progress) {
         self.progress = Some(progress);
     }
@@ -74,12 +74,17 @@ impl Checkpoints {
     }
 
     /// Collective: begins to save the state as it is now, under the name `step-N` if none is given.
-    /// The following steps write it; see [`Self::poll`]. A save that is under way is finished
-    /// first, for which `params` are as in [`SwappedOptimizer::inspect`].
+    /// The following steps write it, and [`Self::poll`] after each of them makes it a checkpoint
+    /// when all of it is written. `user_blob` is saved with it: that of rank 0. A save that is
+    /// under way is finished first.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: usage for a name that is no plain name; cannot create if there is no room. Training
-    /// may go on.
+    /// Agreed: usage for a name that is not a plain file name; cannot create if there is no room.
+    /// Training may go on.
     pub fn begin<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -94,10 +99,8 @@ impl Checkpoints {
         let name = name.map_or_else(|| format!("step-{attempts:08}"), str::to_owned);
         let directory = self.directory.join(&name);
         let bytes = self.full_bytes(optimizer)?;
-        let created = match self.comm.rank().0 {
-            0 => create_directory(&directory, &name, bytes),
-            _ => Ok(()),
-        };
+        let is_first = self.comm.rank().0 == 0;
+        let created = if is_first { create_directory(&directory, &name, bytes) } else { Ok(()) };
         agree(&*self.comm, created)?;
         let generation = gather_all(&*self.comm, &draw_generation())?.swap_remove(0);
         let file = directory.join(format!("shard-{:05}.{generation}", self.comm.rank().0));
@@ -111,7 +114,8 @@ impl Checkpoints {
         let manifest = agree(&*self.comm, manifest)?;
         self.under_way = Some(UnderWay { directory, writer: Arc::clone(&writer), manifest });
         if self.reflink {
-            // The state files are copied without the optimizer.
+            // Blocks are shared of what lies on the drives, so chunks that are newer in memory must
+            // be written.
             optimizer.write_back()?;
         }
         if self.reflink && self.clone_all(optimizer, &writer)? {
@@ -136,11 +140,13 @@ impl Checkpoints {
         Ok(refused[0] == 0)
     }
 
-    /// Collective: whether the save under way has all it needs; if so, makes it a checkpoint.
-    /// Called after every step; costs nothing when none is under way.
+    /// Collective: makes the save under way a checkpoint if all of it is written on all ranks, and
+    /// returns what was saved; otherwise `None`. To be called after every step; it costs nothing
+    /// when no save is under way.
     ///
     /// # Errors
-    /// As [`Self::finish`].
+    /// Agreed: cannot create, or I/O. There is no checkpoint then, and the older ones are as they
+    /// were. Training may go on unless a drive has failed.
     pub fn poll(&mut self, optimizer: &mut SwappedOptimizer) -> Result<Option<Saved>> {
         if self.under_way.is_none() {
             return Ok(None);
@@ -152,20 +158,23 @@ impl Checkpoints {
                 .is_some_and(|it| it.lock().unwrap_or_else(PoisonError::into_inner).is_writing());
         let mut left = [left + u64::from(is_writing)];
         self.comm.all_reduce_sum(&mut left)?;
-        match left[0] {
-            // Nothing is left to be read, so no parameters are needed.
-            0 => self.finish(optimizer, NO_PARAMETERS).map(Some),
-            _ => Ok(None),
+        if left[0] > 0 {
+            return Ok(None);
         }
+        // Nothing is left to be read, so no parameters are needed.
+        self.finish(optimizer, NO_PARAMETERS).map(Some)
     }
 
     /// Collective: makes the save under way a checkpoint; what no step has handed over yet is read
-    /// from the drives. Older checkpoints beyond the last few are removed then. `params` as in
-    /// [`SwappedOptimizer::inspect`].
+    /// from the drives. Then older checkpoints beyond the last `checkpoint.keep_last` are removed.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: cannot create, or I/O. There is no checkpoint then, and the older ones are as they
-    /// were. Training may go on unless a drive has failed.
+    /// Agreed. Usage if no save is under way. Cannot create, or I/O: there is no checkpoint then,
+    /// and the older ones are as they were. Training may go on unless a drive has failed.
     pub fn finish<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -188,16 +197,15 @@ impl Checkpoints {
         let manifest = with_others(manifest, group, &*self.comm)?;
         let others = manifest.others.iter().flat_map(|other| &other.shards);
         let bytes = manifest.shards.iter().chain(others).map(|shard| shard.bytes).sum();
-        // From the manifest on, the data belongs to it, whatever becomes of this rank.
+        // Once the manifest is written the data belongs to the checkpoint, and must stay even if
+        // this rank fails.
         writer.lock().unwrap_or_else(PoisonError::into_inner).keep(true);
-        let written = match self.comm.rank().0 {
-            0 => manifest.write(&directory),
-            _ => Ok(()),
-        };
+        let is_first = self.comm.rank().0 == 0;
+        let written = if is_first { manifest.write(&directory) } else { Ok(()) };
         agree(&*self.comm, written).inspect_err(|error| {
             writer.lock().unwrap_or_else(PoisonError::into_inner).keep(!error.is_agreed());
         })?;
-        if self.comm.rank().0 == 0 {
+        if is_first {
             remove_other_generations(&directory, &manifest);
             remove_old(&self.directory, &directory, self.keep_last);
         }
@@ -205,12 +213,16 @@ impl Checkpoints {
         Ok(Saved { directory, attempts: manifest.attempts, bytes })
     }
 
-    /// Collective: saves the state as it is now, under the name `step-N` if none is given, and waits
-    /// until it is whole. `params` as in [`SwappedOptimizer::inspect`].
+    /// Collective: saves the state as it is now, under the name `step-N` if none is given, with the
+    /// `user_blob` of rank 0, and waits until all of it is written.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: usage for a name that is no plain name; cannot create if there is no room; I/O.
-    /// Training may go on unless a drive has failed.
+    /// Agreed: usage for a name that is not a plain file name; cannot create if there is no room;
+    /// I/O. Training may go on unless a drive has failed.
     pub fn save<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -222,36 +234,34 @@ impl Checkpoints {
         self.finish(optimizer, params)
     }
 
-    /// Forgets the save under way: there will be no checkpoint of it.
+    /// Gives up the save under way, so that there will be no checkpoint of it; does nothing if
+    /// there is none. All ranks do the same.
     pub fn abandon(&mut self, optimizer: &mut SwappedOptimizer) {
         optimizer.drop_snapshot();
         self.under_way = None;
     }
 
-    /// Collective: the newest checkpoint of this job, if there is one, and the steps attempted up
-    /// to it.
+    /// Collective: the directory of this job's newest checkpoint, with the number of steps
+    /// attempted up to it; `None` if there is no checkpoint.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
         Ok(self.all()?.pop())
     }
 
     /// Collective: the checkpoints of this job, oldest first.
     fn all(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let mine = match self.comm.rank().0 {
-            0 => list(&self.directory),
-            _ => Vec::new(),
-        };
+        let mine = if self.comm.rank().0 == 0 { list(&self.directory) } else { Vec::new() };
         Ok(gather_all(&*self.comm, &mine)?.swap_remove(0))
     }
 
-    /// Collective: the newest checkpoint of this job that is whole and of this model, every chunk
-    /// compared with its checksums: what may take the place of state on drives. Others are passed
-    /// over with a warning.
+    /// Collective: the newest checkpoint of this job that is whole and of this model, with the
+    /// number of steps attempted up to it. Every chunk is compared with its checksums, so it may
+    /// take the place of state on the drives. Others are passed over with a warning.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn newest_whole(
         &self,
         inventory: &Inventory,
@@ -283,24 +293,19 @@ impl Checkpoints {
     }
 
     /// Collective: starts an optimizer from a checkpoint, instead of initialising it, and emits the
-    /// parameters of the shard, in shard order, into `params`. Gives what the caller had given for
-    /// rank 0 when it was saved.
+    /// parameters of the shard, in shard order, into `params`. Returns the `user_blob` that rank 0
+    /// gave when the checkpoint was saved.
     ///
     /// # Errors
-    /// Agreed: usage if it is of another model or optimizer, or `params` does not fit the shard; I/O
-    /// if it cannot be read or is corrupt; errors of the drives.
+    /// Agreed: usage if it is of another model or optimizer, or `params` does not fit the shard;
+    /// I/O if it cannot be read or is corrupt; errors of the drives.
     pub fn load<S: ParameterSink + ?Sized>(
         &self,
         optimizer: &mut SwappedOptimizer,
         directory: &Path,
         params: &mut S,
     ) -> Result<Vec<u8>> {
-        let opened = open_part(directory, optimizer.shard_group()).and_then(|reader| {
-            reader.check_model(optimizer.plan().inventory())?;
-            reader.check_tensors(optimizer.plan().tensors())?;
-            Ok(reader)
-        });
-        let mut reader = agree(&*self.comm, opened)?;
+        let mut reader = agree(&*self.comm, open_for(optimizer, directory))?;
         let manifest = reader.manifest().clone();
         let blob = manifest.user_blob();
         let inventory = manifest.inventory()?;
@@ -326,31 +331,15 @@ impl Checkpoints {
         let inventory = optimizer.plan().inventory();
         let pieces = optimizer.partition().pieces().iter();
         let counts = pieces.map(|piece| (piece.param, optimizer.update_count(piece.param)));
-        let counts: Vec<_> = counts.collect();
-        let mut update_counts = vec![None; inventory.parameters().len()];
-        let mut disagreement = None;
         let sharing = &**optimizer.shard_group().communicator();
-        for (param, count) in gather_all(sharing, &counts)?.into_iter().flatten() {
-            let known = *update_counts[param.index()].get_or_insert(count);
-            if known != count {
-                let name = &inventory.parameter(param).name;
-                let error = Error::internal("ranks disagree about the updates of a parameter")
-                    .with("parameter", name)
-                    .with("updates", format!("{known} and {count}"))
-                    .hint("hand its gradient over on all ranks that hold a part, or on none");
-                disagreement.get_or_insert(error);
-            }
-        }
+        let counts = gather_all(sharing, &counts.collect::<Vec<_>>())?;
         let blobs = gather_all(&*self.comm, &hexadecimal(user_blob))?;
-        if let Some(error) = disagreement {
-            return Err(error);
-        }
         Ok(Manifest {
             job: self.job.clone(),
             generation,
             attempts: optimizer.attempts(),
             parameters: inventory.parameters().to_vec(),
-            update_counts: update_counts.into_iter().map(Option::unwrap_or_default).collect(),
+            update_counts: join_update_counts(inventory, counts.concat())?,
             tensors: optimizer.plan().tensors().iter().map(in_manifest).collect(),
             groups: optimizer.param_groups().to_vec(),
             loss_scale: optimizer.loss_scale(),
@@ -382,6 +371,32 @@ fn open_part(directory: &Path, group: &Group) -> Result<CheckpointReader> {
             .hint("ranks and pieces may differ from those that saved it, inventories may not"));
     }
     CheckpointReader::open_inventory(directory, group.number())
+}
+
+/// This rank's inventory in a checkpoint that must be of the optimizer's model and state tensors.
+fn open_for(optimizer: &SwappedOptimizer, directory: &Path) -> Result<CheckpointReader> {
+    let reader = open_part(directory, optimizer.shard_group())?;
+    reader.check_model(optimizer.plan().inventory())?;
+    reader.check_tensors(optimizer.plan().tensors())?;
+    Ok(reader)
+}
+
+/// The update count of every parameter, from what the ranks that hold a part of it have counted.
+///
+/// # Errors
+/// Internal, naming the parameter, if ranks have counted differently.
+fn join_update_counts(inventory: &Inventory, counted: Vec<(ParamIndex, u64)>) -> Result<Vec<u64>> {
+    let mut counts = vec![None; inventory.parameters().len()];
+    for (param, count) in counted {
+        let known = *counts[param.index()].get_or_insert(count);
+        if known != count {
+            return Err(Error::internal("ranks disagree about the updates of a parameter")
+                .with("parameter", &inventory.parameter(param).name)
+                .with("updates", format!("{known} and {count}"))
+                .hint("hand its gradient over on all ranks that hold a part, or on none"));
+        }
+    }
+    Ok(counts.into_iter().map(Option::unwrap_or_default).collect())
 }
 
 /// A state tensor as a manifest names it.

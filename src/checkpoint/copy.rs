@@ -10,7 +10,7 @@ use crate::units::ChunkIndex;
 ///
 /// # Errors
 /// Unavailable if the state files do not lie in the checkpoint's file system, or it does not share
-/// blocks. The writer is then as before.
+/// blocks. The writer is then as it was before.
 pub(super) fn clone_shard(optimizer: &SwappedOptimizer, writer: &mut ShardWriter) -> Result<()> {
     optimizer.can_clone_to(writer.file())?;
     let chunks = optimizer.partition().chunks().len();
@@ -22,7 +22,7 @@ pub(super) fn clone_shard(optimizer: &SwappedOptimizer, writer: &mut ShardWriter
         })?);
     }
     for (chunk, checksums) in checksums.iter().enumerate() {
-        writer.promise(ChunkIndex::from_index(chunk), checksums);
+        writer.set_checksums(ChunkIndex::from_index(chunk), checksums);
     }
     Ok(())
 }

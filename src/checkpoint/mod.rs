@@ -32,5 +32,6 @@ pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safe
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};
 pub use stored_shard::StoredShard;
 
-/// Told while this rank's bytes move: how many have, and how many will.
+/// A function to be called while a checkpoint is saved or loaded: with the bytes of this rank that
+/// have moved so far, and those that will have moved at the end.
 pub type Progress = std::sync::Arc<dyn Fn(u64, u64) + Send + Sync>;

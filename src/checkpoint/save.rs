@@ -19,7 +19,8 @@ use crate::step::ChunkSink;
 use crate::storage::ExtentLayout;
 use crate::units::ChunkIndex;
 
-/// The data file of one shard, until it is finished; dropped before that, it is removed.
+/// The data file of one shard while it is written. If the writer is dropped before a manifest names
+/// the file, the file is removed.
 pub(super) struct ShardWriter {
     path: PathBuf,
     index: ShardIndex,
@@ -31,7 +32,7 @@ pub(super) struct ShardWriter {
 
 /// At most two buffers: one that is being written and one that is being filled or waits.
 struct WriterThread {
-    /// Gone when all has been handed over; then the thread flushes the file and ends.
+    /// `None` when all has been handed over: then the thread flushes the file and ends.
     filled: Option<SyncSender<(u64, Vec<u8>)>>,
     empty: Receiver<Vec<u8>>,
     buffers_left: usize,
@@ -91,8 +92,8 @@ impl ShardWriter {
         self.index.chunks[chunk.index()].offset
     }
 
-    /// Says what a chunk must be.
-    pub fn promise(&mut self, chunk: ChunkIndex, checksums: &[u32]) {
+    /// Sets the checksums that a chunk must have.
+    pub fn set_checksums(&mut self, chunk: ChunkIndex, checksums: &[u32]) {
         self.index.chunks[chunk.index()].checksums = checksums.to_vec();
     }
 
@@ -119,7 +120,7 @@ impl ShardWriter {
         })
     }
 
-    /// Everything has been handed over: whether it is still on its way.
+    /// Whether the thread is still writing, after everything has been handed over.
     pub fn is_writing(&mut self) -> bool {
         let Some(thread) = &mut self.thread else { return false };
         thread.filled = None;
@@ -144,7 +145,7 @@ impl ShardWriter {
 
 impl Drop for ShardWriter {
     fn drop(&mut self) {
-        // Whoever drops it unfinished has an error already.
+        // A writer that is dropped unfinished has failed already, so an error here adds nothing.
         let _ = self.join();
         if !self.is_finished {
             let _ = std::fs::remove_file(&self.path);
@@ -160,7 +161,7 @@ impl WriterThread {
         let work = move || {
             for (offset, buffer) in to_write {
                 file.write_all_at(&buffer, offset)?;
-                // Nobody wants the buffer back at the end.
+                // At the end nothing receives the buffer any more.
                 let _ = written.send(buffer);
             }
             file.sync_all()
@@ -169,7 +170,7 @@ impl WriterThread {
         Ok(Self { filled: Some(filled), empty, buffers_left: 2, handle })
     }
 
-    /// Hands bytes over; false if the thread has ended.
+    /// Hands bytes over to the thread; returns false if it has ended.
     fn put(&mut self, offset: u64, state: &[u8], uppers: &[u8]) -> bool {
         let mut buffer = if self.buffers_left > 0 {
             self.buffers_left -= 1;
@@ -201,7 +202,7 @@ impl ChunkSink for WriterSink {
         checksums: &[u32],
     ) -> Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.promise(chunk, checksums);
+        writer.set_checksums(chunk, checksums);
         writer.put(chunk, state, bytemuck::cast_slice(uppers))?;
         self.put_bytes += (state.len() + 2 * uppers.len()) as u64;
         if let Some(progress) = &self.progress {

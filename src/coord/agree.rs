@@ -7,7 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// error: the worst one (highest exit code), of the lowest rank that has it.
 ///
 /// # Errors
-/// The agreed error. Or an error of the collective itself, which is not agreed.
+/// The agreed error of the ranks. Peer, not agreed, if another rank does not come in time: then the
+/// job must end.
 pub fn agree<T>(comm: &dyn Communicator, result: Result<T>) -> Result<T> {
     let mut failed = [u64::from(result.is_err())];
     comm.all_reduce_sum(&mut failed)?;

@@ -63,7 +63,7 @@ fn rounds(owned: &[Vec<Range<usize>>], round_elems: usize) -> usize {
 /// does not depend on timing or on the communicator.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub fn reduce_scatter_ranges(
     comm: &dyn Communicator,
     full: &[f32],
@@ -109,7 +109,7 @@ pub fn reduce_scatter_ranges(
 /// all in `full`.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub fn all_gather_ranges<T: Pod>(
     comm: &dyn Communicator,
     mine: &[T],
@@ -140,11 +140,11 @@ pub fn all_gather_ranges<T: Pod>(
     Ok(())
 }
 
-/// Collective: the mean of a value over all ranks, such as a loss. Ranks are added in rank order, so
-/// every rank has the same bits.
+/// Collective: the mean of a value over all ranks of `comm`, such as a loss. Values are added in
+/// rank order, so every rank gets the same bits.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub fn mean_over_ranks(comm: &dyn Communicator, value: f64) -> Result<f64> {
     let sum: f64 = super::gather_all(comm, &value)?.into_iter().sum();
     Ok(sum / comm.size() as f64)

@@ -7,10 +7,12 @@ use super::Communicator;
 use crate::error::Result;
 use crate::wire;
 
-/// Collective: gives every rank the values of all, in rank order.
+/// Collective: gives every rank the values of all ranks: one for each, in rank order. Meant for
+/// small values; the values may differ in size.
 ///
 /// # Errors
-/// As every collective; internal if a value cannot be sent or read.
+/// Peer, not agreed, if another rank does not come in time. Internal if a value cannot be encoded,
+/// or what came cannot be decoded.
 pub fn gather_all<T: Serialize + DeserializeOwned>(
     comm: &dyn Communicator,
     mine: &T,
@@ -23,10 +25,11 @@ pub fn gather_all<T: Serialize + DeserializeOwned>(
     let mut all = vec![0; counts.iter().sum()];
     comm.all_gather_bytes(&mine, &counts, &mut all)?;
     let mut rest = all.as_slice();
-    let decode = |len: &usize| {
-        let (bytes, after) = rest.split_at(*len);
+    let mut values = Vec::with_capacity(comm.size());
+    for len in counts {
+        let (bytes, after) = rest.split_at(len);
         rest = after;
-        wire::decode(bytes)
-    };
-    counts.iter().map(decode).collect()
+        values.push(wire::decode(bytes)?);
+    }
+    Ok(values)
 }

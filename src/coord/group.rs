@@ -6,8 +6,8 @@ use super::{Communicator, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
-/// The ranks that share this rank's inventory, among all groups of the world. Groups are numbered
-/// by their lowest ranks.
+/// The ranks that share this rank's inventory, and the other groups of the world. Groups are
+/// numbered from 0, in the order of their lowest ranks.
 #[derive(Clone)]
 pub struct Group {
     comm: Arc<dyn Communicator>,
@@ -20,7 +20,8 @@ impl Group {
     /// hand one in, or none, if all share one.
     ///
     /// # Errors
-    /// Usage, agreed, if the communicators do not divide the world; as every collective.
+    /// Usage, agreed, if the communicators do not divide the world. Peer, not agreed, if another
+    /// rank does not come in time.
     pub fn discover(
         world: &Arc<dyn Communicator>,
         shared: Option<Arc<dyn Communicator>>,
@@ -34,15 +35,16 @@ impl Group {
             return if given[0] == 0 { Ok(whole) } else { Err(some_have_none(given[0], world)) };
         };
         let mine: Vec<Rank> = gather_all(&*comm, &world.rank())?;
-        let told = if comm.rank().0 == 0 { mine.clone() } else { Vec::new() };
-        let mut members: Vec<Vec<Rank>> = gather_all(&**world, &told)?;
+        // The first rank of each group lists all of it.
+        let listed = if comm.rank().0 == 0 { mine.clone() } else { Vec::new() };
+        let mut members: Vec<Vec<Rank>> = gather_all(&**world, &listed)?;
         members.retain(|ranks| !ranks.is_empty());
         members.sort_by_key(|ranks| ranks.iter().min().copied());
         let number = agree(&**world, check(&members, &mine, world))?;
         Ok(Self { comm, number, members })
     }
 
-    /// Those who share the inventory.
+    /// The communicator of the ranks that share this rank's inventory.
     pub fn communicator(&self) -> &Arc<dyn Communicator> {
         &self.comm
     }
@@ -57,12 +59,12 @@ impl Group {
         self.members.len() as u32
     }
 
-    /// The world's ranks in this rank's group, in its order.
+    /// The ranks of this group, as ranks of the world, in the order of the group's communicator.
     pub fn ranks(&self) -> &[Rank] {
         &self.members[self.number as usize]
     }
 
-    /// The number of every rank's group, by rank of the world.
+    /// The number of the group of each rank of the world, in rank order.
     pub fn of_ranks(&self) -> Vec<u32> {
         let mut numbers = vec![0; self.members.iter().map(Vec::len).sum()];
         for (number, ranks) in self.members.iter().enumerate() {

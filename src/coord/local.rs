@@ -8,12 +8,12 @@ use super::Communicator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Rank;
 
-/// The host's name as the kernel tells it.
+/// The host's name, as uname(2) gives it.
 pub(super) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// One rank, the whole world.
+/// A world of one rank: this process. Its collectives return at once and never fail.
 #[derive(Debug)]
 pub struct Solo {
     host: String,
@@ -79,8 +79,8 @@ struct Round {
     result: Arc<Deposits>,
     /// A rank is gone; no round will be complete again.
     broken: Option<Rank>,
-    /// The tables of those who have been divided from this one, by the round's number and color,
-    /// until all of them have come.
+    /// The tables of communicators that `split` makes, by the round's number and color, each with
+    /// the number of ranks that have not fetched it yet.
     divided: HashMap<(u64, u32), (Arc<Table>, usize)>,
 }
 
@@ -96,8 +96,8 @@ impl Table {
     }
 }
 
-/// A rank that is a thread. Dropping one before the others have finished makes their collectives
-/// fail instead of hang.
+/// A rank that is a thread of this process. If it is dropped before the others have finished, their
+/// collectives fail instead of hanging.
 pub struct ThreadCommunicator {
     rank: Rank,
     size: usize,
@@ -107,7 +107,8 @@ pub struct ThreadCommunicator {
 }
 
 impl ThreadCommunicator {
-    /// All ranks of a world of `size` threads; collectives give up after `timeout`.
+    /// The communicators of a world of `size` ranks, in rank order, one for each thread. A
+    /// collective that the other ranks do not join within `timeout` is an error.
     pub fn world(size: usize, timeout: Duration) -> Vec<Self> {
         let table = Table::of(size);
         let rank = |rank| Self {
@@ -120,7 +121,8 @@ impl ThreadCommunicator {
         (0..size).map(rank).collect()
     }
 
-    /// The one primitive: everybody gives bytes, everybody gets those of all.
+    /// What all collectives are made of: every rank gives bytes, and gets the bytes of all, in rank
+    /// order.
     fn exchange(&self, mine: Vec<u8>) -> Result<Arc<Deposits>> {
         let deadline = Instant::now() + self.timeout;
         let mut round = self.table.round.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,9 @@
-//! Ranks as one job: the [`Communicator`], small and bulk collectives over it, and agreement on
-//! errors.
+//! Ranks as one job: the [`Communicator`], collectives for small and for many values, and agreement
+//! on errors.
 //!
-//! Three communicators exist: MPI, solo, and threads in one process (for tests and for a look at
-//! many ranks without a launcher). A caller may bring its own: the trait moves bytes only.
+//! There are three communicators: MPI, a single rank, and threads of one process (for tests, and to
+//! try many ranks without a launcher). A program may bring its own, since the trait only moves
+//! bytes.
 
 mod agree;
 mod bulk;
@@ -30,12 +31,12 @@ pub use local::{Solo, ThreadCommunicator};
 pub use presence::{Activity, Collective, Phase, Presence, Waits};
 pub use topology::Topology;
 
-/// The target of stall warnings in the log. They come from whichever rank can tell, so a program
-/// whose other ranks are silent should let these through.
+/// The target of stall warnings in the log. They come from any rank that knows which one is late,
+/// so a program that silences ranks other than rank 0 should let this target through.
 pub const STALL_TARGET: &str = "optswap::stall";
 
 /// The ranks of a job and what they can do together. Every method but the first four and the last
-/// is collective: all ranks call it, in the same order, and it ends on all of them or gives an
+/// is collective: all ranks call it, in the same order, and it returns on all of them, or gives an
 /// error within the communicator's deadline.
 ///
 /// Sums are taken in rank order wherever order matters, so every communicator gives the same bits.
@@ -43,17 +44,17 @@ pub const STALL_TARGET: &str = "optswap::stall";
 /// A communicator may be handed from thread to thread, but its collectives are called by one thread
 /// at a time, since all ranks must call them in the same order.
 pub trait Communicator: Send + Sync {
-    /// This process.
+    /// The number of this process among the ranks, from 0.
     fn rank(&self) -> Rank;
 
     /// Number of ranks.
     fn size(&self) -> usize;
 
-    /// The host's name.
+    /// The name of the host that this rank runs on.
     fn host(&self) -> &str;
 
-    /// A number that the ranks of this rank's node have in common, and no others; none if ranks
-    /// share a node where their hosts have one name.
+    /// A number that all ranks of this rank's node have in common, and no others. `None` if that is
+    /// not known: then ranks whose hosts have the same name count as one node.
     fn node(&self) -> Option<u32> {
         None
     }
@@ -61,26 +62,27 @@ pub trait Communicator: Send + Sync {
     /// Waits for all ranks.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Peer`] if a rank does not come in time.
+    /// [`Peer`](crate::ErrorKind::Peer) if a rank does not come in time.
     fn barrier(&self) -> Result<()>;
 
     /// Replaces every value by its sum over all ranks; wraps around beyond 2^64.
     ///
     /// # Errors
-    /// As [`Self::barrier`].
+    /// [`Peer`](crate::ErrorKind::Peer) if a rank does not come in time.
     fn all_reduce_sum(&self, values: &mut [u64]) -> Result<()>;
 
-    /// Gives every rank the bytes of all: `counts[r]` bytes of rank r, end to end in rank order.
+    /// Gives every rank the bytes of all: `all` gets `counts[r]` bytes of rank r, end to end in
+    /// rank order. All ranks give the same `counts`, of which their own is the length of `mine`.
     ///
     /// # Errors
-    /// As [`Self::barrier`].
+    /// [`Peer`](crate::ErrorKind::Peer) if a rank does not come in time.
     fn all_gather_bytes(&self, mine: &[u8], counts: &[usize], all: &mut [u8]) -> Result<()>;
 
-    /// Sends `send_counts[r]` bytes to rank r and receives `recv_counts[r]` bytes from it; both
-    /// buffers hold them end to end in rank order.
+    /// Sends `send_counts[r]` bytes to rank r and receives `recv_counts[r]` bytes from it; `send`
+    /// and `recv` hold them end to end in rank order.
     ///
     /// # Errors
-    /// As [`Self::barrier`].
+    /// [`Peer`](crate::ErrorKind::Peer) if a rank does not come in time.
     fn all_to_all_bytes(
         &self,
         send: &[u8],
@@ -89,19 +91,21 @@ pub trait Communicator: Send + Sync {
         recv_counts: &[usize],
     ) -> Result<()>;
 
-    /// Divides the ranks: one communicator for all that give the same `color`, in rank order. A
-    /// caller's own communicator need not offer it: who has others may hand those in.
+    /// Divides the ranks: those that give the same `color` get a communicator of their own, in
+    /// which they keep their order. A caller's own communicator need not offer this: where ranks
+    /// share several inventories, communicators that were made otherwise may be handed in.
     ///
     /// # Errors
-    /// As [`Self::barrier`]; usage where it is not offered.
+    /// [`Peer`](crate::ErrorKind::Peer) if a rank does not come in time. Usage if this communicator
+    /// cannot be divided.
     fn split(&self, color: u32) -> Result<Arc<dyn Communicator>> {
         Err(Error::usage("this communicator cannot be divided")
             .with("color", color)
             .hint("hand in a communicator of your own for those who share an inventory"))
     }
 
-    /// Where this rank says what it is doing, for those who wait for it. None where a communicator
-    /// has no use for it.
+    /// Where this rank publishes what it is doing, for ranks that wait for it. `None` if this
+    /// communicator publishes nothing.
     fn presence(&self) -> Option<&Arc<Presence>> {
         None
     }

@@ -108,7 +108,7 @@ impl LateRank {
         Self { unchanged_ms: since(self.unchanged_ms), silent_ms: since(self.silent_ms), ..self }
     }
 
-    /// Whether it waits itself, in an earlier collective.
+    /// Whether this rank is waiting itself, in an earlier collective.
     fn is_waiting(&self, silence_ms: u64) -> bool {
         self.collective.is_some() && self.silent_ms <= silence_ms
     }

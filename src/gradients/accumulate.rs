@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::norm::norm_of_blocks;
+use super::norm::{merged, norm_of_blocks};
 use crate::config::AccumulateIn;
 use crate::optim::{BlockNorm, GradElem, ParamElem, SPLIT_ELEMS};
 use crate::partition::{BlockSpan, NormBlocks};
@@ -38,18 +38,20 @@ fn add<A: GradElem + ParamElem, G: GradElem>(
 ) {
     let sums: &mut [A] = bytemuck::cast_slice_mut(sums);
     let sums = &mut sums[start..start + piece.len()];
-    let add = |(sums, piece): (&mut [A], &[G])| match is_first {
-        true => sums.iter_mut().zip(piece).for_each(|(sum, grad)| *sum = A::emit(grad.load())),
-        false => sums
-            .iter_mut()
-            .zip(piece)
-            .for_each(|(sum, grad)| *sum = A::emit(sum.load() + grad.load())),
-    };
     if piece.len() <= SPLIT_ELEMS {
-        return add((sums, piece));
+        return add_serially(sums, piece, is_first);
     }
     let parts = sums.par_chunks_mut(SPLIT_ELEMS).zip(piece.par_chunks(SPLIT_ELEMS));
-    pool.install(|| parts.for_each(add));
+    pool.install(|| parts.for_each(|(sums, piece)| add_serially(sums, piece, is_first)));
+}
+
+fn add_serially<A: GradElem + ParamElem, G: GradElem>(sums: &mut [A], piece: &[G], is_first: bool) {
+    let pairs = sums.iter_mut().zip(piece);
+    if is_first {
+        pairs.for_each(|(sum, grad)| *sum = A::emit(grad.load()));
+    } else {
+        pairs.for_each(|(sum, grad)| *sum = A::emit(sum.load() + grad.load()));
+    }
 }
 
 /// Norm and overflows of the gradients of a range of the shard, such as a chunk, block by block.
@@ -80,12 +82,8 @@ fn norm<A: GradElem>(
             true
         })
     };
-    let merge = |mut sum: BlockNorm, other| {
-        sum.merge(other);
-        sum
-    };
     let spans: Vec<BlockSpan> = blocks.spans_within(range).collect();
-    pool.install(|| spans.into_par_iter().map(of_span).reduce(BlockNorm::default, merge))
+    pool.install(|| spans.into_par_iter().map(of_span).reduce(BlockNorm::default, merged))
 }
 
 /// The CRC32C of bytes, in parallel.

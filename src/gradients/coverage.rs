@@ -8,17 +8,23 @@ use crate::partition::Partition;
 use crate::state::Inventory;
 use crate::units::ParamIndex;
 
-/// What has come of one parameter's share of the shard.
+/// Which gradients of one parameter's share of the shard have come.
 #[derive(Clone, Debug, Default)]
 struct Share {
     /// Elements of the micro-batch under way, within the share; ascending, joined.
     covered: Vec<Range<u64>>,
     /// Micro-batches that have come whole.
     micro_batches: u32,
-    /// The micro-batch under way is the last one.
+    /// Whether the micro-batch under way is the last one.
     is_last: bool,
-    /// The last one has come whole.
+    /// Whether the last micro-batch has come whole.
     is_finished: bool,
+}
+
+impl Share {
+    fn is_untouched(&self) -> bool {
+        self.covered.is_empty() && self.micro_batches == 0
+    }
 }
 
 /// Which gradients have come since the last step.
@@ -33,9 +39,9 @@ pub(super) struct Coverage {
 pub(super) struct Accepted {
     /// Where it belongs.
     pub at: Located,
-    /// Nothing of these elements has come before: it is stored, not added.
+    /// Whether it is the first gradient for these elements, to be stored and not added.
     pub is_first: bool,
-    /// None of these elements comes after.
+    /// Whether it is the last gradient for these elements.
     pub is_last: bool,
 }
 
@@ -45,8 +51,8 @@ impl Coverage {
         Self { shares: vec![Share::default(); of_params.params().len()], of_params }
     }
 
-    /// Whether a piece of gradient may be taken, and where its parts belong; none if it is empty.
-    /// Nothing has changed yet.
+    /// Checks that a piece of gradient may be taken, and returns where its parts belong; an empty
+    /// piece has no parts. This changes nothing yet.
     ///
     /// # Errors
     /// Usage, naming the parameter.
@@ -113,17 +119,16 @@ impl Coverage {
 
     /// Whether nothing has come.
     pub fn is_empty(&self) -> bool {
-        let is_untouched = |it: &Share| it.covered.is_empty() && it.micro_batches == 0;
-        self.shares.iter().all(is_untouched)
+        self.shares.iter().all(Share::is_untouched)
     }
 
-    /// Whether every share that something has come of has come whole.
+    /// Checks that every share of which some gradient has come has come whole.
     ///
     /// # Errors
     /// Usage, naming the first parameter that is not.
     pub fn check_finished(&self, inventory: &Inventory) -> Result<()> {
         for (share, (param, elems)) in self.shares.iter().zip(self.params()) {
-            if share.is_finished || (share.covered.is_empty() && share.micro_batches == 0) {
+            if share.is_finished || share.is_untouched() {
                 continue;
             }
             let given: u64 = share.covered.iter().map(|range| range.end - range.start).sum();
@@ -191,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn micro_batches_are_told_apart() {
+    fn micro_batches_are_kept_apart() {
         let parameters = vec![Parameter::new("a", [10]), Parameter::new("b", [8190])];
         let inventory = Inventory::new(parameters).unwrap();
         let partition = Partition::new(&inventory, 4096..8200, 4096, 4096);

@@ -10,26 +10,27 @@ use crate::partition::{Partition, Run};
 use crate::state::Inventory;
 use crate::units::ParamIndex;
 
-/// The gradients of one step on one rank, all of one number format: f32, bf16 or f16. They are those
-/// of the rank's own shard, reduced over the ranks that share it.
+/// The gradients of one step on one rank, all of one number format: f32, bf16 or f16. They are
+/// those of the rank's own shard, reduced over the ranks that share it.
 ///
 /// A parameter of which no piece is given is skipped, as torch skips a gradient of `None`: its
-/// master, moments and step count stay (`gradients.missing` may say otherwise). A parameter of which
-/// only a part of this rank's share is given is an error.
+/// master, moments and update count stay as they are, unless `gradients.missing` says otherwise. It
+/// is an error to give only a part of this rank's share of a parameter.
 #[derive(Clone, Debug)]
 pub enum Gradients<'a, G> {
-    /// Those of the whole shard, in shard order: as many as [`Partition::elems`].
+    /// A gradient for each element of the shard, in shard order: as many as [`Partition::elems`].
     Shard(&'a [G]),
     /// Pieces in any order: the parameter, the first element within it, and a value for each
     /// element from there on.
     Pieces(Vec<(ParamIndex, u64, &'a [G])>),
-    /// What was handed over before, through a [`GradientSink`](super::GradientSink). `G` is the
-    /// format of `gradients.accumulate_in` where an update shows gradients to the caller.
+    /// The gradients that were handed over before, through a [`GradientSink`](super::GradientSink).
+    /// For an update of the caller's own, `G` is the format of `gradients.accumulate_in`.
     HandedOver,
 }
 
 impl Gradients<'static, f32> {
-    /// [`Gradients::HandedOver`], for steps that show no gradients, whatever their format is.
+    /// [`Gradients::HandedOver`] for a step, where the format of what was handed over does not
+    /// matter.
     pub fn handed_over() -> Self {
         Self::HandedOver
     }
@@ -82,7 +83,8 @@ pub struct ShardGradients<'a, G> {
 }
 
 impl<'a, G: GradElem> ShardGradients<'a, G> {
-    /// One slice, in shard order: nothing to be located, sorted or checked.
+    /// The gradients of the whole shard, in shard order, which need not be located, sorted or
+    /// checked.
     fn of_shard(partition: &Partition, shard: &'a [G]) -> Result<Self> {
         if shard.len() as u64 != partition.elems() {
             return Err(Error::usage("a shard's gradients have another length than the shard")
@@ -122,7 +124,8 @@ impl<'a, G: GradElem> ShardGradients<'a, G> {
         Self { fragments }
     }
 
-    /// What becomes of the parameters that have none: nothing, zeros, or an error.
+    /// Treats parameters without a gradient as `missing` says: they are left out, get zeros, or are
+    /// an error.
     ///
     /// # Errors
     /// Usage, naming the first.

@@ -7,9 +7,9 @@ use crate::partition::{Partition, Run};
 use crate::state::Inventory;
 use crate::units::ParamIndex;
 
-/// Tells where elements `offset..offset + len` of a parameter lie in the shard: which of its pieces
-/// has them, and which run of that they are. Once with the default cut; a caller's own pieces may
-/// have them in several.
+/// Calls `visit` with each place in the shard where elements `offset..offset + len` of a parameter
+/// lie: the number of the shard's piece, and the run within the piece. With the default cut there
+/// is one such place; among a caller's own pieces there may be several.
 ///
 /// # Errors
 /// Usage, naming the parameter: unknown, beyond its end, or outside of this rank's share.
@@ -17,7 +17,7 @@ pub(super) fn locate(
     inventory: &Inventory,
     partition: &Partition,
     (param, offset, len): (ParamIndex, u64, u64),
-    tell: impl FnMut(usize, Run),
+    visit: impl FnMut(usize, Run),
 ) -> Result<()> {
     if param.index() >= inventory.parameters().len() {
         return Err(Error::usage("a gradient for an unknown parameter").with("index", param));
@@ -33,10 +33,10 @@ pub(super) fn locate(
         wrong("a gradient beyond its parameter's end")
             .with("elements of the parameter", inventory.elems(param))
     })?;
-    match partition.locate(param, offset..end, tell) {
-        true => Ok(()),
-        false => Err(wrong("a gradient outside of this rank's shard")),
+    if !partition.locate(param, offset..end, visit) {
+        return Err(wrong("a gradient outside of this rank's shard"));
     }
+    Ok(())
 }
 
 /// What a shard has of each parameter: its share of it, in one piece or in several.
@@ -93,10 +93,11 @@ impl Shares {
         self.params.binary_search(&param).ok()
     }
 
-    /// As [`locate`], with places in the share.
+    /// Where elements of a parameter, given as parameter, offset and length, lie in the share and
+    /// in the shard.
     ///
     /// # Errors
-    /// As [`locate`].
+    /// Usage, naming the parameter: unknown, beyond its end, or outside of this rank's share.
     pub fn locate(
         &self,
         inventory: &Inventory,

@@ -13,5 +13,5 @@ mod store;
 pub use given::{Fragment, Gradients, ShardGradients};
 pub(crate) use sink::HeldGradients;
 pub use sink::{GradientSink, MicroBatch};
-pub use source::{StepGradients, UpdateGradients};
+pub use source::StepGradients;
 pub use store::GradientStore;

@@ -28,16 +28,18 @@ pub(super) fn shard_norm<G: GradElem>(
             is_covered
         })
     };
-    let merge = |mut sum: BlockNorm, other| {
-        sum.merge(other);
-        sum
-    };
     let spans = blocks.spans().par_iter();
-    pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merge))
+    pool.install(|| spans.map(norm_of_span).reduce(BlockNorm::default, merged))
 }
 
-/// The norm of some blocks of the shard. `load` puts gradients where there is a zero for each, and
-/// tells whether there are any.
+/// The norm of the blocks of both.
+pub(super) fn merged(mut one: BlockNorm, other: BlockNorm) -> BlockNorm {
+    one.merge(other);
+    one
+}
+
+/// The norm of some blocks of the shard. `load` is given a range of the shard and as many zeros,
+/// replaces the zeros by gradients, and returns whether there are any.
 pub(super) fn norm_of_blocks(
     blocks: &NormBlocks,
     span: &BlockSpan,

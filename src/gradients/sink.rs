@@ -22,10 +22,10 @@ pub enum MicroBatch {
 }
 
 /// Takes this rank's gradients while backward goes on, and keeps their sums in memory or on the
-/// drives until the step (`gradients.place`). Clones are the same sink. It may be used from any
-/// thread, also from several; calls wait for each other. Nothing here waits for other ranks.
+/// drives until the step (`gradients.place`). Clones are the same sink. It may be used from several
+/// threads at once; their calls wait for each other, and never for other ranks.
 ///
-/// It is of no use when its optimizer has been closed or dropped: a piece is then an error.
+/// When its optimizer has been closed or dropped, adding a piece is an error.
 #[derive(Clone)]
 pub struct GradientSink {
     shared: Arc<Shared>,
@@ -64,10 +64,10 @@ impl GradientSink {
 
     /// Hands over the gradients of elements `offset..offset + piece.len()` of a parameter. They are
     /// copied, or added to those of earlier micro-batches, before this returns. A micro-batch of a
-    /// parameter ends when all of this rank's share has come; its pieces may come in any order, and
-    /// all of them say the same of `micro_batch`.
+    /// parameter ends when all of this rank's share has come; its pieces may come in any order, all
+    /// with the same `micro_batch`.
     ///
-    /// Where `gradients.place` says so, what is complete is written to the drives while the caller
+    /// Where `gradients.place` says so, complete chunks are written to the drives while the caller
     /// goes on. If that fails, [`crate::SwappedOptimizer::flush_gradients`] or the step gives the
     /// error to all ranks.
     ///
@@ -124,7 +124,8 @@ impl HeldGradients<'_> {
     /// Waits until everything is where it belongs, and records that time. Not agreed.
     ///
     /// # Errors
-    /// As [`GradientStore::flush`].
+    /// Usage if a piece was refused, or if the last piece of a parameter has not come; everything
+    /// stays then. I/O: the gradients are lost.
     pub fn flush(&mut self, timer: Timer) -> Result<()> {
         let start = Instant::now();
         let (store, mut tools) = self.store_and_tools();

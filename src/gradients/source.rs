@@ -11,33 +11,6 @@ use crate::partition::NormBlocks;
 use crate::plan::Plan;
 use crate::units::{ChunkIndex, ParamIndex};
 
-/// Where an update that the caller makes takes its gradients from.
-pub enum UpdateGradients<'a, G> {
-    /// The caller's memory.
-    Borrowed(ShardGradients<'a, G>),
-    /// What was handed over before.
-    Stored,
-}
-
-impl<G: GradElem> UpdateGradients<'_, G> {
-    /// Those of one chunk at least; `spilled` is what came with it from the drives.
-    ///
-    /// # Errors
-    /// As [`GradientStore::of_chunk`].
-    pub fn of_chunk<'s>(
-        &'s self,
-        store: &'s GradientStore,
-        plan: &Plan,
-        chunk: ChunkIndex,
-        spilled: &'s [u8],
-    ) -> Result<Cow<'s, ShardGradients<'s, G>>> {
-        match self {
-            Self::Borrowed(gradients) => Ok(Cow::Borrowed(gradients)),
-            Self::Stored => store.of_chunk(plan, chunk, spilled),
-        }
-    }
-}
-
 /// The gradients of one step.
 pub enum StepGradients<'a, G> {
     /// In the caller's memory.
@@ -47,7 +20,7 @@ pub enum StepGradients<'a, G> {
 }
 
 impl<G: GradElem> StepGradients<'_, G> {
-    /// Norm and overflows of all of them. What was stored knows its own.
+    /// Norm and overflows of all gradients. A store has computed them already.
     pub fn norm(&self, pool: &rayon::ThreadPool, blocks: &NormBlocks) -> BlockNorm {
         match self {
             Self::Borrowed(gradients) => shard_norm(pool, gradients, blocks),
@@ -63,10 +36,11 @@ impl<G: GradElem> StepGradients<'_, G> {
         }
     }
 
-    /// Those of one chunk at least; `spilled` is what came with it from the drives.
+    /// The gradients of one chunk, and possibly others; `spilled` is what came with the chunk from
+    /// the drives.
     ///
     /// # Errors
-    /// As [`GradientStore::of_chunk`].
+    /// Internal if gradients that were spilled did not come with the chunk.
     pub fn of_chunk<'s>(
         &'s self,
         plan: &Plan,

@@ -62,7 +62,7 @@ fn announce(ChosenDrives { paths, rule, .. }: &ChosenDrives) {
 }
 
 /// Looks for drives in the environment, which is read through `variable`: `$OPTSWAP_DRIVES`, then
-/// `$SLURM_TMPDIR`, then, inside of a batch job, the first of [`JOB_PLACES`] that lies on a disk of
+/// `$SLURM_TMPDIR`, then, inside of a batch job, the first of `JOB_PLACES` that lies on a disk of
 /// its own, and else on the system's; none in memory. Outside of a job `$TMPDIR` is a place for
 /// small files, most often on the system's own disk.
 ///

@@ -1,5 +1,6 @@
 //! A process as a rank of a job: how it was started, MPI, logs, panics, and the exit code. Programs
-//! call [`run_main`]; a library that embeds optswap does not, and keeps its own hooks and handlers.
+//! call [`run_main`]; a library that embeds optswap does not call it, and keeps its own hooks and
+//! handlers.
 
 mod chosen;
 mod drives;
@@ -32,16 +33,18 @@ pub use site::{NodeSite, directories_of, find_site};
 pub use table::{answer_table_request, table_request};
 pub use training::{Origin, Training, TrainingBuilder};
 
-/// How to start.
+/// How [`run_main`] starts a rank.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// Waiting this long for other ranks in one collective is an error, unless they make progress.
+    /// A rank that waits this long for others in one collective gives an error, unless they make
+    /// progress.
     pub peer_timeout: Duration,
-    /// Waiting this long in one collective names those that are late, in the log.
+    /// A rank that waits this long in one collective logs a warning that names the late ranks.
     pub stall_warning: Duration,
     /// Which ranks log to the terminal.
     pub log_ranks: LogRanks,
-    /// Where each rank's log goes as lines of JSON, if anywhere.
+    /// The directory in which each rank also writes its log, as lines of JSON; `None` for no such
+    /// files.
     pub log_dir: Option<PathBuf>,
 }
 
@@ -53,7 +56,7 @@ impl Default for Launch {
 }
 
 impl Launch {
-    /// As a configuration says; rank 0 logs to the terminal.
+    /// Takes time-outs and the directory of logs from a configuration; rank 0 logs to the terminal.
     pub fn of(config: &Config) -> Self {
         Self {
             peer_timeout: config.peer_timeout(),
@@ -64,8 +67,8 @@ impl Launch {
     }
 }
 
-/// Runs a rank: starts MPI where it is built in, sets up logs and the panic hook, runs `body`, and
-/// ends the way the job ends.
+/// Runs this process as a rank: starts MPI where it is built in, sets up logs, signals and the
+/// panic hook, runs `body`, and returns the exit code of the job.
 ///
 /// An agreed error is printed once, by rank 0, and all ranks leave in order with its exit code. Any
 /// other error, and any panic, is printed by its rank, which then ends the whole job: the others
@@ -100,7 +103,7 @@ pub fn run_main(
     }
 }
 
-/// Says why the job ends, and gives the exit code.
+/// Prints why the job ends, and returns the exit code.
 fn end(tag: &str, comm: &dyn Communicator, error: &Error) -> ExitCode {
     if !error.is_agreed() {
         complain(format_args!("{tag} error: {error}"));
@@ -153,8 +156,8 @@ pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
     }
 }
 
-/// Prints an error of a rank that has not joined the others, on one of them as far as the launcher
-/// tells which, and gives its exit code.
+/// Prints an error of a rank that has not joined the others, and returns its exit code. Only rank 0
+/// prints, as far as the launcher's environment says which rank this process is.
 pub fn fail_before_start(error: &Error) -> ExitCode {
     let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     if launcher.rank.unwrap_or(0) == 0 {

@@ -1,6 +1,6 @@
-//! Signals that ask a rank to stop: SIGTERM and SIGUSR1 (schedulers), SIGINT (people). One rank
-//! that gets one is enough; all agree on it in their next step. A second SIGINT ends the job at
-//! once. SIGUSR2 asks for a table of the world after the next step.
+//! Signals that ask a rank to stop: SIGTERM and SIGUSR1 from schedulers, SIGINT from people. It is
+//! enough if one rank gets one, since all ranks learn of it in their next step. A second SIGINT
+//! ends the job at once. SIGUSR2 asks for a table of the world after the next step.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -12,9 +12,9 @@ use signal_hook::iterator::Signals;
 /// The first signal to stop, and when it came.
 #[derive(Clone, Copy, Debug)]
 pub struct StopRequest {
-    /// Its number.
+    /// The number of the signal.
     pub signal: i32,
-    /// When.
+    /// When it came.
     pub since: Instant,
 }
 
@@ -28,7 +28,8 @@ impl StopRequest {
     }
 }
 
-/// What has been asked so far; always nothing where [`super::run_main`] has not installed handlers.
+/// The first request to stop, if there was one. Always `None` where [`super::run_main`] has not
+/// installed handlers.
 pub fn stop_request() -> Option<StopRequest> {
     *REQUEST.get()?.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -38,7 +39,7 @@ pub(super) fn take_table_request() -> bool {
     WANTS_TABLE.swap(false, Ordering::Relaxed)
 }
 
-/// Starts listening. `at_once` ends the job.
+/// Starts the thread that waits for signals. `at_once` ends the job at a second SIGINT.
 pub(super) fn listen(at_once: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGUSR1, SIGINT, SIGUSR2])?;
     let request = REQUEST.get_or_init(Mutex::default);

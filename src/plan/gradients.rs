@@ -9,11 +9,11 @@ use crate::units::Bytes;
 
 /// The least number of buffers for gradients on their way: one is filled while another is written.
 const SPILL_BUFFERS_MIN: u64 = 2;
-/// More than this keep no drive busier.
+/// The most such buffers: more of them keep no drive busier.
 const SPILL_BUFFERS_MAX: u64 = 16;
-/// The part of the budget that they may take beyond the least.
+/// These buffers may take one part in this many of the budget, if that is more than the least.
 const SPILL_PART: u64 = 8;
-/// What `auto` leaves for state on its way before it keeps gradients in memory.
+/// Buffers that `auto` leaves for state on its way before it keeps gradients in memory.
 const MOVING_BUFFERS: u64 = 8;
 
 /// How many of a shard's chunks have their gradients in memory, the first ones, and the buffers for
@@ -27,8 +27,8 @@ pub struct GradientRoom {
 }
 
 impl GradientRoom {
-    /// Divides a budget: `chunk_bytes` are of each chunk's gradients, `state_buffer_bytes` of a
-    /// buffer for state.
+    /// Divides a budget of `budget` bytes. `chunk_bytes` has the bytes of each chunk's gradients,
+    /// `state_buffer_bytes` are those of one buffer for state.
     pub fn divide(
         place: GradientPlace,
         chunk_bytes: &[u64],
@@ -64,7 +64,7 @@ impl GradientRoom {
 /// drives.
 #[derive(Clone, Debug, Default)]
 pub struct GradientPlan {
-    /// Gradients may be handed over.
+    /// Whether gradients may be handed over.
     is_on: bool,
     /// Chunks whose gradients stay in memory.
     resident_chunks: usize,
@@ -158,7 +158,7 @@ impl GradientPlan {
         (resident + self.buffers * self.buffer_bytes) as u64
     }
 
-    /// For the log; empty if there is nothing to say.
+    /// How much memory gradients take, in words for the log; empty if they take none.
     pub fn formula(&self) -> String {
         let mut terms = Vec::new();
         if self.resident_chunks > 0 {

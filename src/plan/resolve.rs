@@ -21,7 +21,7 @@ const BUFFERS_MIN: u64 = 2;
 /// directions.
 const MOVING_BUFFERS: u64 = 8;
 
-/// What one rank is going to do.
+/// What one rank is going to do: its shard, its chunks and where they lie, and its memory.
 #[derive(Clone, Debug)]
 pub struct Plan {
     config: Config,
@@ -39,7 +39,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Resolves the plan of a rank that is allotted this shard. A pure function of its arguments.
+    /// Resolves the plan of the rank that has this shard. A pure function of its arguments.
     ///
     /// # Errors
     /// Usage if the configuration is out of range, no drive is named, or the memory budget is below
@@ -127,12 +127,12 @@ impl Plan {
     }
 
     /// The range of the flat space, in elements, of every rank that shares this rank's inventory,
-    /// by rank among them. Nothing where they have brought pieces of their own.
+    /// in the order of these ranks. Empty where they have brought pieces of their own.
     pub fn ranges(&self) -> &[Range<u64>] {
         &self.ranges
     }
 
-    /// This rank's part.
+    /// This rank's shard, cut into chunks.
     pub fn partition(&self) -> &Partition {
         &self.partition
     }
@@ -142,7 +142,7 @@ impl Plan {
         &self.placement
     }
 
-    /// Where gradients lie that are handed over during backward.
+    /// Where gradients that are handed over during backward lie.
     pub fn gradients(&self) -> &GradientPlan {
         &self.gradients
     }
@@ -159,13 +159,13 @@ impl Plan {
         }
     }
 
-    /// Bytes of all memory that the budget is for: buffers and gradients.
+    /// Bytes of all memory that counts against the budget: buffers and gradients.
     pub fn memory_bytes(&self) -> u64 {
         (self.buffer_count * self.buffer_bytes) as u64 + self.gradients.memory_bytes()
     }
 
-    /// New weights of the drives, for all that is written from now on. Gives what came of them for
-    /// the state.
+    /// Gives the drives new weights for all that is written from now on, and returns the shares of
+    /// the state that follow.
     pub fn reweigh(&self, weights: &[f64]) -> Shares {
         if let Some(spills) = self.gradients.placement() {
             spills.reweigh(weights);
@@ -230,8 +230,7 @@ impl Plan {
         &self.tensors
     }
 
-    /// Whether the parameters are the upper halves of the masters, of which state tensors have only
-    /// the lower ones.
+    /// Whether the parameters are the upper halves of the masters (the codec remainder16).
     pub fn is_halved(&self) -> bool {
         self.tensors.iter().any(|tensor| tensor.codec == Codec::Remainder16)
     }
@@ -241,12 +240,13 @@ impl Plan {
         self.tensors.len() + usize::from(self.is_halved())
     }
 
-    /// What a checksum is of.
+    /// The name of what a checksum of a chunk covers: a state tensor, or the upper halves of the
+    /// masters.
     pub fn sum_name(&self, sum: usize) -> &str {
         self.tensors.get(sum).map_or("upper halves of master", |tensor| &tensor.name)
     }
 
-    /// Which of the random numbers of a step the rounding of an element of the shard begins with.
+    /// The number of the random number that rounds an element of the shard, among those of a step.
     /// Copies of a whole shard round alike, different shards do not.
     pub fn rounding_offset(&self, shard_offset: u64) -> u64 {
         let origin = match &self.allotment.cut {
@@ -268,7 +268,7 @@ impl Plan {
         describe(&self.inventory, &self.partition, chunk)
     }
 
-    /// [`Self::describe`] for the I/O thread.
+    /// A function that does what [`Self::describe`] does, for the I/O thread.
     pub fn describer(&self) -> Box<dyn Fn(ChunkIndex) -> String + Send> {
         let (inventory, partition) = (Arc::clone(&self.inventory), Arc::clone(&self.partition));
         Box::new(move |chunk| describe(&inventory, &partition, chunk))
@@ -287,7 +287,7 @@ fn describe(inventory: &Inventory, partition: &Partition, chunk: ChunkIndex) -> 
     }
 }
 
-/// Units are counted in 32 bits.
+/// Checks that the stripe units of a rank can be counted in 32 bits.
 fn check_units(config: &Config, bytes: u64) -> Result<()> {
     let unit = config.drives.stripe_unit;
     let units = bytes as f64 / unit.0 as f64 * (1.0 + config.drives.stripe_headroom);
@@ -300,7 +300,8 @@ fn check_units(config: &Config, bytes: u64) -> Result<()> {
         .hint("raise drives.stripe_unit"))
 }
 
-/// As many buffers as the budget holds beside gradients, but no more than there are chunks.
+/// The number of buffers for state: as many as the budget holds beside gradients, but no more than
+/// there are chunks.
 fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> Result<usize> {
     let wanted = BUFFERS_MIN.min(chunks);
     let budget = config.swap.memory_budget;
@@ -327,17 +328,17 @@ fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> 
     Ok(fitting as usize)
 }
 
-/// As many of the buffers as the cache may have. All of them if all chunks fit; otherwise enough
-/// are left for the others to go through.
+/// The number of chunks that stay in memory. All of them if they fit; otherwise so many that enough
+/// buffers are left for the others to pass through.
 pub fn cached_chunks(cache: CacheSize, buffer_bytes: u64, buffers: u64, chunks: u64) -> usize {
     let (wanted, moving) = match cache {
         CacheSize::Bytes(bytes) => (bytes.0.checked_div(buffer_bytes).unwrap_or(0), BUFFERS_MIN),
         CacheSize::Auto => (chunks, MOVING_BUFFERS.min(buffers.div_ceil(2)).max(BUFFERS_MIN)),
     };
-    match wanted >= chunks && buffers == chunks {
-        true => chunks as usize,
-        false => wanted.min(buffers.saturating_sub(moving)) as usize,
+    if wanted >= chunks && buffers == chunks {
+        return chunks as usize;
     }
+    wanted.min(buffers.saturating_sub(moving)) as usize
 }
 
 impl fmt::Display for Plan {

@@ -1,5 +1,5 @@
-//! Drives that do more or less than their share asks for: each rank watches what its drives do, and
-//! when one of them sees that something has changed, the ranks of a node give every drive another
+//! Drives that become faster or slower than their share of the data: each rank measures its drives,
+//! and when one rank finds that a drive has changed, the ranks of the node give every drive another
 //! share of what is written from then on.
 
 use std::collections::BTreeMap;
@@ -14,16 +14,16 @@ use crate::storage::balance::{Change, DriveLoad, NOISE, WeightKeeper, rates as r
 use crate::storage::{DRIVES_TARGET, ShardFiles, Shares};
 use crate::units::{DriveIndex, Rank};
 
-/// A measurement takes as many steps as the busiest drive needs to be busy for so long.
+/// A measurement ends with the step after which the busiest drive has been busy for this long.
 const BUSY_NS_MIN: u64 = 50_000_000;
-/// A drive with fewer operations in a direction has not been measured.
+/// A direction of a drive counts as measured if it had this many operations.
 const OPS_MIN: u64 = 2;
-/// Where the busiest drive is busy for less than this part of the steps' time, drives do not decide
-/// how long a step takes.
+/// If the busiest drive is busy for a smaller part of the steps' time, the drives are not what
+/// limits the steps, and the measurement is not used.
 const BUSY_PART_MIN: f64 = 0.5;
 
-/// What ranks of a node call the same drive: its device, and which of several directories on it, if
-/// the user wants these to be told apart.
+/// What ranks of a node call the same drive: its device, and which of several directories on that
+/// device, if the user has given weights to directories.
 type DriveKey = (u64, u32);
 
 /// One rank's view of its drives.
@@ -40,27 +40,35 @@ pub(super) struct Balance {
     /// The last whole measurement.
     measured: Vec<DriveLoad>,
     has_evidence: bool,
-    /// What the log has last said, or could have, that each drive does for this rank, and the most
-    /// that it ever did while it was busy all the time; bytes per second, 0 if that is not known.
-    told: Vec<[f64; 2]>,
-    has_told_bound: bool,
+    /// What the log has said about each drive.
+    reported: Vec<ReportedRate>,
+    has_warned_bound: bool,
+}
+
+/// What a drive does for this rank, in bytes per second; 0 where that is not known.
+#[derive(Clone, Copy, Default)]
+struct ReportedRate {
+    /// The rate that the log has reported last, or would have if it had reported one.
+    bytes_per_s: f64,
+    /// The highest rate measured while the drive was busy all the time.
+    bytes_per_s_max: f64,
 }
 
 impl Balance {
-    /// `tells_apart`: the user has given weights, so directories on one device are drives of their
-    /// own.
+    /// `has_own_weights`: the user has given weights, so two directories on one device count as two
+    /// drives.
     pub fn new(
         plan: &Plan,
         files: &ShardFiles,
         meters: Arc<DriveMeters>,
         topology: &Topology,
-        tells_apart: bool,
+        has_own_weights: bool,
     ) -> Self {
         let drives = plan.config().drives.paths.len();
         let key = |drive: usize| {
             let found = rustix::fs::fstat(files.file(DriveIndex::from_index(drive)));
             let device = found.map_or(drive as u64, |found| found.st_dev);
-            (device, if tells_apart { drive as u32 } else { 0 })
+            (device, if has_own_weights { drive as u32 } else { 0 })
         };
         Self {
             is_on: plan.config().drives.reweight && drives > 1,
@@ -72,8 +80,8 @@ impl Balance {
             steps: Duration::ZERO,
             measured: Vec::new(),
             has_evidence: false,
-            told: vec![[0.0; 2]; drives],
-            has_told_bound: false,
+            reported: vec![ReportedRate::default(); drives],
+            has_warned_bound: false,
         }
     }
 
@@ -94,11 +102,11 @@ impl Balance {
         }
         self.keeper.set(weights);
         let shares = plan.reweigh(weights);
-        self.tell_bound(host, &shares);
+        self.warn_if_bound(host, &shares);
         Ok(())
     }
 
-    /// The weights of a record count, not those of the layout.
+    /// Takes the weights that the placement has now, as after going back to a record.
     pub fn begin(&mut self, plan: &Plan) {
         self.keeper.set(&plan.placement().shares());
     }
@@ -108,14 +116,14 @@ impl Balance {
         self.meters.last_done(Direction::SwapOut)
     }
 
-    /// A step has ended, and took so long.
+    /// Adds the time of a step.
     pub fn end_step(&mut self, took: Duration) {
         self.steps += took;
     }
 
-    /// Before the ranks speak to each other: whether this one has seen enough to ask the others. It
-    /// looks now, not when a step ends, so that what was written behind the last one counts for
-    /// this one.
+    /// Whether this rank has measured a change, so that all ranks should compare their
+    /// measurements. Called before the all-reduce of a step and not at its end, so that writes
+    /// behind the last step are counted too.
     pub fn find_evidence(&mut self) -> bool {
         if self.is_on && self.steps > Duration::ZERO {
             self.look();
@@ -133,33 +141,26 @@ impl Balance {
         if busiest < BUSY_NS_MIN {
             return;
         }
-        let load = |(now, begin): (&[Reading; 2], &[Reading; 2])| {
-            let mut load = DriveLoad::default();
-            for way in [0, 1] {
-                if now[way].ops - begin[way].ops >= OPS_MIN {
-                    load.bytes[way] = now[way].bytes - begin[way].bytes;
-                    load.busy_ns[way] = now[way].busy_ns - begin[way].busy_ns;
-                    load.observers[way] = 1;
-                }
-            }
-            load
-        };
-        let measured: Vec<DriveLoad> = now.iter().zip(&self.begin).map(load).collect();
+        let pairs = self.begin.iter().zip(&now);
+        let measured: Vec<DriveLoad> = pairs.map(|(begin, now)| load_between(begin, now)).collect();
         let are_drives_the_limit = busiest as f64 >= BUSY_PART_MIN * self.steps.as_nanos() as f64;
         (self.begin, self.steps) = (now, Duration::ZERO);
         if are_drives_the_limit {
             let loads = self.keys.iter().copied().zip(measured);
             self.measured = self.loads_of(loads);
             self.has_evidence = self.keeper.look(&mut self.measured);
-            for (told, load) in self.told.iter_mut().zip(&self.measured) {
+            for (reported, load) in self.reported.iter_mut().zip(&self.measured) {
                 let known = load.known_bytes_per_s;
-                *told = [if told[0] == 0.0 { known } else { told[0] }, told[1].max(known)];
+                if reported.bytes_per_s == 0.0 {
+                    reported.bytes_per_s = known;
+                }
+                reported.bytes_per_s_max = reported.bytes_per_s_max.max(known);
             }
         }
     }
 
-    /// What each of this rank's drives did, from the measurements of some ranks. Directories on one
-    /// device share what that did.
+    /// What each of this rank's drives did, from the measurements of several ranks. Directories on
+    /// one device share what the device did.
     fn loads_of(&self, measured: impl Iterator<Item = (DriveKey, DriveLoad)>) -> Vec<DriveLoad> {
         let mut by_key: BTreeMap<DriveKey, DriveLoad> = BTreeMap::new();
         for (key, load) in measured {
@@ -175,10 +176,11 @@ impl Balance {
         self.keys.iter().map(load_of).collect()
     }
 
-    /// Collective: the ranks put their measurements together, and those of each node decide.
+    /// Collective: all ranks exchange their measurements, and the ranks of each node decide by
+    /// theirs whether its drives get other shares.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn reweigh(&mut self, plan: &Plan, comm: &dyn Communicator) -> Result<()> {
         self.has_evidence = false;
         let mine = self.keys.iter().copied().zip(self.measured.iter().copied());
@@ -194,15 +196,16 @@ impl Balance {
                 let drive = change.drive;
                 let path = plan.config().drives.paths[drive].display().to_string();
                 let moves = [before[drive], shares.given[drive]];
-                self.tell(comm.host(), &path, &change, &rates, moves);
+                self.report_change(comm.host(), &path, &change, &rates, moves);
             }
-            self.tell_bound(comm.host(), &shares);
+            self.warn_if_bound(comm.host(), &shares);
         }
         Ok(())
     }
 
-    /// Says that a drive has changed, once; what only puts its share right is said less loudly.
-    fn tell(
+    /// Warns once that a drive has changed. A change that only corrects its share is logged as
+    /// information.
+    fn report_change(
         &mut self,
         host: &str,
         path: &str,
@@ -212,13 +215,13 @@ impl Balance {
     ) {
         let rate = rates[change.drive].unwrap_or(0.0);
         let own_rate = rates_of(&self.measured)[change.drive].unwrap_or(0.0);
-        let [told, most] = &mut self.told[change.drive];
+        let reported = &mut self.reported[change.drive];
         let [before, after] = [percent(before), percent(after)];
         let mbps = |rate: f64| format!("{:.0}", rate / 1e6);
         let others = rates.iter().enumerate().filter(|(drive, _)| *drive != change.drive);
         let others: Vec<String> = others.map(|(_, rate)| mbps(rate.unwrap_or(0.0))).collect();
         let (own, others) = (mbps(rate), others.join(", "));
-        if (own_rate / NOISE..own_rate * NOISE).contains(told) {
+        if (own_rate / NOISE..own_rate * NOISE).contains(&reported.bytes_per_s) {
             if before != after {
                 tracing::info!(
                     target: DRIVES_TARGET,
@@ -228,10 +231,11 @@ impl Balance {
             }
             return;
         }
-        // Headroom may allow no other share.
-        let moves = match before == after {
-            true => format!("stays at {after}"),
-            false => format!("goes from {before} to {after}"),
+        // The files may have no room for another share.
+        let moves = if before == after {
+            format!("stays at {after}")
+        } else {
+            format!("goes from {before} to {after}")
         };
         tracing::warn!(
             target: DRIVES_TARGET,
@@ -239,12 +243,13 @@ impl Balance {
              others {others}); its share of what is written {moves}",
             if change.factor < 1.0 { "slower" } else { "faster" },
         );
-        // One that is rested does more than it will.
-        *told = if *most > 0.0 { own_rate.min(*most) } else { own_rate };
+        // A drive that has rested is faster for a while than it will be.
+        let most = reported.bytes_per_s_max;
+        reported.bytes_per_s = if most > 0.0 { own_rate.min(most) } else { own_rate };
     }
 
-    fn tell_bound(&mut self, host: &str, shares: &Shares) {
-        if !shares.are_bound() || std::mem::replace(&mut self.has_told_bound, true) {
+    fn warn_if_bound(&mut self, host: &str, shares: &Shares) {
+        if !shares.are_bound() || std::mem::replace(&mut self.has_warned_bound, true) {
             return;
         }
         tracing::warn!(
@@ -256,6 +261,19 @@ impl Balance {
             percents(&shares.given),
         );
     }
+}
+
+/// What a drive did between two readings of its meters, for each direction in which it did enough.
+fn load_between(begin: &[Reading; 2], end: &[Reading; 2]) -> DriveLoad {
+    let mut load = DriveLoad::default();
+    for way in [0, 1] {
+        if end[way].ops - begin[way].ops >= OPS_MIN {
+            load.bytes[way] = end[way].bytes - begin[way].bytes;
+            load.busy_ns[way] = end[way].busy_ns - begin[way].busy_ns;
+            load.observers[way] = 1;
+        }
+    }
+    load
 }
 
 fn percents(shares: &[f64]) -> String {

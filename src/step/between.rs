@@ -8,24 +8,24 @@ use crate::state::{LossScaler, LossScalerState};
 use crate::timers::Timer;
 
 impl SwappedOptimizer {
-    /// Collective: waits until everything that is on its way has arrived: the last writes of the
-    /// steps so far, and reads ahead. Chunks that `swap.cache` keeps in memory stay there, see
-    /// [`Self::write_back`].
+    /// Collective: waits for the I/O that is under way: the last writes of the steps so far, and
+    /// reads ahead. Chunks that `swap.cache` keeps in memory stay there; [`Self::write_back`]
+    /// writes them as well.
     ///
     /// # Errors
-    /// Agreed: what has failed behind a step, on any rank. The optimizer is then as unusable as
-    /// after a step that failed.
+    /// Agreed: I/O, if a write behind a step has failed on any rank. Then the optimizer is
+    /// unusable; a durable job can go back to its last commit with [`Self::recover`].
     pub fn flush(&mut self) -> Result<()> {
         let settled = self.check_usable().and_then(|()| self.shard.swapper.settle());
         self.agree_on_arrival(settled)
     }
 
-    /// Collective: waits as [`Self::flush`] does, and writes the chunks that are newer in memory, so
-    /// that the files hold the whole state.
+    /// Collective: waits as [`Self::flush`] does, and writes the chunks that are newer in memory,
+    /// so that the files hold the whole state.
     ///
     /// # Errors
-    /// Agreed: what has failed behind a step, or now, on any rank. The optimizer is then as unusable
-    /// as after a step that failed.
+    /// Agreed: I/O, if a write behind a step, or one of these, has failed on any rank. Then the
+    /// optimizer is unusable; a durable job can go back to its last commit with [`Self::recover`].
     pub fn write_back(&mut self) -> Result<()> {
         let flushed = self.check_usable().and_then(|()| {
             self.shard.swapper.flush()?;
@@ -46,19 +46,19 @@ impl SwappedOptimizer {
         })
     }
 
-    /// Where gradients are handed over while backward goes on, from any thread. What it takes is
-    /// used by the next step with [`Gradients::HandedOver`](crate::Gradients).
+    /// The sink for gradients that are handed over while backward goes on, from any thread. The
+    /// next step with [`Gradients::HandedOver`](crate::Gradients) uses them.
     pub fn gradient_sink(&self) -> GradientSink {
         self.gradients.clone()
     }
 
     /// Collective: waits until the gradients that were handed over are where they belong, on every
-    /// rank. A step does it too, so that this is only needed to learn of an error before it.
+    /// rank. A step does this too, so call it only to learn of an error before the step.
     ///
     /// # Errors
-    /// Agreed. Usage (a piece was refused, or the last piece of a parameter has not come) leaves
-    /// everything as it was. After an I/O error the gradients of all ranks are gone, but the state
-    /// is whole: hand them over again.
+    /// Agreed. Usage leaves everything as it was: a piece was refused, or the last piece of a
+    /// parameter has not come. After an I/O error the gradients of all ranks are lost, but the
+    /// state is whole: they may be handed over again.
     pub fn flush_gradients(&mut self) -> Result<()> {
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let mut held = self.gradients.hold();

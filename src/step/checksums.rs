@@ -1,5 +1,5 @@
 //! Checksums of chunks: one CRC32C per state tensor, taken when a chunk is swapped out and compared
-//! when it is swapped in, so that what a drive has changed is never trained on.
+//! when it is swapped in, so that training never goes on with bytes that a drive has changed.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use crate::storage::{ExtentLayout, Segment, ShardDirectory};
 use crate::units::{ChunkIndex, ExtentIndex};
 use crate::wire::{crc32c, crc32c_joined};
 
-/// With sampling, each chunk is compared once in so many steps.
+/// With sampling, each chunk is compared once in this many steps.
 const SAMPLING_STEPS: u64 = 16;
 const PIECE_BYTES: usize = 4 * SPLIT_ELEMS;
 
@@ -42,7 +42,7 @@ pub(super) fn checksums_of(
 #[derive(Clone, Debug)]
 pub(super) struct Checksums {
     mode: VerifyChecksums,
-    /// Whether anybody will ask: a later start, or this one.
+    /// Whether the checksums are used: by this process, a later start, or a checkpoint.
     is_kept: bool,
     per_chunk: usize,
     table: Vec<u32>,
@@ -60,7 +60,8 @@ impl Checksums {
         Self { mode, is_kept, per_chunk, table: vec![0; per_chunk * chunks] }
     }
 
-    /// Remembers what has just been computed or changed in memory, before it is swapped out.
+    /// Computes and keeps the checksums of a chunk that has changed in memory, before it is swapped
+    /// out.
     pub fn take(
         &mut self,
         pool: &rayon::ThreadPool,
@@ -75,11 +76,11 @@ impl Checksums {
         }
     }
 
-    /// Whether the parameters of a shard, which hold the upper halves of its masters, are those
+    /// Checks that the parameters of a shard, which hold the upper halves of its masters, are those
     /// that were emitted last.
     ///
     /// # Errors
-    /// Usage: which are not.
+    /// Usage, naming the first chunk whose parameters differ.
     pub fn verify_parameters(
         &self,
         pool: &rayon::ThreadPool,
@@ -100,10 +101,10 @@ impl Checksums {
         first.map_or(Ok(()), |chunk| Err(other_parameters(plan, chunk)))
     }
 
-    /// The same for the parameters of one chunk.
+    /// Checks the same of the parameters of one chunk.
     ///
     /// # Errors
-    /// Usage: which are not.
+    /// Usage, naming the first chunk whose parameters differ.
     pub fn verify_parameters_of(
         &self,
         plan: &Plan,
@@ -148,11 +149,12 @@ impl Checksums {
         }
     }
 
-    /// Compares a chunk that has just been swapped in from `extent`; upper halves only if there are
-    /// any.
+    /// Compares a chunk that has just been swapped in from `extent` with its checksums. `uppers`
+    /// may be empty; otherwise they are compared too.
     ///
     /// # Errors
-    /// I/O: which state tensor of which parameters differs, and where it lies.
+    /// State lost, naming the state tensor and the parameters that differ, and where on the drives
+    /// they lie.
     pub fn verify(
         &self,
         pool: &rayon::ThreadPool,
@@ -176,12 +178,12 @@ impl Checksums {
         }
     }
 
-    /// All of them, chunk by chunk, for a record.
+    /// The checksums of all chunks, chunk by chunk, for a record.
     pub fn table(&self) -> &[u32] {
         &self.table
     }
 
-    /// Goes back to those of a record.
+    /// Takes over the checksums of a record.
     pub fn restore(&mut self, table: &[u32]) {
         self.table.copy_from_slice(table);
     }
@@ -189,7 +191,8 @@ impl Checksums {
 
 fn other_parameters(plan: &Plan, chunk: ChunkIndex) -> Error {
     Error::usage(
-        "parameters are not those that were emitted last: they hold the upper halves of the masters",
+        "parameters are not those that were emitted last: they hold the upper halves of the \
+         masters",
     )
     .with("holding", plan.describe(chunk))
     .hint(

@@ -1,5 +1,5 @@
-//! A chunk's way into an update and out of it: compared with its checksums, shown to a snapshot,
-//! and given new checksums.
+//! What happens to a chunk around its update: before it, the chunk is compared with its checksums
+//! and offered to a snapshot; after it, the chunk gets new checksums and is written.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::swap::ResidentChunk;
 use crate::timers::{Counter, Timer, Timers};
 use crate::units::ChunkIndex;
 
-/// What that takes, at one step.
+/// What is needed for this at one step.
 pub(super) struct ChunkIo<'a> {
     pub plan: &'a Plan,
     pub pool: &'a rayon::ThreadPool,
@@ -29,8 +29,9 @@ pub(super) struct ChunkIo<'a> {
 }
 
 impl ChunkIo<'_> {
-    /// Before the update: is it what was written, and does a snapshot want it? (Upper halves of
-    /// masters have been compared with the caller's other arguments.)
+    /// Before the update: compares the chunk with its checksums if that is due, and offers it to
+    /// the snapshot under way. (Upper halves of masters are compared earlier, when the arguments of
+    /// the step are checked.)
     pub fn take_in(&mut self, resident: &ResidentChunk, uppers: &[bf16]) -> Result<()> {
         let (plan, chunk) = (self.plan, resident.index());
         self.timers.turn_to(chunk.0);
@@ -52,7 +53,8 @@ impl ChunkIo<'_> {
         Ok(())
     }
 
-    /// The gradients of a chunk at least; what was spilled is compared with its checksum.
+    /// The gradients of a chunk, and possibly others. What was spilled is compared with its
+    /// checksum.
     pub fn gradients<'s, G: GradElem>(
         &mut self,
         gradients: &'s StepGradients<'_, G>,
@@ -65,7 +67,7 @@ impl ChunkIo<'_> {
         gradients.of_chunk(self.plan, chunk, spilled)
     }
 
-    /// Compares what was spilled of a chunk's gradient with its checksum, if it is time for that.
+    /// Compares the spilled gradient of a chunk with its checksum, if that is due at this step.
     pub fn verify_gradient(
         &mut self,
         store: &GradientStore,
@@ -83,7 +85,7 @@ impl ChunkIo<'_> {
         Ok(())
     }
 
-    /// After a change: new checksums, and back to the drives.
+    /// After a change: takes new checksums, and sends the chunk to the drives.
     pub fn swap_out(&mut self, resident: ResidentChunk, uppers: &[bf16]) {
         let (chunk, before) = (resident.index(), Instant::now());
         self.checksums.take(self.pool, &self.plan.layout(chunk), chunk, &resident, uppers);

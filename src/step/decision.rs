@@ -1,4 +1,5 @@
-//! The one all-reduce of a step: squared norm, overflow and status together, and what follows.
+//! The one all-reduce of a step, with squared norm, overflows and status of all ranks, and the
+//! decision that follows from it.
 
 use std::time::Duration;
 
@@ -26,10 +27,10 @@ pub(super) struct WorldNorm {
     pub asking: u64,
 }
 
-/// Collective: adds up what the ranks found.
+/// Collective: adds up the norms, overflows and requests of all ranks.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub(super) fn reduce(
     comm: &dyn Communicator,
     norm: BlockNorm,
@@ -53,7 +54,7 @@ pub(super) fn reduce(
     Ok(WorldNorm { norm, overflows, failed, stopping, out_of_time, unbalanced, asking })
 }
 
-/// The same on every rank, because all of it follows from what was reduced.
+/// The outcome of the step. It is the same on every rank, because it follows from what was reduced.
 pub(super) fn decide(
     world: WorldNorm,
     attempt: u64,

@@ -1,4 +1,4 @@
-//! What an optimizer's drives do, and what they are given to do.
+//! The drives of an optimizer: their shares of what is written, and the memory that I/O uses.
 
 use std::time::Instant;
 
@@ -15,25 +15,28 @@ pub struct MemoryRegion {
 }
 
 impl SwappedOptimizer {
-    /// The drives' shares of what this rank writes, in the order of the plan's drives.
+    /// The drives' shares of what this rank writes, in the order of the configured drives; they add
+    /// up to 1.
     pub fn drive_shares(&self) -> Vec<f64> {
         self.shard.plan.placement().shares()
     }
 
-    /// Gives the drives other weights, as before the replacement of one. All ranks of a node give
-    /// the same. Chunks move when they are swapped out, so the next step (of a durable job, the
-    /// next two commits) brings everything where it is to be, as far as `drives.stripe_headroom`
-    /// allows. With `drives.reweight`, what is measured may change the weights again.
+    /// Gives the drives other weights, for instance before one of them is replaced. All ranks of a
+    /// node give the same. Chunks move when they are swapped out, so everything lies in its new
+    /// place after the next step, or for a durable job after the next two commits, as far as
+    /// `drives.stripe_headroom` allows. With `drives.reweight`, measurements may change the weights
+    /// again.
     ///
     /// # Errors
-    /// Usage if there is not one weight for each drive, or a weight is out of range.
+    /// Usage, on this rank alone, if there is not one weight for each drive, or a weight is out of
+    /// range.
     pub fn set_drive_weights(&mut self, weights: &[f64]) -> Result<()> {
         self.watch.balance.set_weights(&self.shard.plan, self.comm.host(), weights)
     }
 
-    /// The one mapping that all buffers lie in: chunks that are swapped in and gradients that are
-    /// kept. It stays where it is as long as the optimizer lives. For callers who register it with
-    /// a device; what lies in it is only valid where a handle or a borrow says so.
+    /// The memory in which all buffers lie, those of chunks and those of gradients, for callers who
+    /// register it with a device. It stays at this address as long as the optimizer lives. Its
+    /// content is valid only where a handle or a borrow says so.
     pub fn arena(&self) -> MemoryRegion {
         let (address, bytes) = self.shard.arena;
         MemoryRegion { address, bytes }

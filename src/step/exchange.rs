@@ -14,14 +14,15 @@ use crate::units::ParamIndex;
 
 impl SwappedOptimizer {
     /// Collective among the ranks that share this rank's inventory: adds the gradients of all
-    /// parameters over them, and leaves in `shard` those that this rank owns, in shard order.
-    /// `full` has every parameter, end to end in the order of the inventory. Ranks are added in
-    /// rank order, so the sum has the same bits for any communicator and any cut. (The sum over
-    /// data-parallel ranks: divide by their number for a mean.)
+    /// parameters over these ranks, and writes the sums that this rank owns to `shard`, in shard
+    /// order. `full` has a gradient for each element of every parameter, end to end in the order of
+    /// the inventory; `shard` has as many elements as [`Self::partition`]. Ranks are added in rank
+    /// order, so the sum has the same bits for any communicator and any cut. It is a sum and no
+    /// mean: divide by the number of data-parallel ranks where a mean is wanted.
     ///
     /// # Errors
-    /// Usage on this rank alone, before anything is sent, if a slice has another length than the
-    /// parameters or the shard; as every collective.
+    /// Usage, on this rank alone and before anything is sent, if a slice has another length than
+    /// the parameters or the shard. Peer, not agreed, if another rank does not come in time.
     pub fn reduce_gradients(&mut self, full: &[f32], shard: &mut [f32]) -> Result<()> {
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
@@ -30,12 +31,14 @@ impl SwappedOptimizer {
     }
 
     /// Collective among the ranks that share this rank's inventory: adds the gradients of one
-    /// parameter over them, in rank order, and leaves those that this rank owns where they belong
-    /// in `shard`. All ranks name the same parameter. Gives whether this rank owns any of it.
+    /// parameter over these ranks, in rank order, and writes the sums that this rank owns to their
+    /// places in `shard`, which is of the whole shard. `full` has a gradient for each element of
+    /// the parameter. All ranks name the same parameter. Returns whether this rank owns any of it.
     ///
     /// # Errors
-    /// Usage on this rank alone, before anything is sent, for an unknown parameter or a slice of
-    /// another length than the parameter or the shard; as every collective.
+    /// Usage, on this rank alone and before anything is sent, for an unknown parameter or a slice
+    /// of another length than the parameter or the shard. Peer, not agreed, if another rank does
+    /// not come in time.
     pub fn reduce_gradient(
         &mut self,
         param: ParamIndex,
@@ -59,12 +62,12 @@ impl SwappedOptimizer {
     }
 
     /// Collective among the ranks that share this rank's inventory: every rank gives the parameters
-    /// of its shard, in shard order, and gets all of them in `full`, end to end in the order of the
-    /// inventory.
+    /// of its shard, in shard order, and gets every element of all parameters in `full`, end to end
+    /// in the order of the inventory.
     ///
     /// # Errors
-    /// Usage on this rank alone, before anything is sent, if a slice has another length than the
-    /// shard or the parameters; as every collective.
+    /// Usage, on this rank alone and before anything is sent, if a slice has another length than
+    /// the shard or the parameters. Peer, not agreed, if another rank does not come in time.
     pub fn gather_parameters<P: Pod>(&mut self, shard: &[P], full: &mut [P]) -> Result<()> {
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
@@ -72,7 +75,8 @@ impl SwappedOptimizer {
         all_gather_ranges(&*comm, shard, owners.ranges(), full)
     }
 
-    /// Who owns what; ranks that have brought pieces tell each other once.
+    /// Which rank owns what. Collective at the first call, where ranks have brought pieces of their
+    /// own: they exchange these.
     fn owners(&mut self) -> Result<&Owners> {
         if self.owners.is_none() {
             let plan = &self.shard.plan;

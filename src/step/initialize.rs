@@ -15,15 +15,16 @@ use crate::units::ChunkIndex;
 
 impl SwappedOptimizer {
     /// Collective: writes the whole state for the first time, and emits the parameters of the
-    /// shard, in shard order, into `params`. `fill` gives the initial masters of a run of a
-    /// parameter: elements `run.param_offset..` of parameter `run.param`. Moments begin as the
-    /// optimizer declares them, those of built-in kinds with zero. A durable job commits that.
+    /// shard, in shard order, into `params`. `fill` writes the initial masters of a run:
+    /// `run.elems` elements of parameter `run.param`, from element `run.param_offset` on. Moments
+    /// begin as the optimizer declares them, those of built-in kinds with zero. A durable job
+    /// commits this state.
     ///
     /// # Errors
-    /// Agreed. Usage if there are committed steps to go on from ([`Self::resumed`]): they would be
-    /// lost, and nothing has changed; see [`Self::restart_training`]. Usage if `params` does not fit
-    /// the shard, or the codec of the master needs bf16 parameters. Errors of `fill`, and of the
-    /// drives.
+    /// Agreed. Usage if there are committed steps to go on from ([`Self::resumed`]), which would be
+    /// lost; nothing has changed then ([`Self::restart_training`] overwrites them). Usage if
+    /// `params` does not fit the shard, or the codec of the master needs bf16 parameters. Errors of
+    /// `fill`, and of the drives.
     pub fn initialize_parameters<S: ParameterSink + ?Sized>(
         &mut self,
         params: &mut S,
@@ -33,8 +34,8 @@ impl SwappedOptimizer {
         self.restart_training(params, fill)
     }
 
-    /// Collective: begins training anew, over whatever this optimizer has trained or gone on from:
-    /// [`Self::initialize_parameters`] for who means to lose that.
+    /// Collective: begins training anew, and overwrites whatever this optimizer has trained or gone
+    /// on from, committed steps included. Otherwise the same as [`Self::initialize_parameters`].
     ///
     /// # Errors
     /// Agreed. Usage if `params` does not fit the shard, or the codec of the master needs bf16
@@ -99,7 +100,7 @@ impl SwappedOptimizer {
         fill: &mut impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
     ) -> Result<()> {
         self.forget_pass();
-        // A snapshot of what is overwritten here would be of no state.
+        // A snapshot that is under way would mix old and new state.
         self.snapshot = None;
         self.discard_gradients();
         self.shard.check_params(params)?;
@@ -107,7 +108,8 @@ impl SwappedOptimizer {
         let shard = &mut self.shard;
         let plan = &shard.plan;
         let mut values = vec![Vec::new(); plan.tensors().len()];
-        // What is on its way is overwritten, also after a failure.
+        // All of the state is overwritten, so what is on its way does not matter, nor whether it
+        // fails.
         shard.swapper.recover();
         let mut sweep = shard.swapper.sweep(SweepKind::Fill, Ending::Written, &shard.slots)?;
         while let Some(mut resident) = sweep.next_chunk()? {
@@ -129,7 +131,8 @@ impl SwappedOptimizer {
     }
 }
 
-/// Lets the caller give the values of one chunk, padding included, which stays zero.
+/// Fills the arrays of one chunk with initial values, and lets the caller write those of its runs.
+/// Padding stays zero.
 fn fill_chunk(
     plan: &Plan,
     index: ChunkIndex,

@@ -1,4 +1,4 @@
-//! Looking at state between steps.
+//! Reading state back between steps.
 
 use half::bf16;
 
@@ -12,12 +12,13 @@ use crate::plan::Plan;
 use crate::swap::ResidentChunk;
 
 impl SwappedOptimizer {
-    /// Collective: reads the whole state back, in no particular order of chunks, and shows it run
-    /// by run as f32 values. Nothing is written, and nothing counts as part of a step.
+    /// Collective: reads the whole state of this rank's shard back, in no particular order of
+    /// chunks, and calls `look` with it run by run. Nothing is written, and nothing counts as part
+    /// of a step.
     ///
-    /// `params` are the parameters of the shard as they were emitted last. Only a scratch job with
-    /// the codec remainder16 needs them, since they hold the upper halves of its masters;
-    /// [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
     /// Agreed: errors of `look` and of the drives; usage if `params` are needed and missing.
@@ -49,8 +50,9 @@ impl SwappedOptimizer {
     /// order.
     ///
     /// # Errors
-    /// Agreed. Usage if `params` does not fit the shard, or if the masters' upper halves are nowhere
-    /// but in the parameters themselves; errors of the drives.
+    /// Agreed. Usage if `params` does not fit the shard, or for a scratch job with the codec
+    /// remainder16, where the upper halves of the masters are in the parameters only. Errors of the
+    /// drives.
     pub fn emit_parameters<S: ParameterSink + ?Sized>(&mut self, params: &mut S) -> Result<()> {
         agree(&*self.comm, self.shard.check_params(params))?;
         let is_halved = self.shard.plan.is_halved();
@@ -67,18 +69,19 @@ impl SwappedOptimizer {
         agree(&*self.comm, result)
     }
 
-    /// Reads every chunk back, compares it with its checksums, and shows it with them; not agreed.
-    /// `params` are those of the shard, for masters whose upper halves are not on the drives.
+    /// Reads every chunk back, compares it with its checksums, and calls `look` with both; not
+    /// agreed. `params` are those of the shard, for masters whose upper halves are not on the
+    /// drives.
     pub(super) fn read_all(
         &mut self,
         params: &[bf16],
         look: impl FnMut(&Plan, &ResidentChunk, &[u32]) -> Result<()>,
     ) -> Result<()> {
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
-        // What was on its way before still counts.
+        // What was on its way before is recorded with the last step.
         self.shard.swapper.settle()?;
         self.record_moved();
-        // What follows is of no step.
+        // What follows belongs to no step.
         self.watch.recorder.spans().turn(false, 0);
         self.shard.read_all(params, look)?;
         self.watch.forget_kernel();

@@ -1,8 +1,11 @@
-//! The optimizer: everything before it put together. Create a [`SwappedOptimizer`], initialise it,
-//! step.
+//! The optimizer, in which all rooms before this one come together: a [`SwappedOptimizer`] is
+//! created, initialised, and stepped.
 //!
-//! [`optimizer`] has its parts: the shard on the drives (`shard`), how far training is (`progress`),
-//! what is recorded (`watch`). [`step`](self::step) is one step, in time order.
+//! [`optimizer`] lists its parts: the shard on the drives ([`shard`]), how far training is
+//! ([`progress`]), what is recorded ([`watch`]). [`step`](self::step) is one step in time order,
+//! and [`chunk_io`] what happens to a chunk in it. [`start`] creates an optimizer, [`durable`]
+//! commits and goes back to commits, [`custom`] is for updates of the caller's own, and [`check`]
+//! holds the state against what it should be.
 
 mod balance;
 mod between;

@@ -25,12 +25,13 @@ use crate::storage::Slots;
 use crate::swap::LentChunks;
 use crate::units::ParamIndex;
 
-/// An optimizer with master and moments on the drives: one per rank, all ranks act together. Every
-/// method marked collective is called by all ranks in the same order; an error that they have in
-/// common is agreed ([`Error::is_agreed`]), and after any other the job must end.
+/// An optimizer with masters and moments on the drives. There is one on each rank, and all ranks
+/// act together: every method marked as collective is called by all ranks, in the same order. An
+/// error that all ranks get is agreed ([`Error::is_agreed`]). After any other error of a collective
+/// method, the job must end.
 ///
-/// It may be handed to another thread. Gradients may come from any thread meanwhile, through a
-/// [`GradientSink`].
+/// It may be moved to another thread. Gradients may come from any thread at the same time, through
+/// a [`GradientSink`].
 pub struct SwappedOptimizer {
     /// Declared first, so dropped first: nothing is in flight when the files go.
     pub(super) shard: Shard,
@@ -41,12 +42,12 @@ pub struct SwappedOptimizer {
     pub(super) durable: Option<Durable>,
     pub(super) resumed: Option<Resumed>,
     pub(super) snapshot: Option<Snapshot>,
-    /// An update that the caller makes, chunk by chunk.
+    /// The update by the caller that is under way.
     pub(super) pass: Option<Pass>,
-    /// The chunks that the caller has meanwhile.
+    /// The chunks that the caller has at the moment.
     pub(super) lent: LentChunks<LentChunk>,
     pub(super) requests: Requests,
-    /// Which rank owns what, once it is asked for.
+    /// Which rank owns what, from the first exchange on.
     pub(super) owners: Option<Owners>,
     pub(super) comm: Arc<dyn Communicator>,
     pub(super) group: Group,
@@ -54,10 +55,10 @@ pub struct SwappedOptimizer {
 
 impl SwappedOptimizer {
     /// Collective: checks everything, then creates this rank's files and starts its I/O thread. A
-    /// durable job that has committed steps is found again on its drives, whatever the order in
-    /// which they are named now, and goes on from the newest commit that all ranks have: then
-    /// [`Self::resumed`] says which, and there is nothing to initialise.
-    /// Parameters of group 0 are put into the groups that the configuration names for them.
+    /// durable job that has committed steps is found on its drives, in whatever order they are
+    /// named now, and goes on from the newest commit that all ranks have: then [`Self::resumed`]
+    /// says which, and nothing is to be initialised. Parameters of group 0 are put into the groups
+    /// that the configuration names for them.
     ///
     /// # Errors
     /// The worst problem of any rank, agreed. Usage: a configuration out of range, no drives, a
@@ -65,8 +66,8 @@ impl SwappedOptimizer {
     /// pieces that are wrong, overlap or leave gaps; copies of a replicated parameter that do not
     /// agree; committed steps of another model. Unavailable: a drive or shard is missing, a job of
     /// the name is alive, committed steps are of another number of ranks. Cannot create: a drive is
-    /// too small. I/O, and lost state, where committed steps are damaged. A new job leaves nothing
-    /// on the drives then, and one that was there before stays as it is.
+    /// too small. I/O, and lost state, where committed steps are damaged. After an error, a new job
+    /// has left nothing on the drives, and a job that was there before is as it was.
     pub fn create(
         config: &Config,
         inventory: Inventory,
@@ -85,8 +86,8 @@ impl SwappedOptimizer {
             threads
                 .and_then(|it| Ok((it, start::open_records(&plan, &files, job_id, comes_back)?))),
         )?;
-        let tells_apart = !config.drives.weights.is_empty();
-        let balance = Balance::new(&plan, &files, meters, &topology, tells_apart);
+        let has_own_weights = !config.drives.weights.is_empty();
+        let balance = Balance::new(&plan, &files, meters, &topology, has_own_weights);
         let recorder = Recorder::new(files.paths(), Arc::clone(&tracer), config.report.trace_steps);
         let chunks = plan.partition().chunks().len();
         let gradients = (threads.spills, threads.resident);
@@ -129,32 +130,34 @@ impl SwappedOptimizer {
         &self.comm
     }
 
-    /// The ranks that share this rank's inventory: all of them, unless the caller says otherwise.
+    /// The ranks that share this rank's inventory: all ranks, unless [`CreateOptions::sharding`]
+    /// says otherwise.
     pub fn shard_group(&self) -> &Group {
         &self.group
     }
 
-    /// This rank's part of the parameters.
+    /// This rank's shard: its pieces of the parameters, its number of elements, and its chunks.
     pub fn partition(&self) -> &Partition {
         self.shard.plan.partition()
     }
 
-    /// Hyper-parameters of every group of parameters, read anew at every step. They begin as the
-    /// configuration has them, also when a job goes on.
+    /// The hyper-parameters of every group of parameters, as the next step uses them. They begin as
+    /// the configuration has them, also when a job goes on.
     pub fn param_groups(&self) -> &[Hyperparameters] {
         &self.progress.groups
     }
 
-    /// The same, to be changed between steps. All ranks make the same change.
+    /// The hyper-parameters of every group, to be changed between steps. All ranks make the same
+    /// change.
     pub fn param_groups_mut(&mut self) -> &mut [Hyperparameters] {
         &mut self.progress.groups
     }
 
-    /// Sets the learning rate of every group to `factor` times its configured one: a schedule in one
-    /// line. All ranks give the same factor.
+    /// Sets the learning rate of every group to `factor` times its configured one, as a schedule
+    /// does at every step. All ranks give the same factor.
     ///
     /// # Errors
-    /// Usage if the factor is negative, infinite or NaN.
+    /// Usage, on this rank alone, if the factor is negative, infinite or NaN.
     pub fn set_lr_factor(&mut self, factor: f64) -> Result<()> {
         if !(factor.is_finite() && factor >= 0.0) {
             return Err(Error::usage(
@@ -169,25 +172,25 @@ impl SwappedOptimizer {
         Ok(())
     }
 
-    /// Updates that a parameter has taken.
+    /// The number of updates that a parameter has taken.
     pub fn update_count(&self, param: ParamIndex) -> u64 {
         self.progress.update_counts[param.index()]
     }
 
-    /// Steps attempted so far, skipped ones included, over all starts of the job.
+    /// The number of steps attempted so far, skipped ones included, over all starts of the job.
     pub fn attempts(&self) -> u64 {
         self.progress.attempts
     }
 
-    /// What was given as [`StepOptions::user_blob`](super::StepOptions) with the last step that was
-    /// taken.
+    /// The bytes that were given as [`StepOptions::user_blob`](super::StepOptions) with the last
+    /// step.
     pub fn user_blob(&self) -> &[u8] {
         &self.progress.user_blob
     }
 
-    /// This rank has been asked to stop, or no longer. The next step tells all ranks: their
-    /// [`StepOutcome::stop`](super::StepOutcome) is true if any was asked. [`crate::Training`] calls
-    /// this when a signal comes.
+    /// Notes that this rank has been asked to stop, or with [`Stop::No`] that it no longer is. All
+    /// ranks learn of it in the next step: [`StepOutcome::stop`](super::StepOutcome) is true on all
+    /// if any rank was asked. [`crate::Training`] calls this when a signal comes.
     pub fn request_stop(&mut self, stop: Stop) {
         self.requests.stop = stop;
     }
@@ -203,8 +206,8 @@ impl SwappedOptimizer {
     /// committed, for a later start.)
     pub fn close(mut self) {
         self.forget_pass();
-        // What is lost here nobody would have used: a scratch job's state goes, and a durable job's
-        // commits are on the drives.
+        // A failure here loses nothing that would be used: the state of a scratch job is removed,
+        // and the commits of a durable job are on the drives.
         if self.progress.unusable.is_none()
             && let Err(error) = self.shard.swapper.flush()
         {

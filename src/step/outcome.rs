@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use crate::coord::Activity;
 
-/// What a step may be given.
+/// What a step may be given beside gradients and parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOptions<'a> {
-    /// What the loss was multiplied by, beside the scale of `[loss_scale]`; gradients are divided by
-    /// both. Default 1.
+    /// What the loss was multiplied by, in addition to the scale of `[loss_scale]`; gradients are
+    /// divided by both. Default: 1.
     pub loss_scale: f32,
-    /// Bytes that are committed with the step, and handed back when the job goes on from it: where
-    /// the caller is in its data, for instance. Default: none.
+    /// Bytes that are committed with the step, and returned when the job goes on from it: the
+    /// position in the training data, for instance. Default: none.
     pub user_blob: &'a [u8],
 }
 
@@ -29,7 +29,7 @@ pub enum Stop {
     No,
     /// Yes, and there is time for one more step.
     AfterThisStep,
-    /// Yes, and a step would take too long: what counts is the last commit.
+    /// Yes, and there is no time for a step: the job ends with its last commit.
     Now,
 }
 
@@ -55,23 +55,24 @@ pub enum StepResult {
 /// What a step did; the same on every rank but for `duration`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutcome {
-    /// Whether it was taken.
+    /// Whether the step was taken.
     pub result: StepResult,
-    /// Steps attempted so far, this one included unless it was out of time.
+    /// Number of steps attempted so far, including this one unless it was out of time.
     pub attempt: u64,
-    /// Global norm of the unscaled gradients, before clipping; infinite if the step was skipped.
+    /// Norm of the unscaled gradients of all ranks, before clipping; infinite if the step was
+    /// skipped.
     pub grad_norm: f64,
     /// What every gradient was multiplied by: loss scale and clipping together.
     pub grad_scale: f32,
-    /// The number of the commit that this step became, if it did.
+    /// The number of the commit with this step, if the step was committed.
     pub epoch: Option<u64>,
-    /// Whether a rank has been asked to stop. The step was committed then, if the job is durable
-    /// and there was time.
+    /// Whether a rank has been asked to stop. If so, the step was committed, provided that the job
+    /// is durable and there was time.
     pub stop: bool,
     /// Whether a rank has been asked for a table of the world.
     pub(crate) wants_table: bool,
-    /// From the call until all updates were made and agreed, and what had to be on the drives was
-    /// there: everything for a commit, nothing where writes go on behind the step.
+    /// Time from the call until all updates were made and agreed, and the writes that the step
+    /// waits for were done: all of them for a commit, none where writes go on behind the step.
     pub duration: Duration,
 }
 

@@ -14,7 +14,7 @@ type RangesByRank = Vec<Vec<Range<usize>>>;
 pub(super) struct Owners(RangesByRank);
 
 impl Owners {
-    /// Of ranks that have brought pieces of their own.
+    /// The owners where ranks have brought pieces of their own; `pieces` are those of each rank.
     pub fn of_pieces(plan: &Plan, pieces: &[Vec<Piece>]) -> Self {
         let range = |piece: &Piece| {
             let start = plan.inventory().flat_of(piece.param, piece.offset) as usize;
@@ -23,18 +23,19 @@ impl Owners {
         Self(pieces.iter().map(|of_rank| of_rank.iter().map(range).collect()).collect())
     }
 
-    /// Of the default cut.
+    /// The owners with the default cut.
     pub fn of_ranges(plan: &Plan) -> Self {
         let range = |range: &Range<u64>| range.start as usize..range.end as usize;
         Self(plan.ranges().iter().map(|of_rank| Vec::from([range(of_rank)])).collect())
     }
 
-    /// What each rank owns.
+    /// The ranges of the flat space that each rank owns.
     pub fn ranges(&self) -> &[Vec<Range<usize>>] {
         &self.0
     }
 
-    /// What each rank owns of one range, counted from its beginning, and where in its shard.
+    /// What each rank owns of the range `whole`: the ranges, counted from the beginning of `whole`,
+    /// and where each lies in the rank's shard.
     pub fn within(&self, whole: &Range<usize>) -> (RangesByRank, RangesByRank) {
         let (mut owned, mut in_shards) = (Vec::new(), Vec::new());
         for ranges in &self.0 {

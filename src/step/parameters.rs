@@ -5,40 +5,41 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 
-/// No parameters, where a call reads them only to learn the upper halves of masters.
+/// No parameters, for calls that read them only where they hold the upper halves of masters.
 pub const NO_PARAMETERS: &[()] = &[];
 
-/// Takes the parameters of this rank's shard as they are updated, chunk by chunk. A slice in shard
-/// order is one, of f32, bf16 or f16, or of units for a caller who wants none. A program whose
-/// parameters lie elsewhere brings its own: it gives a place to write into, and learns when all of
-/// it is written.
+/// Takes the parameters of this rank's shard as they are updated, chunk by chunk. A slice or `Vec`
+/// of f32, bf16 or f16 in shard order is a sink; [`NoParameters`] is one for a caller who wants
+/// none. A program whose parameters lie elsewhere implements this trait: it gives slices to write
+/// into, and learns when each is written.
 ///
-/// Elements are counted within the shard. Sections do not reach beyond one chunk.
+/// Ranges are of elements, counted within the shard. A section never reaches beyond one chunk.
 pub trait ParameterSink {
     /// The number format.
     type Elem: ParamElem;
 
-    /// Whether this takes the parameters of a shard of so many elements.
+    /// Checks that this sink can take the parameters of a shard of `elems` elements.
     ///
     /// # Errors
-    /// Usage if not; nothing has been done then.
+    /// Usage if it cannot. Nothing has been changed then.
     fn check(&self, elems: u64) -> Result<()>;
 
-    /// A place for these elements, as long as the range. With the codec remainder16 it holds what
-    /// was emitted last, which is half of the state; with others, anything.
+    /// The slice for these elements, with one value for each. With the codec remainder16 it must
+    /// hold what was emitted last, which is the upper half of the masters; with other codecs it may
+    /// hold anything.
     fn section(&mut self, elems: Range<usize>) -> &mut [Self::Elem];
 
-    /// Everything in the section that was asked for last has its new values. What an update leaves
-    /// alone keeps what the section held.
+    /// Called when the section that was asked for last has its new values. Elements that the update
+    /// left alone keep what the section held.
     ///
     /// # Errors
-    /// The step fails with it, as with an error of a drive.
+    /// An error makes the step fail, as an error of a drive does.
     fn emitted(&mut self, elems: Range<usize>) -> Result<()> {
         let _ = elems;
         Ok(())
     }
 
-    /// All of them at once, where they lie together in shard order.
+    /// All parameters of the shard at once, if they lie together in shard order; otherwise `None`.
     fn whole(&self) -> Option<&[Self::Elem]> {
         None
     }

@@ -1,4 +1,4 @@
-//! How far the training of this rank's shard is: what a commit makes permanent beside the state.
+//! How far training is on this rank: what a commit makes permanent beside the state.
 
 use super::outcome::{StepOptions, StepOutcome, StepResult};
 use crate::config::Config;
@@ -8,7 +8,7 @@ use crate::state::{Hyperparameters, LossScaler, ScaleChange};
 use crate::storage::Record;
 use crate::units::ParamIndex;
 
-/// Counts, hyper-parameters and the caller's own words.
+/// Counts, hyper-parameters, the loss scale and the caller's user blob.
 pub(super) struct Progress {
     /// Hyper-parameters of every group, as the next step uses them.
     pub groups: Vec<Hyperparameters>,
@@ -16,13 +16,13 @@ pub(super) struct Progress {
     pub update_counts: Vec<u64>,
     /// Steps attempted so far, over all incarnations of the job.
     pub attempts: u64,
-    /// Of the last step.
+    /// The loss scale of the last step.
     pub loss_scale: f32,
     pub loss_scaler: LossScaler,
     /// Given with the last step that was taken.
     pub user_blob: Vec<u8>,
-    /// Why the state on the drives is of no step, if it is not: not initialised yet, or a step
-    /// failed half-way.
+    /// Why the state on the drives cannot be used, if it cannot: it is not initialised yet, or a
+    /// step failed half-way.
     pub unusable: Option<&'static str>,
 }
 
@@ -40,7 +40,7 @@ impl Progress {
         }
     }
 
-    /// Whether the state on the drives is of a step.
+    /// Checks that the state on the drives can be used.
     ///
     /// # Errors
     /// Usage, with the reason.
@@ -50,7 +50,7 @@ impl Progress {
         })
     }
 
-    /// Whether a step can be taken with these hyper-parameters and options.
+    /// Checks that a step can be taken with these hyper-parameters and options.
     ///
     /// # Errors
     /// Usage, naming the group or the loss scale.
@@ -75,12 +75,12 @@ impl Progress {
         options.loss_scale * self.loss_scaler.scale()
     }
 
-    /// These parameters have taken an update.
+    /// Counts an update of each of these parameters.
     pub fn count_updates(&mut self, params: &[ParamIndex]) {
         params.iter().for_each(|param| self.update_counts[param.index()] += 1);
     }
 
-    /// The updates of these parameters have not been.
+    /// Takes back the last count of these parameters, whose updates did not happen.
     pub fn uncount_updates(&mut self, params: &[ParamIndex]) {
         params.iter().for_each(|param| self.update_counts[param.index()] -= 1);
     }
@@ -91,7 +91,7 @@ impl Progress {
         pieces.map(|piece| self.update_counts[piece.param.index()]).collect()
     }
 
-    /// Goes back to what a commit has.
+    /// Goes back to the values of a commit.
     pub fn restore(&mut self, plan: &Plan, record: &Record) {
         self.attempts = record.attempts;
         self.user_blob.clone_from(&record.user_blob);
@@ -101,9 +101,10 @@ impl Progress {
         }
     }
 
-    /// The norm was agreed, and so is what follows from it for the loss scale. (DeepSpeed ends the
-    /// job when an overflow meets the smallest scale. Here the step was skipped, so nothing is lost,
-    /// and a bad batch may be all there was; if it goes on, the log says so at every step.)
+    /// Moves the loss scale as the outcome of a step demands; all ranks do the same, since they
+    /// have the same outcome. (DeepSpeed ends the job when an overflow meets the smallest scale.
+    /// Here the step was skipped, so nothing is lost, and it may have been a single bad batch; if
+    /// overflows go on, the log has a warning at every step.)
     pub fn follow_outcome(&mut self, outcome: &StepOutcome) {
         let before = self.loss_scaler.scale();
         let change = self.loss_scaler.update(outcome.result == StepResult::Skipped);

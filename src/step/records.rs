@@ -17,8 +17,9 @@ use crate::units::StepRange;
 
 /// Spans of one step that are kept for the picture of a step, when nothing is traced.
 const PICTURE_SPANS: usize = 4096;
-/// Spans of it that are told to the others, and by how many ranks.
-const PICTURE_SPANS_TOLD: usize = 1000;
+/// Spans of a picture that a rank sends to the others.
+const PICTURE_SPANS_SENT: usize = 1000;
+/// The first ranks send a picture, so many of them.
 const PICTURE_RANKS: u32 = 4;
 /// A picture is taken of the first recorded step, and of the second one if there is one.
 const PICTURE_STEPS: u64 = 2;
@@ -35,14 +36,15 @@ pub(super) struct Recorder {
     kernel: ProcessIoBytes,
     steps: u64,
     ring: Ring,
-    /// Bytes of spilled gradients that a step has told: most are spilled before their step.
-    spilled_told: u64,
+    /// Bytes of spilled gradients that samples of steps have reported so far. Most are spilled
+    /// before the step that they belong to.
+    reported_spill_bytes: u64,
     begun: Begun,
     /// When the last step ended, and what this rank had waited for others by then.
     ended: Option<(Instant, Waits)>,
 }
 
-/// What there was when a step began.
+/// Counters and times as they were when the step began.
 #[derive(Default)]
 struct Begun {
     waits: Waits,
@@ -71,24 +73,24 @@ impl Recorder {
             kernel: ProcessIoBytes::default(),
             steps: 0,
             ring: Ring::new(count),
-            spilled_told: 0,
+            reported_spill_bytes: 0,
             begun: Begun::default(),
             ended: None,
         }
     }
 
-    /// Memory for the spans of a rank.
+    /// The memory for spans of this rank.
     pub fn tracer(config: &ReportConfig) -> Arc<Tracer> {
         let is_tracing = !config.trace_steps.is_empty();
         Arc::new(Tracer::new(if is_tracing { config.trace_spans } else { PICTURE_SPANS }))
     }
 
-    /// Where the spans are.
+    /// The spans recorded so far.
     pub fn spans(&self) -> &Tracer {
         &self.tracer
     }
 
-    /// A step begins.
+    /// Begins a step.
     pub fn begin_step(&mut self, step: u64, waits: Waits, now: Instant) {
         let is_picture = self.trace_steps.is_empty() && self.steps < PICTURE_STEPS;
         if is_picture {
@@ -104,31 +106,38 @@ impl Recorder {
             ..Begun::default()
         };
         if let Some((ended, before)) = self.ended {
-            let waited = (waits - before).waited();
-            let between = now.saturating_duration_since(ended).saturating_sub(waited);
-            self.timers.record(Timer::BetweenSteps, between);
-            self.timers.record(Timer::CollectivesBetween, waited);
-            let paused = (waits - before).paused;
-            if !paused.is_zero() {
-                self.timers.record(Timer::NotRunning, paused);
-            }
-            // Which was when is not known: first all work, then all waiting, make the picture.
-            let worked = ended + between;
-            self.span(Timer::BetweenSteps, ended, worked);
-            self.span(Timer::CollectivesBetween, worked, worked + waited);
-            self.span(Timer::NotRunning, now.checked_sub(paused).unwrap_or(now), now);
-            (self.begun.between_ns, self.begun.waiting_ns) = (ns(between), ns(waited));
+            self.record_between(ended, waits - before, now);
         }
     }
 
-    /// Traces what is no timer of the caller's thread by itself.
+    /// Records the time between the end of the last step and now, of which `waits` were spent in
+    /// collectives.
+    fn record_between(&mut self, ended: Instant, waits: Waits, now: Instant) {
+        let waited = waits.waited();
+        let between = now.saturating_duration_since(ended).saturating_sub(waited);
+        self.timers.record(Timer::BetweenSteps, between);
+        self.timers.record(Timer::CollectivesBetween, waited);
+        if !waits.paused.is_zero() {
+            self.timers.record(Timer::NotRunning, waits.paused);
+        }
+        // When the rank worked and when it waited is not known. In the picture all work comes
+        // first, then all waiting.
+        let worked = ended + between;
+        self.span(Timer::BetweenSteps, ended, worked);
+        self.span(Timer::CollectivesBetween, worked, worked + waited);
+        self.span(Timer::NotRunning, now.checked_sub(waits.paused).unwrap_or(now), now);
+        (self.begun.between_ns, self.begun.waiting_ns) = (ns(between), ns(waited));
+    }
+
+    /// Traces a span that no timer of the caller's thread has measured.
     fn span(&self, timer: Timer, begin: Instant, end: Instant) {
         if self.tracer.is_on() && begin < end {
             self.tracer.record(SpanKind::Timer(timer as u8), NO_CHUNK, 0, (begin, end));
         }
     }
 
-    /// Adds what the drives did, also when it ended after the step that it was for.
+    /// Adds what the drives did since the last call. Writes may have ended after the step that they
+    /// belong to.
     pub fn add_moved(&mut self, moved: &SweepTotals) {
         for (index, more) in moved.drives.iter().enumerate() {
             self.drives[index].add(more);
@@ -150,7 +159,8 @@ impl Recorder {
         self.kernel.written_bytes += kernel.written_bytes;
     }
 
-    /// A step has ended. Gives what is to be told about it; [`Self::samples`] has the drives'.
+    /// Ends a step and returns what is to be reported of it, except for what the drives did:
+    /// [`Self::samples`] has that.
     pub fn end_step(
         &mut self,
         (step, skipped): (u64, bool),
@@ -189,8 +199,9 @@ impl Recorder {
             kernel_written_bytes: kernel.written_bytes,
             cache_hit_bytes: self.timers.counted(Counter::CacheHitBytes)
                 - self.begun.cache_hit_bytes,
-            spilled_gradient_bytes: spilled - std::mem::replace(&mut self.spilled_told, spilled),
+            spilled_gradient_bytes: spilled - self.reported_spill_bytes,
         };
+        self.reported_spill_bytes = spilled;
         self.add_kernel(kernel);
         self.ring.push(sample, &self.samples);
         self.steps += 1;
@@ -203,7 +214,7 @@ impl Recorder {
         &self.samples
     }
 
-    /// The next sample begins.
+    /// Sets the counters of drives back to zero, for the next sample.
     pub fn clear_samples(&mut self) {
         self.samples.fill(DriveSample::default());
     }
@@ -215,7 +226,7 @@ impl Recorder {
         self.kernel = ProcessIoBytes::default();
         self.steps = 0;
         self.ring.clear();
-        self.spilled_told = 0;
+        self.reported_spill_bytes = 0;
         self.ended = None;
     }
 
@@ -240,7 +251,7 @@ impl Recorder {
             let step = picture.first().map_or(0, |span| span.step);
             picture.retain(|span| span.step == step);
             picture.sort_by_key(|span| span.begin_ns);
-            picture.truncate(PICTURE_SPANS_TOLD);
+            picture.truncate(PICTURE_SPANS_SENT);
         }
         RankRecord {
             rank: comm.rank().0,

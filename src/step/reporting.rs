@@ -1,4 +1,4 @@
-//! What an optimizer says of its steps: records to whoever asks, and the files of `[report]`.
+//! What an optimizer reports about its steps: records on request, and the files of `[report]`.
 
 use super::optimizer::SwappedOptimizer;
 use crate::coord::gather_all;
@@ -6,17 +6,19 @@ use crate::error::Result;
 use crate::telemetry::{RankRecord, world_report};
 
 impl SwappedOptimizer {
-    /// Collective: what every rank has recorded since the last [`Self::reset_records`].
+    /// Collective: what every rank has recorded since its optimizer was created, or since the last
+    /// [`Self::reset_records`]; one record for each rank, in rank order.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn gather_records(&self) -> Result<Vec<RankRecord>> {
         let elems = self.partition().elems();
         gather_all(&*self.comm, &self.watch.recorder.record(&*self.comm, elems))
     }
 
-    /// Forgets timers and counters, so that warm-up can be left out. Files of `[report]` go on.
-    /// What is on its way then counts later; [`Self::flush`] before makes counts exact.
+    /// Sets timers and counters back to zero, so that warm-up can be left out. The files of
+    /// `[report]` go on. Reads and writes that are on their way now are counted when they end; call
+    /// [`Self::flush`] first for exact counts.
     pub fn reset_records(&mut self) {
         self.record_moved();
         self.watch.record_handed_over(&mut self.gradients.hold());
@@ -27,18 +29,19 @@ impl SwappedOptimizer {
     /// [`Self::reset_records`], for people. Every rank gets the same text.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn world_report(&self) -> Result<String> {
         let endurance = self.shard.plan.config().report.drive_endurance;
         Ok(world_report(&self.gather_records()?, endurance))
     }
 
-    /// Collective: writes what `[report]` wants at the end of a job: the trace, if that has not
-    /// been written, tables and results, which name the command that started this process. Does
-    /// nothing where no report is wanted.
+    /// Collective: writes the reports that `[report]` asks for at the end of a job: the trace,
+    /// unless it has been written, tables, and results, which include `command`, the arguments that
+    /// started this process. Does nothing where no report is asked for.
     ///
     /// # Errors
-    /// As every collective. A file that cannot be written is a warning.
+    /// Peer, not agreed, if another rank does not come in time. Agreed errors of writes that were
+    /// still on their way. A report that cannot be written is a warning.
     pub fn finish_report(&mut self, command: Vec<String>) -> Result<()> {
         if self.watch.outlet.is_none() {
             return Ok(());

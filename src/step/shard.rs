@@ -1,5 +1,5 @@
-//! This rank's shard: what lies on its drives, what brings chunks into memory and back, and what is
-//! known of their bytes.
+//! This rank's shard: its files on the drives, the swapper that brings chunks into memory and back,
+//! and their slots and checksums.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::storage::{ShardFiles, Slots};
 use crate::swap::{Ending, ResidentChunk, Swapper, SweepKind};
 use crate::timers::Timers;
 
-/// A shard, open.
+/// An open shard.
 pub(super) struct Shard {
     /// Declared first, so dropped first: nothing is in flight when the files go.
     pub swapper: Swapper,
@@ -32,7 +32,7 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// Takes the shard apart for a sweep: chunks come from the swapper and go through the rest.
+    /// Divides the shard for a sweep: chunks come from the swapper, and the rest accompanies them.
     pub fn for_sweep<'a>(
         &'a mut self,
         attempt: u64,
@@ -43,8 +43,9 @@ impl Shard {
         (swapper, ChunkIo { plan, pool, attempt, slots, checksums, snapshot, timers })
     }
 
-    /// Reads every chunk back, compares it with its checksums, and shows it with them; not agreed.
-    /// `params` are those of the shard, for masters whose upper halves are not on the drives.
+    /// Reads every chunk back, compares it with its checksums, and calls `look` with both; not
+    /// agreed. `params` are those of the shard, for masters whose upper halves are not on the
+    /// drives.
     ///
     /// # Errors
     /// Usage if those are needed and missing; errors of `look` and of the drives.
@@ -72,7 +73,8 @@ impl Shard {
         sweep.finish()
     }
 
-    /// Whether a sink of parameters fits the shard, and can hold upper halves of masters if it must.
+    /// Checks that a sink of parameters fits the shard, and is of bf16 where parameters hold the
+    /// upper halves of masters.
     ///
     /// # Errors
     /// Usage.
@@ -88,11 +90,11 @@ impl Shard {
         Ok(())
     }
 
-    /// Whether parameters that hold the upper halves of the masters are those that were emitted
-    /// last; nothing to compare for other codecs.
+    /// Checks that parameters that hold the upper halves of the masters are those that were emitted
+    /// last. With other codecs there is nothing to compare.
     ///
     /// # Errors
-    /// Usage, naming what is not.
+    /// Usage, naming the first chunk whose parameters differ.
     pub fn verify_params<S: ParameterSink + ?Sized>(
         &self,
         params: &mut S,

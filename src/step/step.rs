@@ -23,16 +23,18 @@ use crate::units::ParamIndex;
 
 impl SwappedOptimizer {
     /// Collective: one optimizer step. Gradients are those of this rank's shard, reduced over the
-    /// ranks, or what was handed over before ([`Gradients::HandedOver`]), which is gone then, whether
-    /// the step is taken or skipped. `params` receives the updated parameters of the shard, in shard
-    /// order. Parameters without a gradient keep what `params` holds. With the codec remainder16
-    /// `params` holds what the last step emitted, which is half of the state.
+    /// ranks, or those that were handed over before ([`Gradients::HandedOver`]), which are
+    /// forgotten when the step has been taken or skipped. `params` receives the updated parameters
+    /// of the shard, in shard order; parameters without a gradient keep what `params` holds. With
+    /// the codec remainder16, `params` must hold what the last step emitted, because that is the
+    /// upper half of the masters.
     ///
     /// # Errors
     /// Agreed. Usage leaves everything as it was: gradients that do not fit the shard or are only
     /// partly there, parameters of another length or format, hyper-parameters out of range, an
-    /// optimizer without initial state, a program's own optimizer. I/O, and lost state, make the
-    /// optimizer unusable, because a part of the state is one step ahead: see [`Self::recover`].
+    /// optimizer without initial state, a program's own optimizer. After I/O and lost-state errors
+    /// the optimizer is unusable, because a part of the state is one step ahead; a durable job can
+    /// go back to its last commit with [`Self::recover`].
     pub fn step<G: GradElem, S: ParameterSink + ?Sized>(
         &mut self,
         gradients: &Gradients<'_, G>,
@@ -65,7 +67,7 @@ impl SwappedOptimizer {
         result
     }
 
-    /// Collective: a step begins.
+    /// Collective: begins a step, with its clock and its records.
     pub(super) fn begin_step(&mut self) -> Result<(Instant, Activity)> {
         let step = self.progress.attempts + 1;
         self.watch.record_handed_over(&mut self.gradients.hold());
@@ -115,7 +117,8 @@ impl SwappedOptimizer {
         self.shard.verify_params(params, self.progress.attempts + 1)
     }
 
-    /// Collective: the rest of a step, with the gradients that were accepted, if they were.
+    /// Collective: the rest of a step, with the gradients that were accepted, or the error why they
+    /// were not.
     fn take_step<G: GradElem, S: ParameterSink + ?Sized>(
         &mut self,
         begun: (Instant, Activity),
@@ -158,8 +161,8 @@ impl SwappedOptimizer {
         self.end_step(begun, result, &updated)
     }
 
-    /// Collective: norm and decision of a step, with the gradients that were accepted, if they
-    /// were. The sweep is under way afterwards if the step is taken or skipped.
+    /// Collective: norm and decision of a step, with the gradients that were accepted, or the error
+    /// why they were not. Afterwards the sweep is under way, unless the step is out of time.
     pub(super) fn decide_step<'g, G: GradElem>(
         &mut self,
         kind: SweepKind,
@@ -198,12 +201,8 @@ impl SwappedOptimizer {
         if world.out_of_time > 0 {
             agree(&*self.comm, sweep.abandon())?;
             activity.turn_to(Phase::BetweenSteps);
-            // A commit of the steps since the last one costs no more than a record.
-            let attempts = self.progress.attempts;
-            if self.committed_attempts().is_some_and(|committed| committed < attempts) {
-                self.commit()?;
-            }
-            let outcome = decide(world, attempts, clip_norm, loss_scale);
+            self.commit_steps_so_far()?;
+            let outcome = decide(world, self.progress.attempts, clip_norm, loss_scale);
             let epoch = self.epoch();
             let outcome = StepOutcome { result: StepResult::OutOfTime, epoch, ..outcome };
             return Ok((Begun { start, activity, outcome }, gradients));
@@ -216,8 +215,17 @@ impl SwappedOptimizer {
         Ok((Begun { start, activity, outcome }, gradients))
     }
 
-    /// Collective: everything of a step after the last chunk has been updated, which came to
-    /// `result`.
+    /// Collective: commits the steps since the last commit, which takes no more than a record.
+    fn commit_steps_so_far(&mut self) -> Result<()> {
+        let attempts = self.progress.attempts;
+        if self.committed_attempts().is_some_and(|committed| committed < attempts) {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Collective: ends a step after its last chunk has been updated. `result` is the result of the
+    /// updates on this rank.
     pub(super) fn end_step(
         &mut self,
         begun: Begun,
@@ -233,7 +241,7 @@ impl SwappedOptimizer {
         Ok(outcome)
     }
 
-    /// What must be on the drives when the next step ends.
+    /// Which writes the next step waits for at its end.
     fn ending(&self) -> Ending {
         let config = self.shard.plan.config();
         let next = self.progress.attempts + 1;
@@ -246,9 +254,9 @@ impl SwappedOptimizer {
         }
     }
 
-    /// Collective: counts the updates, writes the record if this step is one to commit, and agrees.
-    /// The record comes before the agreement: it counts only if all ranks have theirs. Gives the
-    /// number of the commit.
+    /// Collective: counts the updates, writes the record if the step is to be committed, and
+    /// agrees. The record is written before the agreement, and counts only if all ranks have
+    /// written theirs. Returns the number of the commit, if there is one.
     fn settle(
         &mut self,
         moved: Result<()>,
@@ -272,7 +280,7 @@ impl SwappedOptimizer {
     }
 }
 
-/// Whether there is code for the update.
+/// An error if the update is the program's own, for which there is no code here.
 fn check_rule(plan: &Plan) -> Result<()> {
     plan.config().optimizer.own.as_ref().map_or(Ok(()), |own| {
         Err(Error::usage("a program's own optimizer is not updated by `step`")
@@ -281,7 +289,7 @@ fn check_rule(plan: &Plan) -> Result<()> {
     })
 }
 
-/// Forgets gradients that a step has used, or lost.
+/// Forgets the gradients that were handed over if a step has used or lost them.
 pub(super) fn clear_if_used(held: &mut HeldGradients<'_>, result: &Result<StepOutcome>) {
     let are_used = match result {
         Ok(outcome) => outcome.result != StepResult::OutOfTime,
@@ -292,7 +300,7 @@ pub(super) fn clear_if_used(held: &mut HeldGradients<'_>, result: &Result<StepOu
     }
 }
 
-/// The pipeline's middle: what happens to each chunk while it is in memory.
+/// Takes each chunk from the sweep, updates it, and gives it back to be written.
 fn run_updates<G: GradElem, S: ParameterSink + ?Sized>(
     updates: &Updates<'_>,
     gradients: &StepGradients<'_, G>,
@@ -323,7 +331,7 @@ fn run_updates<G: GradElem, S: ParameterSink + ?Sized>(
     io.timers.time(Timer::SwapOutState, || sweep.finish())
 }
 
-/// Parameters as upper halves of masters, where they are that.
+/// The parameters as upper halves of masters if the codec is remainder16, otherwise nothing.
 pub(super) fn halves_of<'a, P: ParamElem>(plan: &Plan, params: &'a [P]) -> &'a [bf16] {
     if plan.is_halved() { P::upper_halves(params) } else { &[] }
 }

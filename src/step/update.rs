@@ -15,15 +15,15 @@ pub(super) struct Updates<'a> {
     pub plan: &'a Plan,
     pub pool: &'a rayon::ThreadPool,
     pub groups: &'a [Hyperparameters],
-    /// Updates that each parameter has taken before this one.
+    /// The number of updates that each parameter has taken before.
     pub update_counts: &'a [u64],
     pub grad_scale: f32,
     pub rounder: Rounder,
 }
 
 impl Updates<'_> {
-    /// Updates the elements of a chunk that have a gradient, and emits `params`, those of the
-    /// chunk's live elements. Tells whether there were any.
+    /// Updates the elements of a chunk that have a gradient, and emits the parameters of the
+    /// chunk's live elements into `params`. Returns whether any element had a gradient.
     pub fn run<G: GradElem, P: ParamElem>(
         &self,
         chunk: ChunkIndex,

@@ -1,4 +1,4 @@
-//! A look at state: values of one run, decoded from a resident chunk.
+//! State as f32 values, decoded from a resident chunk.
 
 use half::bf16;
 
@@ -12,17 +12,18 @@ use crate::units::ChunkIndex;
 /// The state of one run of a parameter, as f32 values.
 #[derive(Clone, Copy, Debug)]
 pub struct StateView<'a> {
-    /// Which elements.
+    /// The elements: `run.elems` of parameter `run.param`, from element `run.param_offset` on.
     pub run: &'a Run,
-    /// Of which parameter.
+    /// The parameter that they belong to.
     pub parameter: &'a Parameter,
-    /// fp32 master.
+    /// The masters, one for each element.
     pub master: &'a [f32],
-    /// The optimizer's moments, in its order; for AdamW `exp_avg` and `exp_avg_sq`.
+    /// The other state tensors, in the order in which the optimizer declares them, each with one
+    /// value for each element; for AdamW `exp_avg` and `exp_avg_sq`.
     pub moments: &'a [&'a [f32]],
 }
 
-/// Decodes chunks; keeps the memory for it from one to the next.
+/// Decodes chunks, and reuses its memory from one chunk to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     decoded: Vec<Vec<f32>>,
@@ -57,7 +58,7 @@ impl Decoder {
 }
 
 /// The upper halves of a chunk's live masters, from the extent or from the shard's parameters;
-/// nothing if masters are whole.
+/// empty unless the codec is remainder16.
 pub(crate) fn upper_halves<'a>(
     plan: &Plan,
     chunk: ChunkIndex,

@@ -1,4 +1,4 @@
-//! What an optimizer records of itself, and whom it gives that to.
+//! What an optimizer records about its steps, and the reports that it writes from it.
 
 use super::balance::Balance;
 use super::outcome::{StepOutcome, StepResult};
@@ -25,7 +25,7 @@ impl Watch {
     /// Collective: opens the files of `[report]`, if any are wanted.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn open(
         config: &Config,
         comm: &dyn Communicator,
@@ -42,7 +42,7 @@ impl Watch {
     /// Collective in the step that follows the last traced one.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn write_due_trace(&mut self, step: u64, comm: &dyn Communicator) -> Result<()> {
         match &mut self.outlet {
             Some(outlet) => outlet.write_due_trace(step, comm, self.recorder.spans()),
@@ -55,7 +55,7 @@ impl Watch {
         held.drain_timers(&mut self.recorder.timers);
     }
 
-    /// Counts what has been moved for steps since the last call.
+    /// Counts what has been moved to and from the drives since the last call.
     pub fn record_moved(&mut self, swapper: &mut Swapper) {
         let kernel = self.process_io.since_last();
         self.count_moved(swapper);
@@ -70,12 +70,12 @@ impl Watch {
         }
     }
 
-    /// What the kernel has counted since the last call is of no step.
+    /// Leaves out what the kernel has counted since the last call: it belongs to no step.
     pub fn forget_kernel(&mut self) {
         self.process_io.since_last();
     }
 
-    /// A step has ended.
+    /// Records the end of a step.
     pub fn end_step(&mut self, outcome: &StepOutcome, swapper: &mut Swapper, waits: Waits) {
         self.balance.end_step(outcome.duration);
         let kernel = self.process_io.since_last();
@@ -88,7 +88,7 @@ impl Watch {
         self.recorder.clear_samples();
     }
 
-    /// The files of `[report]` end here.
+    /// Ends the files of `[report]`.
     pub fn close(&mut self) {
         if let Some(outlet) = &mut self.outlet {
             outlet.close(self.recorder.samples());

@@ -2,13 +2,13 @@
 //! waiting on. Runs in the loop that waits, on the thread that calls MPI.
 //!
 //! Of its own node a rank knows from the page. Between nodes, the lowest waiting rank of a node
-//! (its speaker) tells rank 0, and rank 0 answers with the progress that it knows of, which the
-//! speaker passes on through its page. So waiting goes on everywhere as long as a late rank
-//! anywhere makes progress, with two limits:
+//! (its speaker) sends notices to rank 0, and rank 0 answers with the progress that it knows of,
+//! which the speaker passes on through its page. Waiting therefore goes on everywhere as long as a
+//! late rank anywhere makes progress, with two limits:
 //!
 //! - If rank 0 itself is late nobody answers, and ranks on other hosts give up after `peer_timeout`
 //!   although rank 0, or another rank on its node, may have made progress.
-//! - Notices go out once per `stall_warning`, so what they tell is up to twice that old. A
+//! - Notices go out once per `stall_warning`, so their content is up to twice that old. A
 //!   `peer_timeout` that is shorter is over before progress on another host is known.
 
 use std::collections::BTreeMap;
@@ -25,15 +25,15 @@ use crate::error::{Error, ErrorKind};
 use crate::units::Rank;
 use crate::wire;
 
-/// Rank 0 hears the others.
+/// The rank that notices go to.
 const HUB: Rank = Rank(0);
 
 /// Ranks in one notice, so that it stays short (`mail::MESSAGE_BYTES_MAX`). Of more late ranks of
 /// one node, the rest count as those of whom nothing is known.
-const LATE_TOLD_MAX: usize = 32;
-const WAITING_TOLD_MAX: usize = 256;
+const NOTICE_LATE_MAX: usize = 32;
+const NOTICE_WAITING_MAX: usize = 256;
 
-/// What speakers and the hub tell each other, about the collective of this number.
+/// What speakers and the hub send each other, about the collective of this number.
 #[derive(Serialize, Deserialize)]
 enum Message {
     /// From a speaker: who waits on its node, and who is late.
@@ -43,8 +43,9 @@ enum Message {
 }
 
 /// What a notice said about a rank.
-enum Told {
+enum Reported {
     Waiting,
+    /// Late, and when the notice came.
     Late(LateRank, u64),
 }
 
@@ -57,9 +58,9 @@ pub(super) struct Wait {
     progress_ms: u64,
     next_look_ms: u64,
     next_words_ms: u64,
-    /// The hub's: what notices said.
-    told: BTreeMap<u32, Told>,
-    /// A speaker's: whether its last notice awaits an answer.
+    /// On the hub: what notices have said of ranks on other nodes.
+    reported: BTreeMap<u32, Reported>,
+    /// On a speaker: its last notice has not been answered yet.
     is_unanswered: bool,
 }
 
@@ -79,7 +80,7 @@ impl Inspector {
         &self.presence
     }
 
-    /// This rank enters a collective.
+    /// Notes that this rank enters a collective.
     pub fn begin(&self, collective: Collective) -> Wait {
         let number = self.presence.enter_collective(collective);
         let begin_ms = now_ms();
@@ -95,17 +96,17 @@ impl Inspector {
             progress_ms: begin_ms,
             next_look_ms: begin_ms + self.limits.look_every_ms(),
             next_words_ms: begin_ms + first_words_ms,
-            told: BTreeMap::new(),
+            reported: BTreeMap::new(),
             is_unanswered: false,
         }
     }
 
-    /// The collective is complete.
+    /// Notes that the collective is complete.
     pub fn end(&self) {
         self.presence.leave_collective();
     }
 
-    /// Looks around, if it is time to. Gives an error if this rank has waited long enough.
+    /// Looks for late ranks if a look is due. Returns an error if this rank has waited long enough.
     pub fn look(&self, wait: &mut Wait) -> Option<Error> {
         let now_ms = now_ms();
         if now_ms < wait.next_look_ms {
@@ -132,7 +133,7 @@ impl Inspector {
         self.presence.topology().hosts()
     }
 
-    /// A warning, or a notice to the one who warns.
+    /// Warns, or sends a notice to the rank that warns.
     fn speak(&self, wait: &mut Wait, view: &NodeView, now_ms: u64) {
         let is_speaker = view.speaker() == Some(self.rank.0);
         if self.rank == HUB {
@@ -142,7 +143,8 @@ impl Inspector {
             self.warn(wait, view, "", now_ms);
         } else if is_speaker {
             if wait.is_unanswered {
-                // Late, or out of reach. Every node without the hub says so: none knows of others.
+                // The hub is late or out of reach. Every node without the hub warns then, since
+                // none knows of the others.
                 let host = &self.hosts()[HUB.index()];
                 let silent = format!("{HUB} on {host} has not answered, so it may be late; ");
                 self.warn(wait, view, &silent, now_ms);
@@ -162,8 +164,8 @@ impl Inspector {
     }
 
     fn send_notice(&self, wait: &mut Wait, view: &NodeView) {
-        let waiting = view.waiting.iter().copied().take(WAITING_TOLD_MAX).collect();
-        let late = view.late.iter().copied().take(LATE_TOLD_MAX).collect();
+        let waiting = view.waiting.iter().copied().take(NOTICE_WAITING_MAX).collect();
+        let late = view.late.iter().copied().take(NOTICE_LATE_MAX).collect();
         self.send(HUB.0, &Message::Notice { number: wait.number, waiting, late });
         wait.is_unanswered = true;
     }
@@ -174,9 +176,10 @@ impl Inspector {
         }
     }
 
-    /// Takes what has come. Messages about earlier collectives came too late, with one exception: a
-    /// rank that hangs inside of one may have let this rank pass, but not others. What was in the
-    /// letter-box before this rank had a reason to look is not such a message.
+    /// Takes the messages that have come. Those about earlier collectives came too late, with one
+    /// exception: a rank that hangs inside of the collective before may have let this rank pass,
+    /// but not others. Messages that came before this rank had waited for a while do not count as
+    /// such.
     fn read_mail(&self, wait: &mut Wait, now_ms: u64) {
         let mut speakers = Vec::new();
         let is_long = now_ms - wait.begin_ms >= self.limits.warning_ms;
@@ -205,15 +208,16 @@ impl Inspector {
 
     fn take_notice(&self, wait: &mut Wait, waiting: &[u32], late: &[LateRank], now_ms: u64) {
         for rank in waiting {
-            wait.told.insert(*rank, Told::Waiting);
+            wait.reported.insert(*rank, Reported::Waiting);
         }
         for rank in late {
-            wait.told.insert(rank.rank, Told::Late(*rank, now_ms));
+            wait.reported.insert(rank.rank, Reported::Late(*rank, now_ms));
         }
         self.learn_progress(wait, late.iter().map(|late| late.unchanged_ms).min(), now_ms);
     }
 
-    /// A late rank on another host has made progress; those who share the page learn it as well.
+    /// Takes over that a late rank on another host has made progress, and publishes it on the page
+    /// of this node.
     fn learn_progress(&self, wait: &mut Wait, ms_ago: Option<u64>, now_ms: u64) {
         let Some(ms_ago) = ms_ago else { return };
         let progress_ms = now_ms.saturating_sub(ms_ago);
@@ -230,10 +234,10 @@ impl Inspector {
         if self.rank == HUB {
             let others = (0..self.hosts().len()).map(Rank::from_index);
             for rank in others.filter(|rank| !self.presence.sees(*rank)) {
-                match wait.told.get(&rank.0) {
-                    Some(Told::Waiting) => {}
-                    Some(Told::Late(rank, told_ms)) => {
-                        late.push(rank.aged(now_ms - told_ms, self.limits));
+                match wait.reported.get(&rank.0) {
+                    Some(Reported::Waiting) => {}
+                    Some(Reported::Late(rank, reported_ms)) => {
+                        late.push(rank.aged(now_ms - reported_ms, self.limits));
                     }
                     None => unknown.push(rank.0),
                 }
@@ -258,7 +262,7 @@ impl Inspector {
     }
 }
 
-/// Nobody came in time.
+/// The error of a rank that has waited too long.
 pub(super) fn timed_out(collective: Collective, waited_ms: u64) -> Error {
     let (waited_s, name) = (waited_ms / 1000, collective.name());
     let waited = format!("waited {waited_s} s in {name} for other ranks");

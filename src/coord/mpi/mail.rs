@@ -77,7 +77,7 @@ impl Mail {
         unsafe { ffi::MPI_Get_count(&raw const status, ffi::RSMPI_UINT8_T, &raw mut len) };
         let from = status.MPI_SOURCE;
         let mut bytes = vec![0u8; usize::try_from(len).unwrap_or(0)];
-        // SAFETY: the buffer has the length that the probe told of this very message: nobody else
+        // SAFETY: the buffer has the length that the probe gave for this very message: nobody else
         // receives on this communicator, and messages from one rank do not overtake each other. It
         // has come whole (MESSAGE_BYTES_MAX), so the call does not wait.
         let code = unsafe {

@@ -62,7 +62,7 @@ impl World {
     /// `stall_warning`, and wait on as long as the late ones make progress.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn watch_stalls(&self, comm: &MpiCommunicator, stall_warning: Duration) -> Result<()> {
         if comm.size() == 1 {
             return Ok(());
@@ -154,7 +154,7 @@ impl MpiCommunicator {
         let mut polls = 0u32;
         loop {
             let now = Instant::now();
-            // Between two looks there is a sleep of a fraction of this at most.
+            // Between two polls the rank sleeps for a small part of `NOT_RUNNING` at most.
             paused += Some(now - looked).filter(|gap| *gap > NOT_RUNNING).unwrap_or_default();
             looked = now;
             let mut done = 0;
@@ -189,7 +189,7 @@ impl MpiCommunicator {
     }
 }
 
-/// A rank that waits and does not look for so long was not running.
+/// A waiting rank that has not polled for this long was not running.
 const NOT_RUNNING: Duration = Duration::from_millis(50);
 
 /// Yields at first, for latency; then sleeps, so that ranks that share cores get on.
@@ -235,8 +235,9 @@ impl Communicator for MpiCommunicator {
         self.inspector.get().map(Inspector::presence)
     }
 
-    /// MPI_Comm_split, MPI 3.1 section 6.4.2, which has no deadline; so all ranks come first, under
-    /// one. Nobody is named who is late in a collective of a part.
+    /// MPI_Comm_split, MPI 3.1 section 6.4.2. The call has no deadline, so all ranks meet in a
+    /// barrier first, which has one. In collectives of the new communicator late ranks are not
+    /// named.
     fn split(&self, color: u32) -> Result<Arc<dyn Communicator>> {
         self.barrier()?;
         let color = i32::try_from(color)

@@ -1,5 +1,5 @@
-//! MPI from any thread, one at a time: MPI_THREAD_SERIALIZED (MPI 3.1, section 12.4.3). Every call of
-//! MPI takes its turn, and waiting is done between two turns.
+//! MPI from any thread, one at a time: MPI_THREAD_SERIALIZED (MPI 3.1, section 12.4.3). Every call
+//! of MPI takes its turn, and waiting is done between two turns.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
@@ -45,9 +45,9 @@ pub(super) fn check_thread() -> Result<()> {
 /// A communicator of MPI, freed in a turn of its own.
 pub(super) struct Handle(Option<SimpleCommunicator>);
 
-// SAFETY: the handle is an integer or a pointer into the MPI library, which any thread may use whose
-// turn it is. Its methods are called by `World` and `MpiCommunicator` under `turn`, and so is the
-// free in `drop`.
+// SAFETY: the handle is an integer or a pointer into the MPI library, which any thread may use
+// whose turn it is. Its methods are called by `World` and `MpiCommunicator` under `turn`, and so is
+// the free in `drop`.
 unsafe impl Send for Handle {}
 // SAFETY: as for `Send`; a shared handle is used by one thread at a time, since `turn` is taken.
 unsafe impl Sync for Handle {}

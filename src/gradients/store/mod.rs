@@ -26,17 +26,17 @@ use crate::units::{ChunkIndex, ParamIndex};
 /// The sums of one chunk.
 #[derive(Default)]
 struct Sums {
-    /// Those that stay in memory have theirs always.
+    /// The buffer with the sums. Chunks that stay in memory always have one.
     buffer: Option<Buffer>,
     is_resident: bool,
-    /// Something has come.
+    /// Whether any gradient has come.
     is_touched: bool,
-    /// What has come lies on the drives.
+    /// Whether the sums lie on the drives.
     is_spilled: bool,
-    /// Elements of which no last piece has come.
+    /// The number of elements whose last piece has not come.
     elems_left: u64,
     last_use: u64,
-    /// Of all that has come, once the chunk is closed.
+    /// The norm of the sums, once the chunk is closed.
     norm: Option<BlockNorm>,
     checksum: u32,
 }
@@ -48,13 +48,14 @@ pub struct GradientStore {
     format: AccumulateIn,
     coverage: Coverage,
     sums: Vec<Sums>,
-    /// Chunks that may be in buffers for spills at a time, and those that are.
+    /// The most chunks that may be in buffers for spills at a time.
     open_max: usize,
+    /// The chunks that are in such buffers.
     open: usize,
     uses: u64,
     last_touched: Option<usize>,
     has_writes: bool,
-    /// What the first refused piece was told; said to all ranks once.
+    /// Why the first refused piece was refused. The next flush gives it to all ranks.
     refused: Option<Error>,
     /// Why the gradients of this step are lost.
     lost: Option<Error>,
@@ -69,7 +70,7 @@ pub(super) struct StoreTools<'a> {
 }
 
 impl GradientStore {
-    /// An empty one; with a buffer for each chunk whose gradients stay in memory.
+    /// An empty store; `resident` has a buffer for each chunk whose gradients stay in memory.
     pub fn new(plan: &Plan, resident: Vec<Buffer>) -> Self {
         let mut resident = resident.into_iter();
         let chunks = (0..plan.partition().chunks().len()).map(ChunkIndex::from_index);
@@ -83,7 +84,7 @@ impl GradientStore {
             format: plan.config().gradients.accumulate_in,
             coverage: Coverage::new(plan.partition()),
             sums: sums.collect(),
-            // One is left for what is being written.
+            // One buffer is left for a chunk that is being written.
             open_max: plan.gradients().buffers().saturating_sub(1).max(1),
             open: 0,
             uses: 0,
@@ -99,10 +100,10 @@ impl GradientStore {
         self.coverage.is_empty() && self.lost.is_none() && self.refused.is_none()
     }
 
-    /// Whether gradients can be handed over at all.
+    /// Checks that gradients can be handed over with this configuration.
     ///
     /// # Errors
-    /// Usage: what to set.
+    /// Usage, with what to set.
     pub(super) fn check_on(&self) -> Result<()> {
         if self.is_on {
             return Ok(());
@@ -112,7 +113,7 @@ impl GradientStore {
             .hint("set gradients.place to \"memory\", \"drives\" or \"auto\""))
     }
 
-    /// Whether nothing has come that a step with other gradients would leave behind.
+    /// Checks that no gradients were handed over that a step with other gradients would not use.
     ///
     /// # Errors
     /// Usage.
@@ -127,8 +128,8 @@ impl GradientStore {
     /// Takes a piece of gradient.
     ///
     /// # Errors
-    /// Usage; nothing has changed then, but the next flush says it to all ranks. What a drive fails
-    /// to do is told by the flush alone.
+    /// Usage; nothing has changed then, and the next flush gives the error to all ranks. Errors of
+    /// the drives come from the flush alone.
     pub(super) fn add<G: GradElem>(
         &mut self,
         tools: &mut StoreTools<'_>,
@@ -169,8 +170,8 @@ impl GradientStore {
         let chunks = tools.plan.partition().chunks();
         let at = accepted.at.in_shard.clone();
         let touched = chunks_within(chunks, &at);
-        // As the pieces go, so that a chunk that two of them share need not come back: backward
-        // gives the last parameters first.
+        // Chunks are filled in the direction in which the pieces come, so that a chunk that two
+        // pieces share need not be read back. Backward produces the last parameters first.
         let goes_back = match self.last_touched {
             Some(last) => touched.start < last,
             None => touched.end == chunks.len(),
@@ -215,9 +216,10 @@ impl GradientStore {
             {
                 self.close(tools, longest);
             }
-            let buffer = match self.sums[index].is_spilled {
-                true => self.read_back(tools, index)?,
-                false => tools.spills.take_gradient_buffer()?,
+            let buffer = if self.sums[index].is_spilled {
+                self.read_back(tools, index)?
+            } else {
+                tools.spills.take_gradient_buffer()?
             };
             self.sums[index].buffer = Some(buffer);
             self.open += 1;
@@ -294,22 +296,19 @@ impl GradientStore {
                 }
             }
         }
-        let settled = match self.has_writes {
-            true => tools.spills.settle_spills(),
-            false => Ok(()),
-        };
-        self.has_writes = false;
+        let has_writes = std::mem::take(&mut self.has_writes);
+        let settled = if has_writes { tools.spills.settle_spills() } else { Ok(()) };
         self.lost.take().map_or(settled, Err)
     }
 
-    /// Forgets everything, so that nothing old is ever used.
+    /// Forgets all gradients.
     pub(super) fn clear(&mut self, partition: &Partition, spills: &mut SpillPort) {
         self.refused = None;
         if self.is_empty() {
             return;
         }
         if std::mem::take(&mut self.has_writes) {
-            // What becomes of bytes that nobody reads does not matter.
+            // These bytes are not read any more, so an error does not matter.
             let _ = spills.settle_spills();
         }
         for (index, sums) in self.sums.iter_mut().enumerate() {

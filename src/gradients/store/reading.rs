@@ -1,4 +1,4 @@
-//! What a step, and more pieces, read of the store.
+//! What a step reads from the store.
 
 use std::any::{TypeId, type_name};
 use std::borrow::Cow;
@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::units::{ChunkIndex, ParamIndex};
 
 impl GradientStore {
-    /// Whether no parameter is without a gradient, if that is demanded.
+    /// Checks that every parameter has a gradient, if `gradients.missing` demands it.
     ///
     /// # Errors
     /// Usage, naming the first.
@@ -29,7 +29,7 @@ impl GradientStore {
         }
     }
 
-    /// Whether sums are kept as `A`.
+    /// Checks that sums are kept in the format `A`.
     ///
     /// # Errors
     /// Usage, naming the setting.
@@ -47,7 +47,7 @@ impl GradientStore {
             .hint("begin it with that type, or set gradients.accumulate_in"))
     }
 
-    /// Whether anything in a chunk is updated.
+    /// Whether any parameter in a chunk has a gradient, so that it is updated.
     pub fn has_gradient(&self, plan: &Plan, chunk: ChunkIndex) -> bool {
         let has_all = plan.config().gradients.missing == MissingGradient::Zero;
         let mut runs = plan.partition().runs_of(chunk).iter();
@@ -59,7 +59,7 @@ impl GradientStore {
         self.sums[chunk.index()].is_spilled
     }
 
-    /// Norm and overflows of everything, which has been flushed.
+    /// Norm and overflows of all gradients. They must have been flushed.
     pub fn norm(&self) -> BlockNorm {
         let mut all = BlockNorm::default();
         self.sums.iter().filter_map(|sums| sums.norm.clone()).for_each(|norm| all.merge(norm));
@@ -109,7 +109,7 @@ impl GradientStore {
         Ok(Cow::Owned(ShardGradients::of_fragments(fragments)))
     }
 
-    /// Whether what came back from the drives is what was spilled.
+    /// Checks that what came back from the drives is what was spilled.
     ///
     /// # Errors
     /// I/O.

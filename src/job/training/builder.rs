@@ -31,36 +31,39 @@ impl<'a> TrainingBuilder<'a> {
         Self { config, comm, parameters, sharding, progress: None }
     }
 
-    /// The model's parameters, in the order in which they lie end to end. The same on all ranks that
-    /// share an inventory.
+    /// Adds parameters of the model, in the order in which they lie end to end. All ranks that
+    /// share an inventory add the same.
     pub fn parameters(mut self, parameters: impl IntoIterator<Item = Parameter>) -> Self {
         self.parameters.extend(parameters);
         self
     }
 
-    /// How parameters are dealt to ranks, if not in one contiguous range for each.
+    /// Sets how parameters are dealt to ranks; by default each rank gets one contiguous range.
     pub fn sharding(self, sharding: Sharding) -> Self {
         Self { sharding, ..self }
     }
 
-    /// Is told how many bytes of how many have moved while a checkpoint is saved or loaded.
+    /// Sets a function to be called while a checkpoint is saved or loaded, with this rank's bytes
+    /// moved so far and in all.
     pub fn progress(self, progress: Progress) -> Self {
         Self { progress: Some(progress), ..self }
     }
 
     /// Collective: starts the job: from its drives if it has committed steps there, else from its
-    /// newest checkpoint, else with masters by `fill`, which is given a run of a parameter (elements
-    /// `run.param_offset..` of parameter `run.param`) and a place for them. If the steps on the
-    /// drives cannot be gone on with here (a drive or a node is gone, another number of ranks), the
-    /// newest checkpoint replaces them, with a warning that names both.
+    /// newest checkpoint, else with masters that `fill` writes: it is given a run of a parameter
+    /// (`run.elems` elements of parameter `run.param`, from element `run.param_offset` on) and a
+    /// slice of as many values. If the steps on the drives cannot be gone on with here (a drive or
+    /// a node is gone, another number of ranks), the newest checkpoint replaces them, with a
+    /// warning that names both.
     ///
-    /// `P` is the number format of the parameters that steps emit: f32, bf16, f16, or `()` for none.
+    /// `P` is the number format of the parameters that steps emit: f32, bf16, f16, or `()` for
+    /// none.
     ///
     /// # Errors
     /// Agreed. Usage: a configuration out of range, no drives, no parameters or two of one name,
-    /// shards that do not fit; committed steps of another model. Unavailable: a drive is missing
-    /// and there is no checkpoint, or a job of the name is alive. Cannot create: a drive is too
-    /// small. I/O and lost state; errors of `fill`.
+    /// shards that do not fit; committed steps, or a checkpoint, of another model. Unavailable: a
+    /// drive is missing and there is no checkpoint, or a job of the name is alive. Cannot create: a
+    /// drive is too small. I/O and lost state; errors of `fill`.
     pub fn start<P: ParamElem>(
         self,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,

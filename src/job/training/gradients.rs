@@ -14,16 +14,16 @@ pub(super) struct Collected {
 }
 
 impl Collected {
-    /// None yet, with room for those of the whole shard.
+    /// No gradients yet, with memory for those of the whole shard.
     pub fn new(partition: &Partition) -> Self {
         let values = vec![0.0; partition.elems() as usize];
         Self { values, given: Vec::new(), is_whole: false }
     }
 
-    /// Whether this parameter, or every one, may be given.
+    /// Checks that this parameter, or with `None` every one, may be given.
     ///
     /// # Errors
-    /// Usage if it has been, since the last step.
+    /// Usage if it has been given since the last step.
     pub fn check_new(&self, param: Option<ParamIndex>) -> Result<()> {
         let is_given = match param {
             Some(param) => self.is_whole || self.given.contains(&param),
@@ -40,27 +40,27 @@ impl Collected {
         })
     }
 
-    /// A parameter has been given.
+    /// Notes that a parameter has been given.
     pub fn note(&mut self, param: ParamIndex) {
         self.given.push(param);
     }
 
-    /// All parameters have been given.
+    /// Notes that all parameters have been given.
     pub fn note_all(&mut self) {
         self.is_whole = true;
     }
 
-    /// In shard order.
+    /// The values, in shard order.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// In shard order, to be filled.
+    /// The values, in shard order, to be written.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }
 
-    /// What a step takes.
+    /// The gradients as a step takes them.
     pub fn gradients(&self, partition: &Partition) -> Gradients<'_, f32> {
         if self.is_whole {
             return Gradients::Shard(&self.values);
@@ -70,7 +70,7 @@ impl Collected {
         Gradients::Pieces(piece.collect())
     }
 
-    /// The same room, for the next step.
+    /// The same memory without gradients, for the next step.
     pub fn emptied(mut self) -> Self {
         self.given.clear();
         self.is_whole = false;

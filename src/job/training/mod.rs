@@ -1,5 +1,5 @@
-//! A job from its start to its end, whatever happens in between: go on from the drives or from a
-//! checkpoint where there is one, step, save, stop when asked.
+//! A job from its start to its end: it goes on from the drives or from a checkpoint where there is
+//! one, steps, saves checkpoints, and stops when asked.
 
 mod builder;
 mod gradients;
@@ -49,7 +49,8 @@ pub struct Training<P> {
 }
 
 impl Training<f32> {
-    /// A job of this configuration on the ranks of `comm`; see [`TrainingBuilder::start`].
+    /// Describes a job of this configuration on the ranks of `comm`; [`TrainingBuilder::start`]
+    /// starts it.
     pub fn builder(config: &Config, comm: Arc<dyn Communicator>) -> TrainingBuilder<'_> {
         TrainingBuilder::new(config, comm)
     }
@@ -84,18 +85,18 @@ impl<P: ParamElem> Training<P> {
         &self.origin
     }
 
-    /// The optimizer.
+    /// The optimizer beneath.
     pub fn optimizer(&self) -> &SwappedOptimizer {
         &self.optimizer
     }
 
-    /// The optimizer, to look at its state or to change hyper-parameters. (A step by itself would
-    /// begin no checkpoint, and see no signal.)
+    /// The optimizer beneath, to look at its state or to change hyper-parameters. (Its own `step`
+    /// begins no checkpoints and heeds no signals.)
     pub fn optimizer_mut(&mut self) -> &mut SwappedOptimizer {
         &mut self.optimizer
     }
 
-    /// Optimizer and parameters, for calls that take both.
+    /// The optimizer and the parameters of this rank's shard, for calls that take both.
     pub fn optimizer_and_params(&mut self) -> (&mut SwappedOptimizer, &[P]) {
         (&mut self.optimizer, &self.params)
     }
@@ -105,7 +106,8 @@ impl<P: ParamElem> Training<P> {
         &self.params
     }
 
-    /// Elements of all parameters of the inventory together.
+    /// Number of elements of all parameters of the inventory together: the length of a slice with
+    /// the whole model.
     pub fn total_elems(&self) -> usize {
         self.optimizer.plan().inventory().total_elems() as usize
     }
@@ -130,9 +132,9 @@ impl<P: ParamElem> Training<P> {
         self.optimizer.loss_scaler().scale()
     }
 
-    /// What is committed with the next step and saved with the next checkpoint: where the caller is
-    /// in its data, for instance. From the drives every rank gets its own back, from a checkpoint
-    /// that of rank 0. As JSON.
+    /// Sets what is committed with the next step and saved with the next checkpoint, as JSON: the
+    /// position in the training data, for instance. When the job goes on from the drives every rank
+    /// gets its own value back, from a checkpoint that of rank 0.
     ///
     /// # Errors
     /// Usage if the value cannot be written as JSON.
@@ -142,11 +144,11 @@ impl<P: ParamElem> Training<P> {
         Ok(())
     }
 
-    /// What was given to [`Self::set_user_state`] before the step that this job goes on from; none
-    /// for a new job.
+    /// What was given to [`Self::set_user_state`] before the step that this job goes on from;
+    /// `None` for a new job.
     ///
     /// # Errors
-    /// Usage if it is of another type.
+    /// Usage if the committed value is of another type.
     pub fn user_state<T: DeserializeOwned>(&self) -> Result<Option<T>> {
         if self.user_blob.is_empty() {
             return Ok(None);
@@ -157,13 +159,15 @@ impl<P: ParamElem> Training<P> {
         Ok(Some(state))
     }
 
-    /// Collective: adds the gradients of all parameters over the ranks that share them, for the next
-    /// step. `full` has every parameter, end to end in the order of the inventory. Where
-    /// `gradients.place` says so they are handed over, and lie in memory or on the drives.
+    /// Collective: adds the gradients of all parameters over the ranks that share them, for the
+    /// next step. `full` has every parameter, end to end in the order of the inventory. Unless
+    /// `gradients.place` leaves gradients with the caller, the sums are handed over, and lie in
+    /// memory or on the drives until the step.
     ///
     /// # Errors
-    /// Usage: a slice of another length, or gradients that have been given before in this step. As
-    /// every collective.
+    /// Usage, on this rank alone: `full` has another length than all parameters together, or
+    /// gradients have been given before in this step. Peer, not agreed, if another rank does not
+    /// come in time.
     pub fn reduce_gradients(&mut self, full: &[f32]) -> Result<()> {
         self.gradients.check_new(None)?;
         let shard = self.gradients.values_mut();
@@ -177,8 +181,9 @@ impl<P: ParamElem> Training<P> {
     /// has no gradient.
     ///
     /// # Errors
-    /// Usage: an unknown parameter, a slice of another length, or a gradient that has been given
-    /// before in this step. As every collective.
+    /// Usage, on this rank alone: an unknown parameter, a slice of another length than the
+    /// parameter, or a gradient that has been given before in this step. Peer, not agreed, if
+    /// another rank does not come in time.
     pub fn reduce_gradient(&mut self, param: ParamIndex, full: &[f32]) -> Result<()> {
         self.gradients.check_new(Some(param))?;
         let shard = self.gradients.values_mut();
@@ -188,12 +193,12 @@ impl<P: ParamElem> Training<P> {
         self.hand_over(Some(param))
     }
 
-    /// Gives the gradients of this rank's shard for the next step, in shard order, as they have been
-    /// reduced elsewhere.
+    /// Gives the gradients of this rank's shard for the next step, in shard order, as they have
+    /// been reduced elsewhere.
     ///
     /// # Errors
-    /// Usage: a slice of another length than the shard, or gradients that have been given before in
-    /// this step. Where `gradients.place` says so they are handed over, and errors of that.
+    /// Usage, on this rank alone: a slice of another length than the shard, or gradients that have
+    /// been given before in this step.
     pub fn set_gradients(&mut self, shard: &[f32]) -> Result<()> {
         self.gradients.check_new(None)?;
         let values = self.gradients.values_mut();
@@ -216,8 +221,8 @@ impl<P: ParamElem> Training<P> {
         self.optimizer.plan().config().gradients.place != GradientPlace::Caller
     }
 
-    /// Hands reduced gradients over, where they do not stay with the caller: the last parameters
-    /// first, as backward gives them.
+    /// Hands reduced gradients over unless they stay with the caller: the last parameters first,
+    /// the order in which backward produces them.
     fn hand_over(&mut self, param: Option<ParamIndex>) -> Result<()> {
         if !self.is_handed_over() {
             return Ok(());
@@ -240,8 +245,8 @@ impl<P: ParamElem> Training<P> {
     /// Agreed. Usage leaves everything as it was: gradients that are only partly there,
     /// hyper-parameters out of range. I/O, and lost state, end training: a durable job goes on from
     /// its last commit when it is started again. If a rank has been asked to stop, all ranks get an
-    /// error of kind [`ErrorKind::Requeue`](crate::ErrorKind) if the job can go on later (committed,
-    /// or saved), otherwise [`ErrorKind::Terminated`](crate::ErrorKind).
+    /// error of kind [`ErrorKind::Requeue`](crate::ErrorKind) if the job can go on later
+    /// (committed, or saved), otherwise [`ErrorKind::Terminated`](crate::ErrorKind).
     pub fn step(&mut self) -> Result<StepOutcome> {
         let collected = std::mem::take(&mut self.gradients);
         let result = if self.is_handed_over() {
@@ -253,10 +258,15 @@ impl<P: ParamElem> Training<P> {
         result
     }
 
-    /// Collective: one step with gradients of the caller's memory, those of this rank's shard.
+    /// Collective: one step with gradients that the caller names, those of this rank's shard, and
+    /// otherwise as [`Self::step`].
     ///
     /// # Errors
-    /// As [`Self::step`]; usage for gradients that do not fit the shard.
+    /// Agreed. Usage leaves everything as it was: gradients that do not fit the shard or are only
+    /// partly there, hyper-parameters out of range. I/O, and lost state, end training: a durable
+    /// job goes on from its last commit when it is started again. If a rank has been asked to stop,
+    /// [`ErrorKind::Requeue`](crate::ErrorKind) if the job can go on later, otherwise
+    /// [`ErrorKind::Terminated`](crate::ErrorKind).
     pub fn step_on<G: GradElem>(&mut self, gradients: &Gradients<'_, G>) -> Result<StepOutcome> {
         self.pass_requests_on();
         let options = StepOptions { user_blob: &self.user_blob, ..StepOptions::default() };
@@ -265,12 +275,18 @@ impl<P: ParamElem> Training<P> {
     }
 
     /// Collective: one step with an update of the caller's own, with everything that [`Self::step`]
-    /// does around it. `update` is shown every run of elements of one parameter that has a gradient:
-    /// the run, the gradient as f32, unscaled and clipped, and the run's part of every state array
-    /// as f32, to be changed: the masters, then the state tensors as `optimizer.own` declares them.
+    /// does around it. `update` is called for every run of elements of one parameter that has a
+    /// gradient, with the run, its gradient, and its state: arrays of as many f32 values as the run
+    /// has elements. The gradient is unscaled and clipped already. The state, to be changed in
+    /// place, is the masters, then the state tensors in the order in which `optimizer.own` declares
+    /// them.
     ///
     /// # Errors
-    /// As [`Self::step`]. An error of `update` on any rank is one on all.
+    /// Agreed. An error of `update` on any rank is one on all. Usage leaves everything as it was:
+    /// gradients that are only partly there, hyper-parameters out of range. I/O, and lost state,
+    /// end training: a durable job goes on from its last commit when it is started again. If a rank
+    /// has been asked to stop, [`ErrorKind::Requeue`](crate::ErrorKind) if the job can go on later,
+    /// otherwise [`ErrorKind::Terminated`](crate::ErrorKind).
     pub fn step_with(
         &mut self,
         update: impl FnMut(&UpdateRun<'_, f32>, &[f32], &mut [&mut [f32]]) -> Result<()>,
@@ -301,10 +317,12 @@ impl<P: ParamElem> Training<P> {
         self.follow_step(outcome)
     }
 
-    /// Collective: the parameters of all shards of the inventory, end to end in its order.
+    /// Collective: writes every element of all parameters to `full`, end to end in the order of the
+    /// inventory.
     ///
     /// # Errors
-    /// Usage for a slice of another length; as every collective.
+    /// Usage, on this rank alone, if `full` has not [`Self::total_elems`] elements. Peer, not
+    /// agreed, if another rank does not come in time.
     pub fn gather_parameters(&mut self, full: &mut [P]) -> Result<()>
     where
         P: Pod,
@@ -312,25 +330,26 @@ impl<P: ParamElem> Training<P> {
         self.optimizer.gather_parameters(&self.params, full)
     }
 
-    /// Collective: the mean of a value over all ranks, such as a loss; the same bits on every rank.
+    /// Collective: the mean of a value, such as a loss, over all ranks. Every rank gets the same
+    /// bits.
     ///
     /// # Errors
-    /// As every collective.
+    /// Peer, not agreed, if another rank does not come in time.
     pub fn mean(&self, value: f64) -> Result<f64> {
         mean_over_ranks(&**self.optimizer.communicator(), value)
     }
 
-    /// Collective: gives every rank the worst result of any, so that what has failed on one fails on
-    /// all.
+    /// Collective: gives every rank the worst result of any, so that what has failed on one fails
+    /// on all.
     ///
     /// # Errors
-    /// The worst error of any rank, agreed.
+    /// Agreed: the worst error of any rank, by exit code.
     pub fn agree<T>(&self, result: Result<T>) -> Result<T> {
         agree(&**self.optimizer.communicator(), result)
     }
 }
 
-/// Any thread may have the job, one at a time.
+/// The job may be moved to another thread.
 const _: fn() = || {
     fn is_send<T: Send>() {}
     is_send::<Training<f32>>();

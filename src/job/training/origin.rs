@@ -7,17 +7,17 @@ use crate::step::Resumed;
 /// Where a job's state came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// It was initialised.
+    /// The job is new: its masters were initialised.
     Fresh,
-    /// It lay on the drives.
+    /// Committed steps lay on the drives.
     Drives(Resumed),
     /// It was loaded from a checkpoint.
     Checkpoint {
-        /// Which.
+        /// The directory of the checkpoint.
         directory: PathBuf,
         /// Steps attempted up to it.
         attempt: u64,
-        /// What had been handed to the last step before it was saved, by rank 0.
+        /// The bytes that rank 0 had given with the last step before the save.
         user_blob: Vec<u8>,
     },
 }
@@ -32,7 +32,7 @@ impl Origin {
         }
     }
 
-    /// What had been handed to the last step before; empty for a new job.
+    /// The bytes that had been given with the last step before this start; empty for a new job.
     pub fn user_blob(&self) -> &[u8] {
         match self {
             Self::Fresh => &[],

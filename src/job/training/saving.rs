@@ -14,7 +14,8 @@ use crate::optim::ParamElem;
 use crate::step::{StepOutcome, StepResult, Stop};
 
 impl<P: ParamElem> Training<P> {
-    /// Before a step: the other ranks learn what this process has been asked for.
+    /// Before a step: notes what this process has been asked for, so that all ranks learn of it in
+    /// the step.
     pub(super) fn pass_requests_on(&mut self) {
         let stop = self.stop_wanted();
         self.optimizer.request_stop(stop);
@@ -23,7 +24,8 @@ impl<P: ParamElem> Training<P> {
         }
     }
 
-    /// Collective, after a step: a checkpoint that is due begins, one that is under way ends.
+    /// Collective, after a step: ends a save that is under way, begins a checkpoint that is due,
+    /// and stops if a rank was asked to.
     pub(super) fn follow_step(&mut self, outcome: StepOutcome) -> Result<StepOutcome> {
         answer_table_request(&self.optimizer, &outcome)?;
         if outcome.result != StepResult::OutOfTime {
@@ -38,7 +40,7 @@ impl<P: ParamElem> Training<P> {
         Ok(outcome)
     }
 
-    /// After a step: ends the save under way if it has all it needs, or if the next is due.
+    /// After a step: ends the save under way if all of it is written, or if the next one is due.
     fn save_on(&mut self, is_due: bool) -> Result<()> {
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         let saved = if is_due && checkpoints.is_saving() {
@@ -61,7 +63,7 @@ impl<P: ParamElem> Training<P> {
     fn stop_wanted(&self) -> Stop {
         match stop_request() {
             None => Stop::No,
-            // Half again as long as the last one, so that the commit fits too.
+            // Half as long again as the last step, so that there is time for the commit too.
             Some(request) if self.time_left(request) <= self.last_step.mul_f64(1.5) => Stop::Now,
             Some(_) => Stop::AfterThisStep,
         }
@@ -71,13 +73,19 @@ impl<P: ParamElem> Training<P> {
         self.grace_period.saturating_sub(request.since.elapsed())
     }
 
+    /// Collective: the signal that each rank has got, if it has got one: its name, its number, and
+    /// how many milliseconds are left.
+    fn gather_stop_requests(&self) -> Result<Vec<Option<(String, i32, u64)>>> {
+        let mine = stop_request().map(|request| {
+            let left_ms = self.time_left(request).as_millis() as u64;
+            (request.name().to_owned(), request.signal, left_ms)
+        });
+        gather_all(&**self.optimizer.communicator(), &mine)
+    }
+
     /// The error that ends a stopped job, after saving what can be saved.
     fn stop(&mut self) -> Result<Error> {
-        let asked: Vec<Option<(String, i32, u64)>> = {
-            let left_ms = |request| self.time_left(request).as_millis() as u64;
-            let mine = stop_request().map(|it| (it.name().to_owned(), it.signal, left_ms(it)));
-            gather_all(&**self.optimizer.communicator(), &mine)?
-        };
+        let asked = self.gather_stop_requests()?;
         let by = asked.iter().enumerate().find_map(|(rank, asked)| Some((rank, asked.as_ref()?)));
         let (rank, name, signal) = match by {
             Some((rank, (name, signal, _))) => (rank, name.as_str(), *signal),
@@ -93,13 +101,13 @@ impl<P: ParamElem> Training<P> {
         Ok(end_of_job(&stopped, self.optimizer.epoch(), newest, signal).agreed())
     }
 
-    /// A checkpoint of the last state, if one is configured and there is time. A committed job
-    /// needs none to go on where it is, only to go on elsewhere.
+    /// Saves a checkpoint of the last state, if checkpoints are configured and there is time. A
+    /// committed job does not need it to go on from its drives, only to go on elsewhere.
     fn save_before_end(&mut self, is_committed: bool, left_ms: u64) -> Result<()> {
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         checkpoints.abandon(&mut self.optimizer);
-        // All ranks must decide alike: by the slowest save so far of any rank, and a save reads
-        // what a step reads and writes it elsewhere.
+        // All ranks must decide alike, so the slowest rank counts. A save takes as long as the last
+        // one, or at least as two steps, since it reads what a step reads and writes it elsewhere.
         let expected = self.last_save.max(2 * self.last_step).as_millis() as u64;
         let expected_ms =
             gather_all(&**self.optimizer.communicator(), &expected)?.into_iter().max().unwrap_or(0);
@@ -115,8 +123,8 @@ impl<P: ParamElem> Training<P> {
     /// and removes the files from the drives, unless the configuration keeps them.
     ///
     /// # Errors
-    /// Agreed: cannot create, if the checkpoint cannot be saved; errors of the drives. The files are
-    /// still there then.
+    /// Agreed: cannot create, if the checkpoint cannot be saved; errors of the drives. The files
+    /// are still there then.
     pub fn finish(mut self) -> Result<()> {
         if let Some(checkpoints) = &mut self.checkpoints {
             let attempts = self.optimizer.attempts();
@@ -132,7 +140,7 @@ impl<P: ParamElem> Training<P> {
             last.iter().for_each(log_saved);
         }
         self.optimizer.finish_report(command_line())?;
-        // Nobody removes anything before all have come to their end.
+        // No rank removes files before all ranks have got here.
         self.optimizer.communicator().barrier()?;
         self.optimizer.close();
         Ok(())

@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::state::Inventory;
 use crate::step::{CreateOptions, Existing, Sharding, SwappedOptimizer};
 
-/// Opens the optimizer where the job is the furthest: on its drives, or at the checkpoint that is
-/// given too, for which the drives are then made new.
+/// Opens the optimizer where the job is the furthest. If that is a checkpoint, new files are
+/// created on the drives, and the directory of the checkpoint is returned as well.
 pub(super) fn open_furthest(
     config: &Config,
     inventory: &Inventory,
@@ -20,9 +20,9 @@ pub(super) fn open_furthest(
     checkpoints: Option<&Checkpoints>,
 ) -> Result<(SwappedOptimizer, Option<PathBuf>)> {
     let newest = checkpoints.map_or(Ok(None), Checkpoints::newest)?;
-    let options = |existing| CreateOptions { sharding: sharding.clone(), existing };
     let create = |existing| {
-        SwappedOptimizer::create(config, inventory.clone(), Arc::clone(comm), options(existing))
+        let options = CreateOptions { sharding: sharding.clone(), existing };
+        SwappedOptimizer::create(config, inventory.clone(), Arc::clone(comm), options)
     };
     let created = create(Existing::GoOn);
     let (Some(checkpoints), Some((saved_step, newest))) = (checkpoints, newest) else {
@@ -37,7 +37,7 @@ pub(super) fn open_furthest(
         Err(error) if can_be_replaced(error) => error.to_string(),
         Err(_) => return Ok((created?, None)),
     };
-    // Nothing on the drives goes before it is known that the checkpoint can be loaded.
+    // Nothing on the drives is removed before it is known that the checkpoint can be loaded.
     let on_drives = created.as_ref().ok().and_then(SwappedOptimizer::resumed);
     let reached = on_drives.map(|resumed| resumed.attempt);
     let group = Group::discover(comm, sharding.shared.clone())?;

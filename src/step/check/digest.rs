@@ -17,14 +17,16 @@ use crate::units::BLOCK_ELEMS;
 impl SwappedOptimizer {
     /// Collective: a 128-bit digest over master and moments, read back from the drives; 32
     /// hexadecimal digits, the same on every rank, for any drives, engine and budget, and with the
-    /// default cut for any number of ranks. Where the caller has brought pieces, this is
-    /// [`Self::element_digest`], another number for the same state.
+    /// default cut for any number of ranks. Where the caller has brought pieces of its own, this is
+    /// [`Self::element_digest`], which is another number for the same state.
     ///
     /// Each block of 4,096 elements of the flat space is hashed together with its number (XXH3,
     /// 128 bits); the digest is the sum of all blocks' hashes, each half modulo 2^64. Blocks of
     /// inventory number g are numbered from g times 2^48 on.
     ///
-    /// `params` as in [`Self::inspect`].
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
     /// Agreed: errors of the drives; usage if `params` are needed and missing.
@@ -36,10 +38,14 @@ impl SwappedOptimizer {
     }
 
     /// Collective: a 128-bit digest of the same kind that is the same however the parameters are
-    /// dealt to ranks: in contiguous ranges or in any pieces. It takes more time, since every
-    /// element is hashed by itself, with the name of its parameter, its place in it, and the number
-    /// of its inventory. Of copies of a replicated parameter the one that counts in the norm is
-    /// taken. `params` as in [`Self::inspect`].
+    /// dealt to ranks: in contiguous ranges or in any pieces. It takes longer, since every element
+    /// is hashed by itself, with the name of its parameter, its place in the parameter, and the
+    /// number of its inventory. Of the copies of a replicated parameter only the one that counts in
+    /// the norm is hashed.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
     /// Agreed: errors of the drives; usage if `params` are needed and missing.
@@ -102,7 +108,7 @@ fn add_elements(plan: &Plan, resident: &ResidentChunk, arrays: &[&[f32]]) -> [u6
         let name = &plan.inventory().parameter(run.param).name;
         let key = mix(xxh3_64(name.as_bytes()) ^ u64::from(plan.allotment().group) << 32);
         let shift = run.in_chunk(chunk).start;
-        // What lies between the copies that count elsewhere.
+        // Only what lies between the copies that count elsewhere.
         let mut start = run.in_shard().start;
         let end = run.in_shard().end..run.in_shard().end;
         let gaps = plan.norm_blocks().uncounted_within(run.in_shard());

@@ -1,4 +1,5 @@
-//! Verification: a second AdamW in memory, stepped beside the swapped one and compared bit for bit.
+//! Verification: a second optimizer in memory, stepped beside the swapped one and compared bit by
+//! bit.
 
 use std::ops::Range;
 
@@ -12,7 +13,8 @@ use crate::partition::{Partition, Run};
 use crate::state::Hyperparameters;
 use crate::units::ParamIndex;
 
-/// The in-memory twin of a rank's shard: the scalar reference, one element after the other.
+/// A twin of a rank's shard in memory, to be stepped beside the optimizer and compared with it. It
+/// computes the update by the scalar reference, one element after the other.
 #[derive(Debug)]
 pub struct Verifier {
     reference: Reference,
@@ -33,10 +35,11 @@ pub struct ReferenceUpdate {
 }
 
 impl Verifier {
-    /// Starts from the same initial masters as [`SwappedOptimizer::initialize_parameters`].
+    /// Starts from initial masters, which `fill` writes as it does for
+    /// [`SwappedOptimizer::initialize_parameters`].
     ///
     /// # Errors
-    /// Errors of `fill`.
+    /// On this rank alone: the first error of `fill`.
     pub fn new(
         optimizer: &SwappedOptimizer,
         mut fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
@@ -50,11 +53,14 @@ impl Verifier {
         Ok(Self { reference: reference_of(optimizer, master), update_counts: vec![0; params] })
     }
 
-    /// Collective: starts from the state as it lies on the drives, for a job that goes on. `params`
-    /// as in [`SwappedOptimizer::inspect`].
+    /// Collective: starts from the state as it lies on the drives, for a job that goes on.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed errors of the drives.
+    /// Agreed: errors of the drives; usage if `params` are needed and missing.
     pub fn of_state<P: ParamElem>(optimizer: &mut SwappedOptimizer, params: &[P]) -> Result<Self> {
         let elems = optimizer.partition().elems() as usize;
         let mut reference = reference_of(optimizer, vec![0.0; elems]);
@@ -69,8 +75,9 @@ impl Verifier {
         Ok(Self { reference, update_counts: optimizer.progress.update_counts.clone() })
     }
 
-    /// Takes the step that the optimizer has just taken, with the gradients of the whole shard. Of
-    /// a program's own optimizer nothing changes here: see [`Self::step_with`].
+    /// Takes the step that the optimizer has just taken, with the gradients of the whole shard: one
+    /// for each element, in shard order. For a program's own optimizer use [`Self::step_with`]:
+    /// this method does not know the update.
     pub fn step(&mut self, optimizer: &SwappedOptimizer, outcome: &StepOutcome, shard: &[f32]) {
         self.step_with(optimizer, outcome, |reference, update| {
             let grads = &shard[update.at.clone()];
@@ -86,7 +93,7 @@ impl Verifier {
     }
 
     /// Takes the step that the optimizer has just taken, with the program's own code: `update`
-    /// changes a parameter's elements, and tells whether it had a gradient.
+    /// changes the elements of one parameter, and returns whether the parameter had a gradient.
     pub fn step_with(
         &mut self,
         optimizer: &SwappedOptimizer,
@@ -115,12 +122,16 @@ impl Verifier {
         self.reference.round(plan.tensors(), rounder, plan.rounding_offset(0));
     }
 
-    /// Collective: compares master, moments and step counts with what lies on the drives. `params`
-    /// as in [`SwappedOptimizer::inspect`].
+    /// Collective: compares masters, moments and update counts with what lies on the drives, bit by
+    /// bit.
+    ///
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Internal (exit code 70), agreed: the first difference found, with parameter, element and
-    /// both values. Errors of the drives.
+    /// Agreed. Internal (exit code 70): the first difference found, with parameter, element and
+    /// both values. Errors of the drives; usage if `params` are needed and missing.
     pub fn check<P: ParamElem>(
         &self,
         optimizer: &mut SwappedOptimizer,

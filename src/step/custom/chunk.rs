@@ -7,7 +7,9 @@ use crate::optim::GradElem;
 use crate::state::{Hyperparameters, Parameter, StateTensor};
 use crate::units::{ChunkIndex, ParamIndex};
 
-/// A chunk in memory: elements of one or more parameters, end to end.
+/// A chunk in memory: elements of one or more parameters, end to end. Its state is in arrays of f32
+/// values, one array for each state tensor and one value for each element. Asking for an array to
+/// change marks the chunk as changed, so that it is written.
 pub struct UpdateChunk<'c, G> {
     pub(super) index: ChunkIndex,
     pub(super) runs: Vec<UpdateRun<'c, G>>,
@@ -22,11 +24,11 @@ pub struct UpdateChunk<'c, G> {
 pub struct UpdateRun<'c, G> {
     /// The parameter.
     pub param: ParamIndex,
-    /// What it is, and so its group.
+    /// Its name, shape and group.
     pub parameter: &'c Parameter,
-    /// Its first element here, within the parameter.
+    /// The place of the first element of this run within the parameter, in elements.
     pub param_offset: u64,
-    /// Where its elements are in the chunk's arrays.
+    /// The range of its elements in the chunk's arrays.
     pub at: Range<usize>,
     /// The hyper-parameters of its group, as they are at this step.
     pub hyper: Hyperparameters,
@@ -38,7 +40,7 @@ pub struct UpdateRun<'c, G> {
 }
 
 impl<'c, G> UpdateRun<'c, G> {
-    /// The same elements, for gradients of another format, which are not here.
+    /// The same run without its gradient, as a type for gradients of another format.
     fn without_gradient<T>(&self) -> UpdateRun<'c, T> {
         let Self { param, parameter, param_offset, hyper, number, .. } = *self;
         let at = self.at.clone();
@@ -47,7 +49,7 @@ impl<'c, G> UpdateRun<'c, G> {
 }
 
 impl<'c, G: GradElem> UpdateChunk<'c, G> {
-    /// Which chunk of the shard it is.
+    /// The number of this chunk within the shard.
     pub fn index(&self) -> ChunkIndex {
         self.index
     }
@@ -62,17 +64,19 @@ impl<'c, G: GradElem> UpdateChunk<'c, G> {
         self.grad_scale
     }
 
-    /// What lies where in the arrays, in order, without a gap.
+    /// The runs of the chunk, in order and without a gap: which elements of which parameter each
+    /// part of the arrays is of.
     pub fn runs(&self) -> &[UpdateRun<'c, G>] {
         &self.runs
     }
 
-    /// The values of a state tensor by name, `master` for the masters.
+    /// The values of a state tensor by its name, `master` for the masters; `None` if there is no
+    /// such tensor.
     pub fn state(&self, name: &str) -> Option<&[f32]> {
         self.number_of(name).map(|number| &*self.arrays[number])
     }
 
-    /// The same, to be changed.
+    /// The values of a state tensor by its name, to be changed; `None` if there is no such tensor.
     pub fn state_mut(&mut self, name: &str) -> Option<&mut [f32]> {
         let number = self.number_of(name)?;
         Some(&mut *self.arrays_mut()[number])
@@ -86,18 +90,21 @@ impl<'c, G: GradElem> UpdateChunk<'c, G> {
         }
     }
 
-    /// All arrays at once, to be changed: the masters, then state tensors as they are declared.
+    /// All arrays at once, to be changed: the masters, then the state tensors in the order in which
+    /// they are declared.
     pub fn arrays_mut(&mut self) -> &mut [&'c mut [f32]] {
         self.runs_and_arrays().1
     }
 
-    /// What lies where, and all arrays at once, to be changed.
+    /// The runs, and all arrays at once, to be changed: the masters, then the state tensors.
     pub fn runs_and_arrays(&mut self) -> (&[UpdateRun<'c, G>], &mut [&'c mut [f32]]) {
         *self.has_changed = true;
         (&self.runs, &mut self.arrays)
     }
 
-    /// Shows every run with a gradient, with its gradient and its own part of all arrays.
+    /// Calls `update` for every run with a gradient: with the run, its gradient, and its part of
+    /// every array, all of the length of the run. The gradient is as it was handed over: `update`
+    /// multiplies it by [`Self::grad_scale`].
     pub fn for_each_gradient(
         &mut self,
         mut update: impl FnMut(&UpdateRun<'c, G>, &[G], &mut [&mut [f32]]),
@@ -110,8 +117,8 @@ impl<'c, G: GradElem> UpdateChunk<'c, G> {
         }
     }
 
-    /// Shows every run with a gradient, with its gradient as f32, multiplied by `grad_scale`, and
-    /// its own part of all arrays. `scaled` is memory for gradients.
+    /// Calls `update` for every run with a gradient: with the run, its gradient as f32 multiplied
+    /// by `grad_scale`, and its part of every array. `scaled` is memory for gradients.
     pub(super) fn update_scaled(
         &mut self,
         scaled: &mut Vec<f32>,
@@ -128,11 +135,11 @@ impl<'c, G: GradElem> UpdateChunk<'c, G> {
         Ok(())
     }
 
-    /// The gradients of the whole chunk as one array: multiplied by `grad_scale`, 0 where there is
-    /// none.
+    /// Writes the gradients of the whole chunk to `out`, which has [`Self::elems`] values:
+    /// multiplied by [`Self::grad_scale`], and 0 where there is no gradient.
     ///
     /// # Errors
-    /// Usage if `out` has not the chunk's length.
+    /// Usage, on this rank alone, if `out` has another length than the chunk.
     pub fn copy_gradient(&self, out: &mut [f32]) -> Result<()> {
         if out.len() != self.elems() {
             return Err(Error::usage("an array for gradients has another length than the chunk")

@@ -16,14 +16,14 @@ pub(in crate::step) struct LentChunk {
     pub resident: ResidentChunk,
     /// One for each state tensor; empty for those that lie as fp32.
     decoded: Vec<Vec<f32>>,
-    /// The caller may have changed something.
+    /// Whether the caller may have changed something.
     pub has_changed: bool,
-    /// The caller knows where it lies.
+    /// Whether the caller knows the addresses of its state.
     pub is_exposed: bool,
     pub since: Instant,
 }
 
-/// A chunk in the caller's hands.
+/// The parts of a lent chunk that the caller may see.
 pub(in crate::step) struct OpenChunk<'a> {
     /// The live values of every state tensor, to be changed.
     pub arrays: Vec<&'a mut [f32]>,
@@ -34,8 +34,8 @@ pub(in crate::step) struct OpenChunk<'a> {
 }
 
 impl LentChunk {
-    /// Decodes what is not fp32, into memory of a chunk before. `uppers` are the upper halves of
-    /// the chunk's live masters, where those are parameters.
+    /// Decodes the state tensors that are not fp32 into `decoded`, the memory of an earlier chunk.
+    /// `uppers` are the upper halves of the chunk's live masters, where those are parameters.
     pub fn new(
         plan: &Plan,
         pool: &rayon::ThreadPool,
@@ -58,7 +58,7 @@ impl LentChunk {
         Self { resident, decoded, has_changed: false, is_exposed: false, since: Instant::now() }
     }
 
-    /// What the caller may see of it.
+    /// The parts of the chunk that the caller may see.
     pub fn open(&mut self, plan: &Plan) -> OpenChunk<'_> {
         let chunk = self.resident.index();
         let live = plan.partition().chunk(chunk).elems as usize;

@@ -1,5 +1,5 @@
-//! Updates that the caller makes with its own code: sub-group by sub-group, checked by the compiler,
-//! or by handle.
+//! Updates that the caller makes with its own code: sub-group by sub-group, checked by the
+//! compiler, or by handle.
 
 mod chunk;
 mod lent_chunk;

@@ -4,7 +4,7 @@ use super::super::outcome::Begun;
 use crate::gradients::GradientStore;
 use crate::units::ParamIndex;
 
-/// How far an update is.
+/// An update by the caller that is under way.
 pub(in crate::step) struct Pass {
     pub begun: Begun,
     /// The parameters that have a gradient, and whether each chunk has any of one.
@@ -12,19 +12,20 @@ pub(in crate::step) struct Pass {
     pub has_gradient: Vec<bool>,
     /// Gradients that were handed over before, if the update uses those.
     pub stored: Option<GradientStore>,
-    /// The sub-group that is in.
+    /// The sub-group that is swapped in.
     pub open: Option<u32>,
-    /// Sub-groups, and chunks, that have been in or are.
+    /// The number of sub-groups that have been swapped in so far.
     pub sub_groups: u32,
+    /// The number of chunks that have been swapped in so far.
     pub chunks: usize,
-    /// State on the drives, or on its way there, may be of no step.
+    /// Something may have changed on the drives, or on its way there.
     pub has_changed: bool,
     /// Memory for decoded values.
     pub spare: Vec<Vec<Vec<f32>>>,
 }
 
 impl Pass {
-    /// Before the first sub-group.
+    /// An update before its first sub-group.
     pub fn new(begun: Begun, updated: Vec<ParamIndex>, has_gradient: Vec<bool>) -> Self {
         Self {
             updated: if begun.outcome.is_taken() { updated } else { Vec::new() },
@@ -39,7 +40,7 @@ impl Pass {
         }
     }
 
-    /// The first chunk with a gradient among those that have not been in, up to chunk `end`.
+    /// The first chunk before chunk `end` that has a gradient and has not been swapped in.
     pub fn first_left(&self, end: usize) -> Option<usize> {
         (self.chunks..end).find(|chunk| self.has_gradient[*chunk])
     }

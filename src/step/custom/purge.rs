@@ -10,19 +10,20 @@ use crate::swap::{Ending, SweepKind};
 
 impl SwappedOptimizer {
     /// Collective: drops all state but the masters. Moments begin anew as the optimizer declares
-    /// them, and update counts with 0; a durable job commits that. (DeepSpeed's `purge_state`.)
+    /// them, and update counts at 0; a durable job commits this state. (DeepSpeed's `purge_state`.)
     /// `params` are the parameters of the shard as they were emitted last, which the codec
     /// remainder16 needs: they hold the upper halves of its masters.
     ///
     /// # Errors
     /// Agreed. Usage if `params` does not fit the shard or is not what was emitted last. After
-    /// errors of the drives the optimizer is unusable, as after a step that failed.
+    /// errors of the drives the optimizer is unusable; a durable job can go back to its last commit
+    /// with [`Self::recover`].
     pub fn purge_state<S: ParameterSink + ?Sized>(&mut self, params: &mut S) -> Result<()> {
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let ready = self.check_usable().and_then(|()| {
             self.shard.check_params(params)?;
             self.shard.verify_params(params, self.progress.attempts)?;
-            // What was on its way before still counts.
+            // What was on its way before is recorded with the last step.
             self.shard.swapper.settle()
         });
         agree(&*self.comm, ready)?;
@@ -62,7 +63,7 @@ impl SwappedOptimizer {
             io.swap_out(resident, halves);
         }
         sweep.finish()?;
-        // What is read ahead belongs to the next step, and nothing else here to any.
+        // What was read ahead belongs to the next step; everything else here belongs to no step.
         swapper.settle()?;
         swapper.take_moved();
         self.watch.forget_kernel();

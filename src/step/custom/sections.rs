@@ -19,7 +19,7 @@ pub struct StateSection {
 pub struct GradientSection {
     /// The parameter.
     pub param: ParamIndex,
-    /// The first element that it is of, within the arrays of the chunk's state.
+    /// The first element with such a gradient, counted within the arrays of the chunk's state.
     pub start: usize,
     /// The address of its first value. Nothing may be written there.
     pub address: usize,

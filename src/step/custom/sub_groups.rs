@@ -1,5 +1,5 @@
-//! The caller's own update: a sub-group in, slices of its state to change, the sub-group out. The
-//! compiler sees to it that nothing is kept after it was swapped out.
+//! The caller's own update: a sub-group is swapped in, the caller changes slices of its state, and
+//! the sub-group is swapped out. The compiler ensures that no slice outlives its sub-group.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -17,20 +17,22 @@ use crate::partition::{Chunk, Run};
 use crate::swap::ChunkHandle;
 
 impl SwappedOptimizer {
-    /// Collective: begins an update that the caller makes, sub-group by sub-group: arguments, norm,
-    /// the one all-reduce and the decision whether to skip. Chunks are read from here on.
-    /// [`SubGroups::finish`] ends it.
+    /// Collective: begins an update that the caller makes, sub-group by sub-group. It checks the
+    /// arguments, takes the norm, and decides with all ranks whether the step is skipped; chunks
+    /// are read from here on. [`SubGroups::finish`] ends the update.
     ///
-    /// `params` receives the updated parameters of the shard: those of all live elements of a chunk
-    /// that was changed. Gradients that were handed over before come with the chunks as they were
-    /// summed: `G` is f32 or bf16 then, as `gradients.accumulate_in` says; they are gone when the
-    /// update has ended, in whatever way.
+    /// `params` receives the updated parameters of the shard, in shard order: those of every chunk
+    /// that was changed, all its elements. Gradients that were handed over before come with the
+    /// chunks, in the format in which they were summed, so `G` must be the one of
+    /// `gradients.accumulate_in`, f32 or bf16. They are forgotten when the update has ended, in
+    /// whatever way.
     ///
     /// # Errors
     /// Agreed. Usage leaves everything as it was: gradients that do not fit the shard, are only
     /// partly there, or are asked for in another format than they are kept in; parameters of
     /// another length or format; hyper-parameters out of range; an optimizer without initial state.
-    /// I/O makes the optimizer unusable, as in a step.
+    /// After an I/O error the optimizer is unusable; a durable job can go back to its last commit
+    /// with [`Self::recover`].
     pub fn begin_update<'o, 'g, G: GradElem, S: ParameterSink + ?Sized>(
         &'o mut self,
         gradients: &Gradients<'g, G>,
@@ -45,12 +47,12 @@ impl SwappedOptimizer {
 /// An update under way: the sub-groups of this rank's shard, in order, each once. While one is in,
 /// the next ones are read and the ones before are written (`swap.pipeline_read`, `pipeline_write`).
 ///
-/// Dropped before [`Self::finish`], as by an early return, it ends the update with an error on all
-/// ranks. A step that is skipped has no sub-groups.
+/// If it is dropped before [`Self::finish`], by an early return for instance, the update ends with
+/// an error on all ranks. A step that is skipped has no sub-groups.
 #[must_use = "an update that is not finished is an error on all ranks"]
 pub struct SubGroups<'o, 'g, G: GradElem, S: ParameterSink + ?Sized> {
     optimizer: &'o mut SwappedOptimizer,
-    /// Of the caller's memory; none if those that were handed over are used.
+    /// Gradients of the caller's memory; `None` if those that were handed over are used.
     gradients: Option<ShardGradients<'g, G>>,
     params: &'o mut S,
     outcome: StepOutcome,
@@ -60,11 +62,11 @@ pub struct SubGroups<'o, 'g, G: GradElem, S: ParameterSink + ?Sized> {
 
 /// How an update ends.
 enum End {
-    /// Not yet.
+    /// It is under way.
     Open,
-    /// With this, if it is dropped now.
+    /// It is under way and has failed: dropped now, it ends with this error.
     Failed(ErrorKind, String),
-    /// It has.
+    /// It has ended.
     Over,
 }
 
@@ -79,16 +81,17 @@ impl<'o, 'g, G: GradElem, S: ParameterSink + ?Sized> SubGroups<'o, 'g, G, S> {
         Self { optimizer, gradients, params, outcome, left, end: End::Open }
     }
 
-    /// What is decided so far: whether the step is taken or skipped, the norm, and what gradients
-    /// are multiplied by.
+    /// What has been decided: whether the step is taken or skipped, the norm, and the factor for
+    /// gradients.
     pub fn outcome(&self) -> &StepOutcome {
         &self.outcome
     }
 
-    /// The next sub-group; `None` after the last one. Its data is waited for chunk by chunk.
+    /// Swaps in the next sub-group; `None` after the last one. This does not wait for its data:
+    /// [`SubGroup::next_chunk`] does, chunk by chunk.
     ///
     /// # Errors
-    /// Usage if the one before was not swapped out, but dropped.
+    /// Usage, on this rank alone, if the sub-group before was dropped instead of swapped out.
     pub fn swap_in(&mut self) -> Result<Option<SubGroup<'_, 'g, G, S>>> {
         let Some(index) = self.left.next() else { return Ok(None) };
         let swapped_in = self.optimizer.swap_in_sub_group(index);
@@ -104,12 +107,14 @@ impl<'o, 'g, G: GradElem, S: ParameterSink + ?Sized> SubGroups<'o, 'g, G, S> {
         }))
     }
 
-    /// Shows every run with a gradient that is left, with its gradient as f32, multiplied by
-    /// `grad_scale`, and its own part of all arrays, to be changed. [`Self::finish`] is still to be
-    /// called.
+    /// Goes through all sub-groups that are left, and calls `update` for every run with a gradient:
+    /// with the run, its gradient as f32 multiplied by `grad_scale`, and its part of every state
+    /// array (masters first), to be changed. All slices have one value for each element of the run.
+    /// [`Self::finish`] must be called afterwards.
     ///
     /// # Errors
-    /// The first error of `update`; errors of the drives.
+    /// On this rank alone: the first error of `update`; errors of the drives. Hand the result to
+    /// [`Self::finish`], which gives it to all ranks.
     pub fn for_each_gradient(
         &mut self,
         update: &mut impl FnMut(&UpdateRun<'_, f32>, &[f32], &mut [&mut [f32]]) -> Result<()>,
@@ -124,14 +129,14 @@ impl<'o, 'g, G: GradElem, S: ParameterSink + ?Sized> SubGroups<'o, 'g, G, S> {
         Ok(())
     }
 
-    /// Collective: ends the update as a step ends: what must be on the drives is there, updates are
-    /// counted, a step to commit is committed, and all ranks agree. `result` is what the update came
-    /// to on this rank: an error is one on all ranks.
+    /// Collective: ends the update as a step ends: it waits for the writes that must be on the
+    /// drives, counts the updates, commits the step if that is due, and agrees on the outcome.
+    /// `result` is the result of the update on this rank; an error here is an error on all ranks.
     ///
     /// # Errors
-    /// Agreed: `result` of any rank; errors of the drives; usage if a sub-group with gradients was
-    /// left out. If any rank has changed anything, the optimizer is then unusable, as after a step
-    /// that failed.
+    /// Agreed: an error in the `result` of any rank; errors of the drives; usage if a sub-group
+    /// with gradients was left out. If any rank has changed anything, the optimizer is unusable
+    /// afterwards; a durable job can go back to its last commit with [`SwappedOptimizer::recover`].
     pub fn finish(mut self, result: Result<()>) -> Result<StepOutcome> {
         self.end = End::Over;
         self.optimizer.end_update(result)
@@ -186,10 +191,10 @@ impl<G: GradElem, S: ParameterSink + ?Sized> SubGroup<'_, '_, G, S> {
         self.optimizer.plan().chunks_of(self.index).len()
     }
 
-    /// Gives the chunk before back, and waits for the next one; `None` after the last.
+    /// Gives the chunk before back, and waits for the next one; `None` after the last one.
     ///
     /// # Errors
-    /// Errors of the drives: a read that failed, bytes that are not those that were written.
+    /// On this rank alone: a read that failed, or bytes that are not those that were written.
     pub fn next_chunk(&mut self) -> Result<Option<UpdateChunk<'_, G>>> {
         self.give_back()?;
         let next = self.optimizer.next_lent_chunk(self.params);
@@ -197,11 +202,13 @@ impl<G: GradElem, S: ParameterSink + ?Sized> SubGroup<'_, '_, G, S> {
         self.chunk.map(|handle| self.open(handle)).transpose()
     }
 
-    /// Swaps the sub-group out: what was changed is written, at once or behind what follows
-    /// (`swap.pipeline_write`). Chunks without a gradient that were not looked at stay as they are.
+    /// Swaps the sub-group out: changed chunks are written, while the following ones are updated
+    /// unless `swap.pipeline_write` is off. Chunks without a gradient that were not asked for stay
+    /// as they are.
     ///
     /// # Errors
-    /// Usage if a chunk with a gradient was not looked at; errors of the drives.
+    /// On this rank alone: usage if a chunk with a gradient was not asked for; errors of the
+    /// drives.
     pub fn swap_out(mut self) -> Result<()> {
         self.give_back()?;
         let swapped_out = self.optimizer.swap_out_sub_group(self.index);
@@ -210,7 +217,7 @@ impl<G: GradElem, S: ParameterSink + ?Sized> SubGroup<'_, '_, G, S> {
 
     fn give_back(&mut self) -> Result<()> {
         let Some(handle) = self.chunk.take() else { return Ok(()) };
-        // Whether it has changed is noted with it.
+        // The chunk itself has noted whether it may have changed.
         let given_back = self.optimizer.return_chunk(handle, self.params, false);
         self.end.note(given_back)
     }

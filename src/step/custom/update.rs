@@ -1,4 +1,5 @@
-//! The caller's own update, step by step: what both ways of making one are built on.
+//! The caller's own update: its calls in order, which both `SubGroups` and `UpdateHandles` are
+//! built on.
 
 use std::time::Instant;
 
@@ -17,9 +18,9 @@ use crate::timers::{NO_CHUNK, Timer};
 use crate::units::{ChunkIndex, ParamIndex};
 
 impl SwappedOptimizer {
-    /// Collective: arguments, norm, the one all-reduce and the decision whether to skip. Gives the
-    /// gradients of the caller's memory, sorted into the shard; none if those that were handed over
-    /// are used.
+    /// Collective: checks the arguments, takes the norm, and decides with all ranks whether the
+    /// step is skipped. Returns the gradients of the caller's memory, sorted into the shard; `None`
+    /// if those that were handed over are used.
     pub(super) fn begin_pass<'g, G: GradElem, S: ParameterSink + ?Sized>(
         &mut self,
         gradients: &Gradients<'g, G>,
@@ -43,7 +44,7 @@ impl SwappedOptimizer {
         Ok((self.start_pass(pass), Some(laid_out)))
     }
 
-    /// The same with what was handed over, which is kept as `A`.
+    /// The same with gradients that were handed over, whose sums are kept as `A`.
     fn begin_stored_pass<A: GradElem, S: ParameterSink + ?Sized>(
         &mut self,
         begun: (Instant, Activity),
@@ -77,7 +78,7 @@ impl SwappedOptimizer {
         self.pass.insert(pass).begun.outcome
     }
 
-    /// Sub-groups of this rank's shard.
+    /// The number of sub-groups of this rank's shard.
     pub fn sub_groups(&self) -> u32 {
         let chunks = self.partition().chunks().len();
         let last = chunks.checked_sub(1).map(ChunkIndex::from_index);
@@ -150,7 +151,8 @@ impl SwappedOptimizer {
         self.lent.lend(chunk, chunk_in).map(Some)
     }
 
-    /// Whether a buffer is left that the next chunk, and its spilled gradient, can come in.
+    /// Checks that a buffer is left for the next chunk, and one for its spilled gradient if it has
+    /// one.
     fn check_buffers(&self, next: ChunkIndex, sub_group: u32) -> Result<()> {
         let plan = &self.shard.plan;
         let pinned = plan.cached_chunks();
@@ -250,7 +252,7 @@ impl SwappedOptimizer {
         Ok(())
     }
 
-    /// Collective: ends an update with what it came to on this rank.
+    /// Collective: ends an update; `result` is its result on this rank.
     pub(super) fn end_update(&mut self, result: Result<()>) -> Result<StepOutcome> {
         self.shard.swapper.check_process()?;
         let mut pass = self.pass.take().ok_or_else(no_update)?;
@@ -269,7 +271,7 @@ impl SwappedOptimizer {
         ended
     }
 
-    /// Gradients that were handed over go back where more can come to them.
+    /// Gives gradients that were handed over back to their sink, where more can be added to them.
     fn return_store(&self, pass: &mut Pass) {
         if let Some(store) = pass.stored.take() {
             self.gradients.hold().take_back(store);
@@ -312,7 +314,7 @@ impl SwappedOptimizer {
         Ok(())
     }
 
-    /// Whether every chunk with a gradient has been with the caller, and is back.
+    /// Checks that every chunk with a gradient has been lent to the caller, and is back.
     fn check_complete(&self, pass: &Pass) -> Result<()> {
         if let Some(handle) = self.lent.handles().next() {
             return Err(
@@ -331,7 +333,7 @@ impl SwappedOptimizer {
             .with("holding", plan.describe(chunk)))
     }
 
-    /// Gives up an update that was not ended.
+    /// Gives up an update that has not been ended.
     pub(in crate::step) fn forget_pass(&mut self) {
         self.lent.clear();
         if let Some(mut pass) = self.pass.take() {

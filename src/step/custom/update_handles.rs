@@ -17,9 +17,9 @@ use crate::swap::ChunkHandle;
 /// Whether a chunk that is given back has other values than it came with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It is written, and its parameters are emitted.
+    /// The chunk is written, and its parameters are emitted.
     Changed,
-    /// What lies on the drives stays.
+    /// The chunk is not written.
     Unchanged,
 }
 
@@ -31,22 +31,24 @@ pub struct UpdateHandles<'o> {
 }
 
 impl SwappedOptimizer {
-    /// The update that the caller makes by handle: to begin one, or to go on with it.
+    /// The update that the caller makes by handle, to begin one or to go on with one that is under
+    /// way.
     pub fn handles(&mut self) -> UpdateHandles<'_> {
         UpdateHandles { optimizer: self }
     }
 }
 
 impl UpdateHandles<'_> {
-    /// Collective: begins an update: arguments, norm, the one all-reduce and the decision whether to
-    /// skip. Gradients of the caller's memory stay there, and the caller multiplies them by
-    /// `grad_scale` of the outcome; where those of a chunk lie that were handed over before,
-    /// [`Self::gradient_sections`] gives.
+    /// Collective: begins an update. It checks the arguments, takes the norm, and decides with all
+    /// ranks whether the step is skipped. The caller multiplies gradients by the outcome's
+    /// `grad_scale`, those in its own memory and those that were handed over before;
+    /// [`Self::gradient_sections`] has the addresses of the latter.
     ///
     /// # Errors
     /// Agreed. Usage leaves everything as it was: gradients that do not fit the shard or are only
     /// partly there, parameters of another length or format, hyper-parameters out of range, an
-    /// optimizer without initial state. I/O makes the optimizer unusable, as in a step.
+    /// optimizer without initial state. After an I/O error the optimizer is unusable; a durable job
+    /// can go back to its last commit with [`SwappedOptimizer::recover`].
     pub fn begin<G: GradElem, S: ParameterSink + ?Sized>(
         &mut self,
         gradients: &Gradients<'_, G>,
@@ -71,7 +73,7 @@ impl UpdateHandles<'_> {
         Ok(self.optimizer.begin_pass(&Gradients::<A>::HandedOver, params, options)?.0)
     }
 
-    /// Swaps a sub-group in.
+    /// Swaps a sub-group in; they are numbered from 0 and come in order.
     ///
     /// # Errors
     /// Usage, naming the sub-group: no update is under way, the step is skipped, another sub-group
@@ -93,9 +95,9 @@ impl UpdateHandles<'_> {
         self.optimizer.next_lent_chunk(params)
     }
 
-    /// Where the state tensors of a chunk lie, master first. State that does not lie as fp32 on the
-    /// drives is decoded here, and encoded again when the chunk is swapped out. The addresses are
-    /// valid as long as the handle is.
+    /// Where the state tensors of a chunk lie in memory, the master first. State that does not lie
+    /// as fp32 on the drives has been decoded, and is encoded again when the chunk is swapped out.
+    /// The addresses are valid as long as the handle is.
     ///
     /// # Errors
     /// Usage if the handle is stale, of another optimizer, or was never given out.
@@ -115,8 +117,8 @@ impl UpdateHandles<'_> {
     }
 
     /// Where the gradients of a chunk lie that were handed over before, in the order of its
-    /// elements: to be multiplied by `grad_scale` of the outcome. What is not among them has none.
-    /// The addresses are valid as long as the handle is.
+    /// elements. They are to be multiplied by the outcome's `grad_scale`. Elements that no section
+    /// covers have no gradient. The addresses are valid as long as the handle is.
     ///
     /// # Errors
     /// Usage if the handle is stale, of another optimizer, or was never given out; or if the
@@ -177,13 +179,15 @@ impl UpdateHandles<'_> {
         self.optimizer.swap_out_sub_group(sub_group)
     }
 
-    /// Collective: ends the update: everything is written that must be, and all ranks agree, as at
-    /// the end of a step. `result` is what the update came to on this rank: an error here is an
-    /// error on all.
+    /// Collective: ends the update as a step ends: it waits for the writes that must be on the
+    /// drives, counts the updates, commits the step if that is due, and agrees on the outcome.
+    /// `result` is the result of the update on this rank; an error here is an error on all ranks.
     ///
     /// # Errors
-    /// Agreed. If any rank has changed anything, the optimizer is then unusable as after a step
-    /// that failed; otherwise everything is as it was before.
+    /// Agreed: an error in the `result` of any rank; errors of the drives; usage if a chunk with a
+    /// gradient was left out or not given back. If any rank has changed anything, the optimizer is
+    /// unusable afterwards, and a durable job can go back to its last commit with
+    /// [`SwappedOptimizer::recover`]; otherwise everything is as it was before.
     pub fn finish(self, result: Result<()>) -> Result<StepOutcome> {
         self.optimizer.end_update(result)
     }

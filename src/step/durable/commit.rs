@@ -21,7 +21,7 @@ pub(in crate::step) struct Durable {
 }
 
 impl Durable {
-    /// Of a new job: nothing is committed, and epoch 0 comes next.
+    /// The records of a new job: nothing is committed, and epoch 0 comes next.
     pub fn new(files: RecordFiles, job_id: String) -> Self {
         let agreed = Record {
             stamp: Stamp { epoch: 0, incarnation: 0 },
@@ -47,7 +47,7 @@ impl Durable {
     }
 
     /// Writes the next record beside the agreed one. It counts when all ranks have written theirs;
-    /// then [`Self::agree_on`] takes it.
+    /// then it is handed to [`Self::agree_on`].
     ///
     /// # Errors
     /// I/O: a drive cannot be flushed, or the record not be written.
@@ -77,7 +77,7 @@ impl Durable {
         Ok(record)
     }
 
-    /// All ranks have written this record.
+    /// Takes a record that all ranks have written as the agreed one.
     pub fn agree_on(&mut self, record: Record) {
         self.agreed = record;
         self.place = place_beside(self.place);
@@ -97,8 +97,8 @@ impl Durable {
         self.files.read()
     }
 
-    /// Takes this record, which lies in this place, for the agreed one, and writes it again under
-    /// a new incarnation, over whatever is newer.
+    /// Takes the chosen record as the agreed one, and writes it again under a new incarnation, over
+    /// whatever is newer.
     ///
     /// # Errors
     /// I/O: it cannot be written.
@@ -124,9 +124,9 @@ pub struct Resumed {
     pub stamp: Stamp,
     /// Steps attempted up to it.
     pub attempt: u64,
-    /// What was handed to the step that it committed, by this shard's rank.
+    /// The user blob of the committed step, as the rank with this shard gave it.
     pub user_blob: Vec<u8>,
-    /// Why it is this commit, in words.
+    /// Why it is this commit, as a phrase for the log.
     pub why: String,
 }
 
@@ -139,7 +139,8 @@ pub(in crate::step) struct Chosen {
     pub why: String,
 }
 
-/// Collective: which record each shard goes on from; none if no step was ever committed.
+/// Collective: the record that this rank's shard goes on from; `None` if no step was ever
+/// committed.
 ///
 /// # Errors
 /// I/O, agreed, if a record that had been agreed is gone.
@@ -182,7 +183,7 @@ fn describe_places(places: &Places) -> String {
     if known.is_empty() { "none".to_owned() } else { known.join(" and ") }
 }
 
-/// Whether a record is of this shard: one of another cut of the state, or of none, is damage that
+/// Checks that a record fits the layout of this shard. If it does not, it is damaged in a way that
 /// its checksum does not show.
 ///
 /// # Errors
@@ -200,7 +201,7 @@ pub(in crate::step) fn check_fit(plan: &Plan, record: &Record) -> Result<()> {
         .hint("the state of that shard cannot be trusted: load a checkpoint"))
 }
 
-/// From now on chunks are read where this record says that they lie.
+/// Takes over where the chunks lie from a record, so that they are read there from now on.
 pub(crate) fn place_as_recorded(plan: &Plan, record: &Record) -> Result<()> {
     let extents = Slots::from_committed(record.slots.clone()).committed_extents();
     let placed = plan.placement().restore(&extents, &record.moved, &record.shares);

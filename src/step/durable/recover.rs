@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::storage::{Record, Slots, boot_id};
 
 impl SwappedOptimizer {
-    /// The commit that this optimizer came back with, if it did.
+    /// The commit that this optimizer has gone on from; `None` for a new job.
     pub fn resumed(&self) -> Option<&Resumed> {
         self.resumed.as_ref()
     }
@@ -26,8 +26,8 @@ impl SwappedOptimizer {
     }
 
     /// Collective: after an agreed error, goes back to the last commit. The parameters of the shard
-    /// are emitted again, in shard order, and the caller goes on from [`Self::attempts`] and the
-    /// blob that it gets back.
+    /// are emitted again, in shard order, into `params`. Returns the user blob of that commit;
+    /// training goes on after step [`Self::attempts`].
     ///
     /// # Errors
     /// Agreed. Usage for a scratch job, before the first commit, or if `params` does not fit the
@@ -57,7 +57,8 @@ impl SwappedOptimizer {
         let fits = check_fit(plan, record);
         agree(&*self.comm, fits.and_then(|()| place_as_recorded(plan, record)))?;
         self.take_state_of(record);
-        // Without a flush, what was written before the machine went down may not be on the drives.
+        // Without a flush at the commit, what was written may be lost if the machine has been
+        // restarted since. Then everything is read and compared.
         let is_trusted = record.is_synced || record.boot_id == boot_id();
         let trusted = if is_trusted { Ok(()) } else { self.read_all(&[], |_, _, _| Ok(())) };
         agree(&*self.comm, trusted)?;
@@ -77,7 +78,7 @@ impl SwappedOptimizer {
         Ok(())
     }
 
-    /// What is in memory becomes what it was at this commit.
+    /// Sets everything that is kept in memory back to this commit.
     fn take_state_of(&mut self, record: &Record) {
         let shard = &mut self.shard;
         self.watch.balance.begin(&shard.plan);
@@ -94,8 +95,8 @@ impl SwappedOptimizer {
         self.progress.attempts.is_multiple_of(every)
     }
 
-    /// Brings what is newer in memory to the drives, and writes the record of what lies there then;
-    /// nothing for a scratch job. Not agreed.
+    /// Writes the chunks that are newer in memory to the drives, and then the record of what lies
+    /// there. Does nothing for a scratch job. Not agreed.
     pub(in crate::step) fn write_record(&mut self) -> Result<Option<Record>> {
         let Some(durable) = &self.durable else { return Ok(None) };
         self.shard.swapper.flush()?;
@@ -110,7 +111,7 @@ impl SwappedOptimizer {
         Ok(())
     }
 
-    /// All ranks have written this record.
+    /// Takes a record that all ranks have written as the last commit.
     pub(in crate::step) fn take_commit(&mut self, record: Record) {
         if let Some(durable) = &mut self.durable {
             durable.agree_on(record);

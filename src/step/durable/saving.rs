@@ -13,8 +13,9 @@ use crate::optim::ParamElem;
 use crate::units::{ChunkIndex, DriveIndex};
 
 impl SwappedOptimizer {
-    /// Begins a snapshot of the state as it is now. The following steps hand it over, before they
-    /// change it, at no cost of reading; see [`Self::finish_snapshot`].
+    /// Begins a snapshot of the state as it is now. The following steps hand each chunk over before
+    /// they change it, so that nothing is read twice. [`Self::finish_snapshot`] reads what is
+    /// missing.
     ///
     /// # Errors
     /// Usage if one is under way.
@@ -39,7 +40,9 @@ impl SwappedOptimizer {
     }
 
     /// Collective: reads what the snapshot still lacks from the drives, and lets go of the sink.
-    /// `params` as in [`Self::inspect`].
+    /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
+    /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
+    /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
     /// Agreed: the sink's first failure, or that of a drive. Training may go on after the former.
@@ -71,23 +74,19 @@ impl SwappedOptimizer {
     /// Unavailable: another file system, or one that does not share blocks.
     pub(crate) fn can_clone_to(&self, file: &File) -> Result<()> {
         let refused = |message: &str| Error::new(ErrorKind::Unavailable, message);
-        let place = |file: &File| {
-            let device = rustix::fs::fstat(file).map(|found| found.st_dev);
-            let kind = rustix::fs::fstatfs(file).map(|found| found.f_type as u64 & 0xffff_ffff);
-            device.and_then(|device| Ok((device, kind?)))
-        };
-        let target = place(file).map_err(|errno| refused("no file system").because(errno))?;
+        let target =
+            file_system_of(file).map_err(|errno| refused("no file system").because(errno))?;
         // XFS and btrfs, by the magic numbers of statfs(2).
         if ![0x5846_5342, 0x9123_683e].contains(&target.1) {
             return Err(refused("the checkpoint's file system does not share blocks"));
         }
-        let elsewhere = |drive: usize| {
-            place(self.shard.files.file(DriveIndex::from_index(drive))).ok() != Some(target)
-        };
-        match (0..self.shard.plan.config().drives.paths.len()).any(elsewhere) {
-            true => Err(refused("state files and checkpoint lie in different file systems")),
-            false => Ok(()),
+        for drive in 0..self.shard.plan.config().drives.paths.len() {
+            let state = self.shard.files.file(DriveIndex::from_index(drive));
+            if file_system_of(state).ok() != Some(target) {
+                return Err(refused("state files and checkpoint lie in different file systems"));
+            }
         }
+        Ok(())
     }
 
     /// Copies a chunk's extent, as it lies on the drives after [`Self::write_back`], to `offset` of
@@ -126,4 +125,11 @@ impl SwappedOptimizer {
         }
         Ok(self.shard.checksums.of(chunk).to_vec())
     }
+}
+
+/// The device of a file's file system, and the magic number of its kind.
+fn file_system_of(file: &File) -> rustix::io::Result<(u64, u64)> {
+    let device = rustix::fs::fstat(file)?.st_dev;
+    let kind = rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff;
+    Ok((device, kind))
 }

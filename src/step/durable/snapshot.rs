@@ -7,14 +7,14 @@ use crate::error::{Error, Result};
 use crate::storage::ExtentLayout;
 use crate::units::ChunkIndex;
 
-/// Where a snapshot goes: a checkpoint, for instance.
+/// What takes a snapshot, such as the writer of a checkpoint.
 pub trait ChunkSink: Send {
     /// Takes one chunk: its state tensors as they lie in an extent, the upper halves of its live
     /// masters if `state` has only lower ones, and checksums of all. Chunks come in any order, each
     /// once.
     ///
     /// # Errors
-    /// The snapshot is then of no use; training goes on.
+    /// After an error the snapshot cannot be used; training goes on.
     fn put(
         &mut self,
         chunk: ChunkIndex,
@@ -35,12 +35,12 @@ pub(in crate::step) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of so many chunks, none of which has been taken.
+    /// A snapshot of `chunks` chunks, none of which has been taken.
     pub fn new(sink: Box<dyn ChunkSink>, chunks: usize) -> Self {
         Self { sink, is_taken: vec![false; chunks], left: chunks, failure: None }
     }
 
-    /// Hands a chunk over, unless it has been already.
+    /// Hands a chunk over to the sink, unless it has been handed over already.
     pub fn offer(
         &mut self,
         chunk: ChunkIndex,

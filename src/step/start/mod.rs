@@ -1,16 +1,16 @@
-//! From a configuration to an open shard: checks, the job on the drives or a new one, files, buffers
-//! and threads.
+//! From a configuration to an open shard: checks, the job on the drives or a new one, files,
+//! buffers and threads.
 
 mod open;
-mod opening;
 mod placement_log;
 mod preflight;
+mod resources;
 mod resume;
 mod sharding;
 mod weights;
 
 pub use open::{CreateOptions, Existing};
 pub(super) use open::{Opened, open_files};
-pub(super) use opening::{open_records, open_threads};
+pub(super) use resources::{open_records, open_threads};
 pub(crate) use resume::as_it_lies;
 pub use sharding::{Sharding, Shards};

@@ -1,11 +1,11 @@
-//! From configuration and parameters to this rank's plan and its open files, in stages that all ranks
-//! agree on. Nothing is created before everything has been checked.
+//! From configuration and parameters to this rank's plan and its open files, in stages that all
+//! ranks agree on. Nothing is created before everything has been checked.
 
 use std::sync::Arc;
 
-use super::opening::{create_files, draw_job_id, reclaim};
 use super::placement_log;
 use super::preflight::{check_node_memory, check_space, neighbours};
+use super::resources::{create_files, draw_job_id, reclaim};
 use super::resume;
 use super::sharding::{Sharding, deal, warn_of_drift};
 use super::weights::starting_weights;
@@ -16,13 +16,13 @@ use crate::plan::Plan;
 use crate::state::{Inventory, Parameter};
 use crate::storage::{ShardFiles, inspect_drives};
 
-/// What becomes of committed steps of the job that lie on the drives.
+/// What happens to committed steps of the job that lie on the drives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Existing {
     /// The job goes on from the newest commit that all ranks have.
     #[default]
     GoOn,
-    /// They are overwritten: for a start from a checkpoint.
+    /// They are overwritten, as for a start from a checkpoint.
     Overwrite,
 }
 
@@ -32,18 +32,18 @@ pub enum Existing {
 pub struct CreateOptions {
     /// How parameters are dealt to ranks.
     pub sharding: Sharding,
-    /// What becomes of committed steps.
+    /// What happens to committed steps that lie on the drives.
     pub existing: Existing,
 }
 
 impl CreateOptions {
-    /// With parameters dealt to ranks as the caller says.
+    /// Options with this sharding; the job goes on from what it has committed.
     pub fn sharded(sharding: Sharding) -> Self {
         Self { sharding, existing: Existing::GoOn }
     }
 }
 
-/// This rank's shard, found or created, before threads and buffers are.
+/// This rank's shard, found or created, before its threads and buffers.
 pub(in crate::step) struct Opened {
     pub plan: Plan,
     pub files: ShardFiles,
@@ -88,7 +88,8 @@ pub(in crate::step) fn open_files(
         None => {
             let job_id = draw_job_id(&**comm)?;
             let directories = check_space(&plan, &inspected, &**comm, topology)?;
-            // On all ranks before any allocates: neighbours share the drives.
+            // All ranks remove old files before any rank allocates, since ranks of a node share the
+            // drives.
             agree(&**comm, reclaim(config, comm.size() as u32, &directories))?;
             let created = create_files(&plan, &**comm, directories, &job_id);
             let files = agree(&**comm, created)?;

@@ -1,5 +1,5 @@
-//! Where ranks run and what their drives are near to: told once at the start, as a table that
-//! stays short for many ranks, with a warning where it could be better.
+//! Where ranks run and which NUMA nodes their drives are near: logged once at the start, as a table
+//! that stays short for many ranks, with a warning where cores or drives could be placed better.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ use crate::storage::Device;
 use crate::telemetry::TextTable;
 use crate::units::{Rank, counted};
 
-/// Rows of the table; of a job that needs more, placed without a pattern, each rank's own log tells
-/// its place.
+/// Rows of the table at most. Where ranks are placed without a pattern it would need more; then
+/// each rank's own log has its place.
 const ROWS_MAX: usize = 40;
 
 /// Where one rank runs.
@@ -70,11 +70,10 @@ impl fmt::Display for Seat {
     }
 }
 
-/// Collective: tells where the ranks run, in the log of rank 0, and every other rank's place in its
-/// own.
+/// Collective: logs where all ranks run on rank 0, and on every other rank its own place.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub(super) fn announce(
     config: &Config,
     comm: &dyn Communicator,
@@ -144,14 +143,11 @@ fn table(seats: &[Seat], hosts: &[Vec<usize>]) -> String {
             let seat = &seats[run[0]];
             let [ranks, cores, numa] =
                 [rank_list(ranks), number_ranges(&seat.cpus), number_ranges(&seat.nodes)];
-            let hosts = match index {
-                0 => host_names(seats, &group),
-                _ => String::new(),
-            };
-            let [drives, near, named_by] = match index == 0 || has_own(run[0]) != has_own(first[0])
-            {
-                true => drive_cells(seat),
-                false => [const { String::new() }; 3],
+            let hosts = if index == 0 { host_names(seats, &group) } else { String::new() };
+            let [drives, near, named_by] = if index == 0 || has_own(run[0]) != has_own(first[0]) {
+                drive_cells(seat)
+            } else {
+                [const { String::new() }; 3]
             };
             table.add_row([hosts, ranks, cores, numa, drives, near, named_by]);
         }
@@ -343,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_that_share_cores_beside_idle_ones_are_told() {
+    fn ranks_that_share_cores_beside_idle_ones_are_reported() {
         let crowd = |cpus: &[&[u32]]| {
             let seats: Vec<Seat> = cpus.iter().map(|cpus| seat("a", cpus, &NEAR)).collect();
             warnings(&seats, &hosts(&seats)).len()

@@ -1,5 +1,5 @@
-//! Checks before anything is touched: the space on the drives summed over the ranks of a node,
-//! living jobs of the same name, jobs that share no drive, memory.
+//! Checks before anything is created: whether the drives of a node have space for all of its ranks,
+//! whether another job claims a drive, and whether the memory suffices.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use crate::units::Bytes;
 /// Device numbers and bytes, one entry per drive.
 type DriveBytes = Vec<(u64, u64)>;
 
-/// Collective: whether the drives have room for a new job; changes nothing. Gives this rank's shard
-/// directories.
+/// Collective: checks that the drives have room for a new job, and changes nothing. Returns this
+/// rank's shard directories.
 ///
 /// # Errors
 /// The worst problem of any rank, agreed.
@@ -31,7 +31,7 @@ pub(super) fn check_space(
     let reclaimable: Result<Vec<u64>> =
         directories.iter().map(ShardDirectory::reclaimable_bytes).collect();
     let mut reclaimable = agree(comm, reclaimable)?;
-    // So is what ranks have left that the job no longer has; one rank of the node counts it.
+    // So is what is left of ranks that the job no longer has. One rank of the node counts it.
     if topology.local_ranks().next() == Some(comm.rank()) {
         for (drive, bytes) in drives.iter().zip(&mut reclaimable) {
             let shards = ShardDirectory::all_on(&drive.root, Some(&plan.config().job));
@@ -81,8 +81,9 @@ fn compare_space<'a>(
     Ok(())
 }
 
-/// Whether another job lives on these drives although one of the two shares them with nobody. Looks
-/// after this job's own files are locked, so that of two that start together none is overlooked.
+/// An error if another job is alive on these drives and one of the two has `drives.exclusive` set.
+/// This is checked after this job's own files are locked, so that two jobs that start at the same
+/// time see each other.
 pub(super) fn neighbours(plan: &Plan) -> Result<()> {
     let config = plan.config();
     for drive in &config.drives.paths {
@@ -103,7 +104,7 @@ pub(super) fn neighbours(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Collective: whether the I/O buffers of all ranks of a node fit its memory.
+/// Collective: checks that the buffers of all ranks of a node fit its memory.
 ///
 /// # Errors
 /// Usage, agreed.

@@ -19,15 +19,16 @@ struct Sight {
     job_id: String,
     shard: u32,
     shards: u32,
-    /// What it is a shard of.
+    /// What the shard is of: group, inventory and cut.
     of: Expected,
-    /// If it is this rank's by its number, and not what the rank brings now: the first difference.
+    /// For the shard of this rank's own number: its first difference from what the rank brings now,
+    /// if there is one.
     difference: Option<(String, String)>,
     /// The newest commit of this shard and the steps attempted up to it.
     newest: Option<(Stamp, u64)>,
-    /// Why this rank cannot go on with it, if it cannot.
+    /// Why this rank cannot go on with the shard, if it cannot.
     incomplete: Option<String>,
-    /// The drive that would hold its records is not here: nobody knows what is committed.
+    /// The drive with the shard's records is missing, so it is not known what is committed.
     is_headless: bool,
 }
 
@@ -36,7 +37,7 @@ struct Found {
     job_id: String,
     /// The shard of every rank.
     shards: Vec<u32>,
-    /// This rank's.
+    /// The shard of this rank.
     shard: FoundShard,
 }
 
@@ -72,18 +73,19 @@ fn find(
     comm: &dyn Communicator,
 ) -> Result<Option<Found>> {
     let seen = agree(comm, FoundShard::all_on(&config.drives.paths, Some(&config.job)))?;
-    let look = |shard: &FoundShard| {
-        let is_mine = shard.layout.shard == comm.rank().0;
-        let difference = is_mine.then(|| difference(&shard.layout, inventory, dealt)).flatten();
-        Ok(Sight { difference, ..sight_of(shard)? })
-    };
-    let sights = agree(comm, seen.iter().map(look).collect::<Result<Vec<_>>>())?;
+    let mut sights = agree(comm, seen.iter().map(sight_of).collect::<Result<Vec<_>>>())?;
+    for (sight, shard) in sights.iter_mut().zip(&seen) {
+        if sight.shard == comm.rank().0 {
+            sight.difference = difference(&shard.layout, inventory, dealt);
+        }
+    }
     let all: Vec<Vec<Sight>> = gather_all(comm, &sights)?;
     let newest = all
         .iter()
         .flatten()
         .filter_map(|sight| sight.newest.map(|(stamp, attempts)| (&sight.job_id, stamp, attempts)));
-    // Ids begin with the time of creation: a node that was away may bring back an older job.
+    // Ids begin with the time of creation. The newest job counts, since a node that was away may
+    // still have an older one.
     let Some((job_id, stamp, attempts)) = newest.max() else {
         return agree(comm, refuse_headless(&all)).map(|()| None);
     };
@@ -119,7 +121,7 @@ fn sight_of(shard: &FoundShard) -> Result<Sight> {
     })
 }
 
-/// What is first different between a shard on the drives and what its rank brings now.
+/// The first difference between a shard on the drives and what its rank brings now.
 fn difference(
     layout: &ShardLayout,
     inventory: &Inventory,
@@ -132,12 +134,13 @@ fn difference(
         let is_same = theirs.digest() == inventory.digest();
         return is_same.then(|| layout.cut.difference(&dealt.cut, inventory)).flatten();
     }
-    let tell = |number: u32, count: u32| format!("inventory {number} of {count}");
-    let now = tell(dealt.group.number(), dealt.group.count());
-    Some((tell(layout.group, layout.groups), now))
+    let then = format!("inventory {} of {}", layout.group, layout.groups);
+    let now = format!("inventory {} of {}", dealt.group.number(), dealt.group.count());
+    Some((then, now))
 }
 
-/// Parts of a job without the drive that holds its records are no new job.
+/// An error if parts of a job are here without the drive that holds its records: that job must not
+/// be overwritten as if it were new.
 fn refuse_headless(all: &[Vec<Sight>]) -> Result<()> {
     let headless = all.iter().flatten().find(|sight| sight.is_headless);
     headless.map_or(Ok(()), |sight| {
@@ -151,65 +154,45 @@ fn refuse_headless(all: &[Vec<Sight>]) -> Result<()> {
     })
 }
 
-/// The shard of every rank; a pure function of what all ranks see. `None` if nothing is lost by
-/// starting anew.
+/// The number of the shard that each rank goes on with, from what all ranks see. `None` if the job
+/// may start anew because nothing would be lost.
 fn decide(
     all: &[Vec<Sight>],
     job_id: &str,
     config: &Config,
     expected: &[Expected],
 ) -> Result<Option<Vec<u32>>> {
-    let ranks = expected.len();
-    let of_job = || all.iter().flatten().filter(|sight| sight.job_id == job_id);
-    // Of any creation: what is started anew overwrites all of them.
+    let all_sights = all.iter().flatten();
+    let job: Vec<&Sight> = all_sights.filter(|sight| sight.job_id == job_id).collect();
+    // Shards of any creation of the job count here, since starting anew overwrites them all.
     let mut sights = all.iter().flatten();
     let has_trained = sights.any(|sight| sight.newest.is_some_and(|(_, steps)| steps > 0));
-    let Some(any) = of_job().next() else { return Ok(None) };
-    let refuse = |message: &str| Error::new(ErrorKind::Usage, message);
+    if job.is_empty() {
+        return Ok(None);
+    }
     if !config.is_durable() {
-        return match has_trained {
-            false => Ok(None),
-            true => Err(refuse("a scratch job would overwrite committed steps of this name").hint(
+        if !has_trained {
+            return Ok(None);
+        }
+        return Err(Error::usage("a scratch job would overwrite committed steps of this name")
+            .hint(
                 "go on with --durability step, give this job another name with --job, or remove \
                  what is there with optswap clean --remove",
-            )),
-        };
+            ));
     }
-    let is_known = |sight: &&Sight| expected.iter().any(|it| it.inventory == sight.of.inventory);
-    let wrong = if !of_job().all(|sight| is_known(&sight)) {
-        Some(
-            refuse("the steps on the drives are of another model")
-                .hint("give this job another name with --job"),
-        )
-    } else if any.shards as usize != ranks {
-        Some(
-            Error::new(
-                ErrorKind::StateUnavailable,
-                "the steps on the drives are of another number of ranks",
-            )
-            .with("ranks then", any.shards)
-            .with("ranks now", ranks)
-            .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)),
-        )
-    } else {
-        of_job().find(|it| expected.get(it.shard as usize) != Some(&it.of)).map(|sight| {
-            let mut told = of_job().filter(|it| it.shard == sight.shard);
-            other_shards(sight.shard, told.find_map(|it| it.difference.clone()))
-        })
-    };
-    if let Some(wrong) = wrong {
-        return if has_trained { Err(wrong) } else { Ok(None) };
+    if let Err(other) = check_expected(&job, expected) {
+        return if has_trained { Err(other) } else { Ok(None) };
     }
     let sees = |rank: usize, shard: usize| {
         let mut sights = all[rank].iter().filter(|sight| sight.job_id == job_id);
         let is_here = sights.any(|it| it.shard as usize == shard && it.incomplete.is_none());
         is_here && expected[rank] == expected[shard]
     };
-    match assign(ranks, sees) {
+    match assign(expected.len(), sees) {
         Ok(shards) => Ok(Some(shards)),
         Err(_) if !has_trained => Ok(None),
         Err(shard) => {
-            let half = of_job().find(|sight| sight.shard as usize == shard);
+            let half = job.iter().find(|sight| sight.shard as usize == shard);
             let why = half.and_then(|sight| sight.incomplete.clone());
             let why = why.unwrap_or_else(|| "no rank that is left sees it on its drives".into());
             Err(Error::new(ErrorKind::StateUnavailable, "a shard of the job is missing")
@@ -218,6 +201,36 @@ fn decide(
                 .hint("bring its node and drives back, or go on from a checkpoint"))
         }
     }
+}
+
+/// Checks that the shards of a job, as all ranks see them, are what the ranks bring now.
+fn check_expected(job: &[&Sight], expected: &[Expected]) -> Result<()> {
+    let ranks = expected.len();
+    for sight in job {
+        if !expected.iter().any(|it| it.inventory == sight.of.inventory) {
+            return Err(Error::usage("the steps on the drives are of another model")
+                .hint("give this job another name with --job"));
+        }
+    }
+    if let Some(any) = job.first()
+        && any.shards as usize != ranks
+    {
+        return Err(Error::new(
+            ErrorKind::StateUnavailable,
+            "the steps on the drives are of another number of ranks",
+        )
+        .with("ranks then", any.shards)
+        .with("ranks now", ranks)
+        .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)));
+    }
+    for sight in job {
+        if expected.get(sight.shard as usize) != Some(&sight.of) {
+            let mut of_shard = job.iter().filter(|it| it.shard == sight.shard);
+            let difference = of_shard.find_map(|it| it.difference.clone());
+            return Err(other_shards(sight.shard, difference));
+        }
+    }
+    Ok(())
 }
 
 fn other_shards(shard: u32, difference: Option<(String, String)>) -> Error {
@@ -311,7 +324,7 @@ pub(crate) fn as_it_lies(
     config.swap.chunk_elements = Elems(layout.chunk_elems);
     config.swap.sub_group_elements = Elems(layout.sub_group_elems);
     for (name, codec) in &layout.tensors {
-        // Names that are not known show when tensors are compared.
+        // Unknown names are found when the tensors are compared.
         config.set_codec(name, *codec);
     }
     config.durability.mode = Durability::Step;

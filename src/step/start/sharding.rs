@@ -1,5 +1,5 @@
-//! How parameters are dealt to ranks: the caller's word, and what the ranks find out about each
-//! other's before anything is created.
+//! How parameters are dealt to ranks: what the caller asks for, and how the ranks compare that
+//! before anything is created.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ pub enum Shards {
     #[default]
     Contiguous,
     /// A slice of every parameter for each rank, in the order of ranks, as FSDP and ZeRO-3 have it:
-    /// as many elements each as all divided by the ranks, rounded up, the last ones fewer.
+    /// each of the parameter's elements divided by the number of ranks, rounded up; the last ranks
+    /// may have fewer or none.
     Slices,
     /// These pieces, in this order. Together, the ranks that share an inventory have every element
     /// once, or at least once if its parameter is replicated.
@@ -36,23 +37,24 @@ pub enum Shards {
 pub struct Sharding {
     /// This rank's part of its inventory.
     pub shards: Shards,
-    /// Those who share this rank's inventory; all ranks if `None`.
+    /// The communicator of the ranks that share this rank's inventory; all ranks share one if
+    /// `None`.
     pub shared: Option<Arc<dyn Communicator>>,
 }
 
 impl Sharding {
-    /// A slice of every parameter for each rank.
+    /// A slice of every parameter for each rank: [`Shards::Slices`].
     pub fn slices() -> Self {
         Self { shards: Shards::Slices, shared: None }
     }
 
-    /// Pieces of the caller's own.
+    /// These pieces for this rank: [`Shards::Own`].
     pub fn own(pieces: Vec<Piece>) -> Self {
         Self { shards: Shards::Own(pieces), shared: None }
     }
 
-    /// The same, of an inventory that only the ranks of this communicator share. (The world's
-    /// [`Communicator::split`] makes one.)
+    /// The same sharding of an inventory that only the ranks of this communicator share.
+    /// [`Communicator::split`] of the communicator of all ranks makes one.
     #[must_use]
     pub fn among(self, shared: Arc<dyn Communicator>) -> Self {
         Self { shared: Some(shared), ..self }
@@ -65,11 +67,11 @@ pub(super) struct Dealt {
     pub group: Group,
     pub cut: Cut,
     pub uncounted: Vec<Piece>,
-    /// What every rank of the world has, to be compared with what lies on drives.
+    /// What every rank of the world brings, to be compared with what lies on the drives.
     pub expected: Vec<Expected>,
 }
 
-/// What one rank has.
+/// The group, inventory and cut of one rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Expected {
     pub group: u32,
@@ -80,7 +82,7 @@ pub(super) struct Expected {
 }
 
 impl Dealt {
-    /// What a rank is allotted that takes the shard of rank `shards[r]` as rank r.
+    /// The allotment of a rank, where rank r takes the shard with number `shards[r]`.
     pub fn allot(&self, shards: &[u32], rank: Rank) -> Allotment {
         let ranks = self.group.ranks();
         let part_of = |shard: u32| ranks.iter().position(|rank| rank.0 == shard).unwrap_or(0);
@@ -120,24 +122,8 @@ pub(super) fn deal(
     agree(&**comm, compare_inventories(inventory, &sharding.shards, &group)?)?;
     let (cut, mut uncounted) = match &sharding.shards {
         Shards::Contiguous => (agree(&**comm, Ok(contiguous(&group)))?, Vec::new()),
-        Shards::Slices | Shards::Own(_) => {
-            let pieces = match &sharding.shards {
-                Shards::Own(pieces) => check_pieces(inventory, pieces),
-                _ => check_pieces(inventory, &slices(inventory, &group)),
-            };
-            let own = group.communicator().rank().index();
-            let all = gather_all(&**group.communicator(), &pieces.as_ref().ok().cloned())?;
-            let all: Option<Vec<Vec<Piece>>> = all.into_iter().collect();
-            let covered = pieces.and_then(|pieces| {
-                // Where another rank has failed, it is its error that all get.
-                let copies = match &all {
-                    Some(all) => check_cover(inventory, group.ranks(), all)?.swap_remove(own),
-                    None => Vec::new(),
-                };
-                Ok((Cut::Own(pieces), copies))
-            });
-            agree(&**comm, covered)?
-        }
+        Shards::Slices => agree(&**comm, own_cut(inventory, &slices(inventory, &group), &group)?)?,
+        Shards::Own(pieces) => agree(&**comm, own_cut(inventory, pieces, &group)?)?,
     };
     let elsewhere = agree(&**comm, copies_elsewhere(inventory, &group, &**comm)?)?;
     uncounted.extend(elsewhere);
@@ -145,6 +131,29 @@ pub(super) fn deal(
         Expected { group: group.number(), inventory: inventory.digest(), cut: cut.fingerprint() };
     let expected = gather_all(&**comm, &mine)?;
     Ok(Dealt { group, cut, uncounted, expected })
+}
+
+/// Collective within the group: the cut of these pieces, and those of its elements that count in
+/// the norm as another rank's. The outer result is of communication.
+fn own_cut(
+    inventory: &Inventory,
+    pieces: &[Piece],
+    group: &Group,
+) -> Result<Result<(Cut, Vec<Piece>)>> {
+    let pieces = check_pieces(inventory, pieces);
+    let comm = &**group.communicator();
+    let all = gather_all(comm, &pieces.as_ref().ok().cloned())?;
+    let all: Option<Vec<Vec<Piece>>> = all.into_iter().collect();
+    Ok(pieces.and_then(|pieces| {
+        let copies = match &all {
+            Some(all) => {
+                check_cover(inventory, group.ranks(), all)?.swap_remove(comm.rank().index())
+            }
+            // Another rank's pieces are wrong, and its error is the one that all ranks get.
+            None => Vec::new(),
+        };
+        Ok((Cut::Own(pieces), copies))
+    }))
 }
 
 /// This rank's slice of every parameter.
@@ -166,8 +175,8 @@ fn contiguous(group: &Group) -> Cut {
     Cut::Contiguous { part: comm.rank().0, parts: comm.size() as u32 }
 }
 
-/// Says in the log what lossy codecs do to copies in different inventories, since their neighbours
-/// differ.
+/// Warns in the log that with lossy codecs copies of a parameter in different inventories drift
+/// apart, since their neighbours differ.
 pub(super) fn warn_of_drift(config: &Config, inventory: &Inventory, group: &Group) {
     let rounds_at_random = config.codecs.rounding == Rounding::Stochastic;
     let differs = |codec| codec == Codec::Int8 || (codec == Codec::Bf16 && rounds_at_random);
@@ -197,12 +206,12 @@ fn compare_inventories(
         return Ok(Err(first_difference(&inventories, group.ranks())));
     }
     let owners = ranks_where(group.ranks(), |index| all[index].1);
-    Ok(match all.iter().all(|(_, is_own)| *is_own == all[0].1) {
-        true => Ok(()),
-        false => Err(Error::usage("only some of the ranks that share an inventory bring pieces")
-            .with("ranks that do", owners)
-            .hint("a rank without elements brings an empty list of pieces")),
-    })
+    if all.iter().all(|(_, is_own)| *is_own == all[0].1) {
+        return Ok(Ok(()));
+    }
+    Ok(Err(Error::usage("only some of the ranks that share an inventory bring pieces")
+        .with("ranks that do", owners)
+        .hint("a rank without elements brings an empty list of pieces")))
 }
 
 /// Which parameter is the first that differs between ranks, and who has what there.
@@ -270,9 +279,10 @@ fn copies_elsewhere(
             return None;
         }
         let param = ParamIndex::from_index(index);
-        match parameter.replicated && *shape == parameter.shape {
-            true => Some(Ok(Piece::new(param, 0, inventory.elems(param)))),
-            false => Some(Err(disagreeing(parameter, group.number(), shape, *number))),
+        if parameter.replicated && *shape == parameter.shape {
+            Some(Ok(Piece::new(param, 0, inventory.elems(param))))
+        } else {
+            Some(Err(disagreeing(parameter, group.number(), shape, *number)))
         }
     });
     Ok(copies.collect())

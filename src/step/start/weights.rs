@@ -1,4 +1,4 @@
-//! What the drives' weights are when a job begins: as configured, or as measured before, or equal.
+//! The drives' weights at the start of a job: as configured, as measured before, or equal.
 
 use crate::config::Config;
 use crate::coord::{Communicator, Topology, gather_all};
@@ -9,7 +9,7 @@ use crate::storage::{Drive, DriveProfile, normalized};
 /// they come from.
 ///
 /// # Errors
-/// As every collective.
+/// Peer, not agreed, if another rank does not come in time.
 pub(super) fn starting_weights(
     config: &Config,
     drives: &[Drive],
@@ -20,22 +20,23 @@ pub(super) fn starting_weights(
         [] => measured_weights(drives),
         weights => (weights.to_vec(), "as configured"),
     };
-    // A profile may be written at this very moment; then one rank's view of it counts.
+    // A profile may be written at this moment, so that ranks read different ones. The first rank's
+    // weights count.
     let all: Vec<(Vec<f64>, String)> = gather_all(comm, &(mine, source.to_owned()))?;
     let first = topology.local_ranks().next().unwrap_or(comm.rank());
     let (weights, source) = &all[first.index()];
     if drives.len() > 1 {
-        let shares = normalized(weights).into_iter().zip(drives);
-        let shares = shares.map(|(share, drive)| (drive.root.display().to_string(), share));
-        let shares = shares.map(|(root, share)| format!("{root} {:.1} %", 100.0 * share));
-        let shares: Vec<String> = shares.collect();
+        let mut shares = Vec::with_capacity(drives.len());
+        for (share, drive) in normalized(weights).into_iter().zip(drives) {
+            shares.push(format!("{} {:.1} %", drive.root.display(), 100.0 * share));
+        }
         tracing::info!("shares of the drives, {source}: {}", shares.join(", "));
     }
     Ok(weights.clone())
 }
 
-/// Those of the profiles if every drive has one, else equal ones. Directories on one disk share
-/// what it can do.
+/// The weights of the drives' profiles if every drive has one, otherwise equal weights. Directories
+/// on one disk share the weight of the disk.
 fn measured_weights(drives: &[Drive]) -> (Vec<f64>, &'static str) {
     let on_disk = |drive: &Drive| drives.iter().filter(|it| it.disk == drive.disk).count();
     let divided = |weight: f64, drive: &Drive| weight / on_disk(drive) as f64;
@@ -50,9 +51,10 @@ fn measured_weights(drives: &[Drive]) -> (Vec<f64>, &'static str) {
     };
     let weight = |(drive, profile): (&Drive, DriveProfile)| {
         // What was measured while all worked together is divided already.
-        match profile.mixed_together_bytes_per_s {
-            0.0 => divided(profile.weight(), drive),
-            _ => profile.weight(),
+        if profile.mixed_together_bytes_per_s == 0.0 {
+            divided(profile.weight(), drive)
+        } else {
+            profile.weight()
         }
     };
     let weights = drives.iter().zip(profiles).map(weight);

@@ -1,4 +1,4 @@
-//! What a rank creates and opens when an optimizer does: files, buffers, threads.
+//! The resources of an optimizer on this rank: its files, buffers and threads.
 
 use std::sync::Arc;
 
@@ -54,8 +54,8 @@ pub(super) fn create_files(
     Ok(files)
 }
 
-/// Frees what a dead job of this name has left: this rank's shard, and those of ranks that the job
-/// no longer has.
+/// Removes what a dead job of this name has left on the drives: this rank's shard, and those of
+/// ranks that the job no longer has.
 pub(super) fn reclaim(config: &Config, ranks: u32, directories: &[ShardDirectory]) -> Result<()> {
     ShardFiles::reclaim(directories)?;
     let mut left = Vec::new();
