@@ -133,7 +133,7 @@ fn step(
 fn begin(optimizer: &mut SwappedOptimizer) -> Result<(Verifier, Vec<bf16>)> {
     let fill = masters(optimizer.partition().flat().start);
     optimizer.initialize_parameters(&mut NoParameters, &fill)?;
-    let mut verifier = Verifier::new(optimizer, &fill)?;
+    let verifier = Verifier::new(optimizer, &fill)?;
     verifier.check(optimizer, NO_PARAMETERS)?;
     let mut params = vec![bf16::ZERO; optimizer.partition().elems() as usize];
     optimizer.emit_parameters(&mut params)?;
