@@ -17,9 +17,9 @@ use half::bf16;
 use optswap::internals::step::{fill_synthetic_gradients, fill_synthetic_masters};
 use optswap::{
     Communicator, Error, Gradients, Inventory, Parameter, Result, Run, Sharding, Training,
-    Verifier, agree, run_main,
+    Verifier, agree,
 };
-use optswap_args::{SwapArgs, parse, say};
+use optswap_args::{SwapArgs, say};
 
 /// Step synthetic gradients through two inventories, cut into slices of every parameter.
 #[derive(Debug, Parser)]
@@ -33,12 +33,14 @@ struct Args {
     steps: u64,
 }
 
+impl AsRef<SwapArgs> for Args {
+    fn as_ref(&self) -> &SwapArgs {
+        &self.swap
+    }
+}
+
 fn main() -> ExitCode {
-    let args: Args = match parse() {
-        Ok(args) => args,
-        Err(code) => return code,
-    };
-    run_main(&args.swap.launch(), |comm| train(&args, &comm))
+    optswap_args::main(|args: Args, comm| train(&args, &comm))
 }
 
 /// Half of a block: columns of the one matrix, rows of the other, and a whole layer norm.

@@ -98,7 +98,7 @@ pub use step::{
     Verifier,
 };
 pub use swap::ChunkHandle;
-pub use telemetry::{RankRecord, RunResult, rank_table, world_report};
+pub use telemetry::{RankRecord, RunResult, bytes_per_param, rank_table, world_report};
 pub use units::{Bytes, ChunkIndex, Elems, ParamIndex, Rank};
 
 /// The rooms as they are, for the program, tests and benchmarks of this workspace. No promise is

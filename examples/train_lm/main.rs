@@ -23,12 +23,11 @@ use std::sync::Arc;
 use clap::Parser;
 use half::bf16;
 use optswap::config::{AccumulateIn, GradientPlace};
-use optswap::internals::telemetry::bytes_per_param;
 use optswap::{
     Communicator, Config, Error, ErrorKind, Origin, Parameter, RankRecord, Result, Run, RunResult,
-    Training, Verifier, agree, gather_all, rank_table, run_main, world_report,
+    Training, Verifier, agree, gather_all, rank_table, world_report,
 };
-use optswap_args::{SwapArgs, bytes_bar, parse, say};
+use optswap_args::{SwapArgs, bytes_bar, say};
 use serde::{Deserialize, Serialize};
 
 use data::Corpus;
@@ -95,12 +94,14 @@ struct Args {
 /// Windows of the validation text that are looked at.
 const VALIDATION_WINDOWS: usize = 32;
 
+impl AsRef<SwapArgs> for Args {
+    fn as_ref(&self) -> &SwapArgs {
+        &self.swap
+    }
+}
+
 fn main() -> ExitCode {
-    let args: Args = match parse() {
-        Ok(args) => args,
-        Err(code) => return code,
-    };
-    run_main(&args.swap.launch(), |comm| train(&args, &comm))
+    optswap_args::main(|args: Args, comm| train(&args, &comm))
 }
 
 /// What does not change during training.

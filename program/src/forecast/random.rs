@@ -1,6 +1,8 @@
 //! Numbers that look random and are the same for the same seed.
 
-/// A stream of numbers: splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
+use optswap::internals::units::{SPLITMIX64_GAMMA, mix64};
+
+/// A stream of numbers: splitmix64.
 #[derive(Clone, Debug)]
 pub(super) struct Random {
     state: u64,
@@ -12,11 +14,9 @@ impl Random {
     }
 
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
+        let bits = mix64(self.state);
+        self.state = self.state.wrapping_add(SPLITMIX64_GAMMA);
+        bits
     }
 
     /// Above 0 and at most 1.

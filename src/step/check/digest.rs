@@ -12,7 +12,7 @@ use crate::optim::ParamElem;
 use crate::partition::{Cut, Run};
 use crate::plan::Plan;
 use crate::swap::ResidentChunk;
-use crate::units::BLOCK_ELEMS;
+use crate::units::{BLOCK_ELEMS, mix64};
 
 impl SwappedOptimizer {
     /// Collective: a 128-bit digest over master and moments, read back from the drives; 32
@@ -106,7 +106,7 @@ fn add_elements(plan: &Plan, resident: &ResidentChunk, arrays: &[&[f32]]) -> [u6
     let mut halves = [0; 2];
     for run in plan.partition().runs_of(resident.index()) {
         let name = &plan.inventory().parameter(run.param).name;
-        let key = mix(xxh3_64(name.as_bytes()) ^ u64::from(plan.allotment().group) << 32);
+        let key = mix64(xxh3_64(name.as_bytes()) ^ u64::from(plan.allotment().group) << 32);
         let shift = run.in_chunk(chunk).start;
         // Only what lies between the copies that count elsewhere.
         let mut start = run.in_shard().start;
@@ -131,16 +131,8 @@ fn of_elements(
     let of_element = |at: usize| {
         let place = key.wrapping_add(run.param_offset + at as u64);
         let values = arrays.iter().map(|array| u64::from(array[shift + at].to_bits()));
-        let hash = values.fold(mix(place), |hash, bits| mix(hash ^ bits));
-        [hash, mix(hash ^ key)]
+        let hash = values.fold(mix64(place), |hash, bits| mix64(hash ^ bits));
+        [hash, mix64(hash ^ key)]
     };
     in_run.map(of_element).fold([0; 2], sum)
-}
-
-/// The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
-fn mix(mut bits: u64) -> u64 {
-    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
 }

@@ -1,12 +1,11 @@
 //! Synthetic masters and gradients: pure functions of seed, step and flat index, so that any rank
 //! makes its own part and the whole is the same for any number of ranks.
 
-/// A number in [-1, 1) for a key: splitmix64 (Steele, Lea, Flood, OOPSLA 2014), upper 24 bits.
+use crate::units::{SPLITMIX64_GAMMA, mix64};
+
+/// A number in [-1, 1) for a key: the upper 24 bits of splitmix64's output number `key`.
 fn uniform(key: u64) -> f32 {
-    let mut bits = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^= bits >> 31;
+    let bits = mix64(key.wrapping_sub(1).wrapping_mul(SPLITMIX64_GAMMA));
     (bits >> 40) as f32 / (1u32 << 23) as f32 - 1.0
 }
 

@@ -176,7 +176,7 @@ impl Shard {
         let (chunk, segments, made) =
             self.in_flight.swap_remove(random as usize % self.in_flight.len());
         // A scratch job whose write has failed is over.
-        let has_moved = must_succeed || !self.is_durable || random % 5 > 0;
+        let has_moved = must_succeed || !self.is_durable || !random.is_multiple_of(5);
         self.placement.end_write(self.slots.write_extent(chunk), has_moved);
         if has_moved {
             self.bytes.extend(units_of(&segments).into_iter().map(|unit| (unit, made)));
