@@ -25,7 +25,7 @@ use half::bf16;
 use optswap::config::{AccumulateIn, GradientPlace};
 use optswap::{
     Communicator, Config, Error, ErrorKind, Origin, Parameter, RankRecord, Result, Run, RunResult,
-    Training, Verifier, agree, gather_all, rank_table, world_report,
+    Training, Verifier, agree, bytes_per_param, gather_all, rank_table, world_report,
 };
 use optswap_args::{SwapArgs, bytes_bar, say};
 use serde::{Deserialize, Serialize};
@@ -308,8 +308,8 @@ impl Replica {
         self.model.load(&widened).map_err(model_error)
     }
 
-    /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner. Gives
-    /// that loss.
+    /// Collective: gradients of the mean loss over the whole batch, each shard's at its owner.
+    /// Gives that loss.
     fn reduce_gradients(
         &mut self,
         job: &mut Training<bf16>,
