@@ -285,7 +285,10 @@ fn check_rule(plan: &Plan) -> Result<()> {
     plan.config().optimizer.own.as_ref().map_or(Ok(()), |own| {
         Err(Error::usage("a program's own optimizer is not updated by `step`")
             .with("optimizer", &own.name)
-            .hint("update chunk by chunk: SwappedOptimizer::begin_update"))
+            .hint(
+                "update it with Training::step_with, or chunk by chunk with \
+                 SwappedOptimizer::begin_update",
+            ))
     })
 }
 

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
 use crate::partition::Partition;
+use crate::state::Inventory;
 use crate::units::ParamIndex;
 
 /// The values, and which parameters have them.
@@ -24,7 +25,7 @@ impl Collected {
     ///
     /// # Errors
     /// Usage if it has been given since the last step.
-    pub fn check_new(&self, param: Option<ParamIndex>) -> Result<()> {
+    pub fn check_new(&self, param: Option<ParamIndex>, inventory: &Inventory) -> Result<()> {
         let is_given = match param {
             Some(param) => self.is_whole || self.given.contains(&param),
             None => self.is_whole || !self.given.is_empty(),
@@ -35,7 +36,7 @@ impl Collected {
         let error = Error::usage("a gradient is reduced twice before a step")
             .hint("add up micro-batches before they are reduced");
         Err(match param {
-            Some(param) => error.with("parameter", param),
+            Some(param) => error.with("parameter", &inventory.parameter(param).name),
             None => error,
         })
     }

@@ -169,7 +169,7 @@ impl<P: ParamElem> Training<P> {
     /// gradients have been given before in this step. Peer, not agreed, if another rank does not
     /// come in time.
     pub fn reduce_gradients(&mut self, full: &[f32]) -> Result<()> {
-        self.gradients.check_new(None)?;
+        self.gradients.check_new(None, self.optimizer.plan().inventory())?;
         let shard = self.gradients.values_mut();
         self.optimizer.reduce_gradients(full, shard)?;
         self.gradients.note_all();
@@ -185,7 +185,7 @@ impl<P: ParamElem> Training<P> {
     /// parameter, or a gradient that has been given before in this step. Peer, not agreed, if
     /// another rank does not come in time.
     pub fn reduce_gradient(&mut self, param: ParamIndex, full: &[f32]) -> Result<()> {
-        self.gradients.check_new(Some(param))?;
+        self.gradients.check_new(Some(param), self.optimizer.plan().inventory())?;
         let shard = self.gradients.values_mut();
         self.optimizer.reduce_gradient(param, full, shard)?;
         // Also where this rank owns none of it, so that all ranks refuse it the next time.
@@ -200,7 +200,7 @@ impl<P: ParamElem> Training<P> {
     /// Usage, on this rank alone: a slice of another length than the shard, or gradients that have
     /// been given before in this step.
     pub fn set_gradients(&mut self, shard: &[f32]) -> Result<()> {
-        self.gradients.check_new(None)?;
+        self.gradients.check_new(None, self.optimizer.plan().inventory())?;
         let values = self.gradients.values_mut();
         if shard.len() != values.len() {
             return Err(Error::usage("a shard's gradients have another length than the shard")

@@ -34,7 +34,7 @@ pub(super) fn open_furthest(
             Some(resumed) if resumed.attempt >= saved_step => return Ok((created?, None)),
             Some(resumed) => format!("the drives have step {} only", resumed.attempt),
         },
-        Err(error) if can_be_replaced(error) => error.to_string(),
+        Err(error) if can_be_replaced(error) => error.sentence(),
         Err(_) => return Ok((created?, None)),
     };
     // Nothing on the drives is removed before it is known that the checkpoint can be loaded.
