@@ -1,5 +1,5 @@
-//! A multi-layer perceptron, trained data-parallel with its optimizer state on drives: one file with
-//! all that a training program does with optswap. Forward and backward are written by hand.
+//! A multi-layer perceptron, trained data-parallel with its optimizer state on drives: one file
+//! with all that a training program does with optswap. Forward and backward are written by hand.
 //!
 //! ```text
 //! P="target/release/examples/regression --drives /nvme0/me,/nvme1/me"
