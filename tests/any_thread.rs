@@ -152,6 +152,26 @@ fn a_piece_that_comes_while_an_update_is_under_way_is_refused() {
 }
 
 #[test]
+fn a_piece_that_comes_while_an_update_with_borrowed_gradients_is_under_way_is_refused() {
+    for place in PLACES {
+        let drives = Drives::new(1);
+        let config = config_for(&drives, place, 3);
+        all(on_ranks(1, |comm| {
+            let mut optimizer = start(&config, &SIZES, comm)?;
+            let elems = optimizer.partition().elems() as usize;
+            let (mut params, grads) = (vec![bf16::ZERO; elems], vec![1.0f32; elems]);
+            let sink = optimizer.gradient_sink();
+            let (gradients, options) = (Gradients::Shard(&grads), StepOptions::default());
+            optimizer.handles().begin(&gradients, &mut params, options)?;
+            refused(add_elsewhere(&sink), "an update is under way");
+            // Its chunks never came: the update is given up, and the sink takes pieces again.
+            optimizer.handles().finish(Ok(())).unwrap_err();
+            add_elsewhere(&sink)
+        }));
+    }
+}
+
+#[test]
 fn the_sink_of_an_optimizer_that_is_gone_gives_an_error() {
     for place in PLACES {
         for is_closed in [false, true] {

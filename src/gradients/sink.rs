@@ -42,7 +42,7 @@ struct State {
     spills: SpillPort,
     /// Of what is done here, until the optimizer takes them over.
     timers: Timers,
-    /// An update that the caller makes has the store.
+    /// An update that the caller makes is under way; it has the store if it uses it.
     is_lent: bool,
     /// The optimizer is gone.
     has_ended: bool,
@@ -155,9 +155,17 @@ impl HeldGradients<'_> {
         std::mem::take(&mut self.state.store)
     }
 
-    /// Takes the store back.
-    pub fn take_back(&mut self, store: GradientStore) {
-        (self.state.store, self.state.is_lent) = (store, false);
+    /// Refuses pieces while the caller makes an update with gradients of their own memory.
+    pub fn refuse_pieces(&mut self) {
+        self.state.is_lent = true;
+    }
+
+    /// Takes the store back if it was lent; pieces are welcome again.
+    pub fn take_back(&mut self, store: Option<GradientStore>) {
+        if let Some(store) = store {
+            self.state.store = store;
+        }
+        self.state.is_lent = false;
     }
 
     /// Forgets everything, for good: the optimizer goes.

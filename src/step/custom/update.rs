@@ -11,7 +11,7 @@ use super::lent_chunk::LentChunk;
 use super::pass::Pass;
 use crate::coord::{Activity, Phase, agree};
 use crate::error::{Error, Result};
-use crate::gradients::{Gradients, ShardGradients, StepGradients};
+use crate::gradients::{GradientStore, Gradients, ShardGradients, StepGradients};
 use crate::optim::GradElem;
 use crate::swap::{ChunkHandle, SweepKind};
 use crate::timers::{NO_CHUNK, Timer};
@@ -41,6 +41,7 @@ impl SwappedOptimizer {
         let chunks = self.partition().chunks().iter();
         let has_gradient = chunks.map(|chunk| laid_out.within(chunk.in_shard()).next().is_some());
         let pass = Pass::new(begun, laid_out.params(), has_gradient.collect());
+        self.gradients.hold().refuse_pieces();
         Ok((self.start_pass(pass), Some(laid_out)))
     }
 
@@ -258,23 +259,22 @@ impl SwappedOptimizer {
         let mut pass = self.pass.take().ok_or_else(no_update)?;
         let outcome = pass.begun.outcome;
         if outcome.result == StepResult::OutOfTime {
-            self.return_store(&mut pass);
+            self.gradients.hold().take_back(pass.stored.take());
             return agree(&*self.comm, result).map(|()| outcome);
         }
         let stored = pass.stored.take();
         let ended = self.end_pass(pass, result);
-        if let Some(store) = stored {
-            let mut held = self.gradients.hold();
-            held.take_back(store);
-            held.clear();
-        }
+        self.end_gradients(stored);
         ended
     }
 
-    /// Gives gradients that were handed over back to their sink, where more can be added to them.
-    fn return_store(&self, pass: &mut Pass) {
-        if let Some(store) = pass.stored.take() {
-            self.gradients.hold().take_back(store);
+    /// Forgets the gradients that an update has used; the sink takes those of the next step.
+    fn end_gradients(&self, stored: Option<GradientStore>) {
+        let mut held = self.gradients.hold();
+        let is_used = stored.is_some();
+        held.take_back(stored);
+        if is_used {
+            held.clear();
         }
     }
 
@@ -338,11 +338,7 @@ impl SwappedOptimizer {
         self.lent.clear();
         if let Some(mut pass) = self.pass.take() {
             drop(self.shard.swapper.resume());
-            if let Some(store) = pass.stored.take() {
-                let mut held = self.gradients.hold();
-                held.take_back(store);
-                held.clear();
-            }
+            self.end_gradients(pass.stored.take());
         }
     }
 }
