@@ -2,6 +2,7 @@
 //! keep their meaning (`deepspeed/runtime/swap_tensor`), so that tables can be laid side by side.
 
 mod latency;
+mod patience;
 mod spans;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use latency::Latency;
+pub use patience::Patience;
 pub use spans::{NO_CHUNK, Span, SpanKind, Tracer};
 
 macro_rules! timers {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Communicator;
 use crate::error::{Error, ErrorKind, Result};
+use crate::timers::Patience;
 use crate::units::Rank;
 
 /// The host's name, as uname(2) gives it.
@@ -124,7 +125,7 @@ impl ThreadCommunicator {
     /// What all collectives are made of: every rank gives bytes, and gets the bytes of all, in rank
     /// order.
     fn exchange(&self, mine: Vec<u8>) -> Result<Arc<Deposits>> {
-        let deadline = Instant::now() + self.timeout;
+        let mut patience = Patience::new(self.timeout, Instant::now());
         let mut round = self.table.round.lock().unwrap_or_else(PoisonError::into_inner);
         let number = round.number;
         round.deposits[self.rank.index()] = Some(Arc::new(mine));
@@ -137,14 +138,15 @@ impl ThreadCommunicator {
             if let Some(gone) = round.broken {
                 return Err(Error::new(ErrorKind::Peer, format!("{gone} has left the job")));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let now = Instant::now();
+            if patience.look(now) {
                 let missing = round.deposits.iter().position(Option::is_none).unwrap_or(0);
                 let missing = Rank::from_index(missing);
                 return Err(Error::new(ErrorKind::Peer, format!("{missing} did not come in time"))
                     .with("peer_timeout", format!("{} s", self.timeout.as_secs_f64())));
             }
-            let waited = self.table.changed.wait_timeout(round, left);
+            let until = patience.next_look().saturating_duration_since(now);
+            let waited = self.table.changed.wait_timeout(round, until);
             round = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(Arc::clone(&round.result))

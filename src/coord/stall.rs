@@ -37,6 +37,13 @@ impl Limits {
         (self.warning_ms.min(self.peer_ms) / 2).max(2 * self.look_every_ms())
     }
 
+    /// Of the time between two looks, that in which this rank did not run: it was stopped, or had
+    /// no processor for far longer than a look takes.
+    pub fn not_running_ms(self, looked_ms: u64, now_ms: u64) -> u64 {
+        let (gap_ms, every_ms) = (now_ms.saturating_sub(looked_ms), self.look_every_ms());
+        if gap_ms > 4 * every_ms { gap_ms - every_ms } else { 0 }
+    }
+
     /// A rank that cannot name a late one gives up this much later, so that ranks that can do so
     /// come first.
     pub fn patience_ms(self) -> u64 {
@@ -247,6 +254,13 @@ mod tests {
         }
         assert_eq!(Collective::from_number(0), None);
         assert_eq!(Collective::from_number(u64::MAX), None);
+    }
+
+    #[test]
+    fn time_in_which_a_rank_was_stopped_is_no_waiting() {
+        assert_eq!(LIMITS.look_every_ms(), 100);
+        assert_eq!(LIMITS.not_running_ms(5_000, 5_400), 0, "a busy machine");
+        assert_eq!(LIMITS.not_running_ms(5_000, 65_000), 59_900, "a suspended job");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::accounting::DriveTotals;
 use super::buffer::Buffer;
 use super::engine::{Direction, Wait};
 use super::spec::EngineSpec;
+use super::stall::{Seen, StallWatch};
 use super::transfer::{Finished, IoCause, IoFault, Part, Transfer, Transfers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SPLITMIX64_GAMMA, mix64};
@@ -180,22 +181,20 @@ impl<'a> Run<'a> {
     fn drive(&mut self) -> Result<(), IoFault> {
         let mut clock = Clock::start(self.load);
         let mut finished = Vec::new();
-        let (mut fault, mut seen_ops) = (None, self.transfers.completed_ops());
-        let mut last_progress = Instant::now();
+        let mut fault = None;
+        let mut watch = StallWatch::new(self.transfers.completed_ops(), IO_TIMEOUT);
         self.transfers.take_totals();
         while self.transfers.active() > 0 {
-            let wait = Wait::Until(clock.next().min(last_progress + IO_TIMEOUT));
+            let wait = Wait::Until(clock.next().min(watch.next_look()));
             if self.transfers.poll(wait, &mut finished).is_err() {
                 return Err(self.lost(libc::EIO));
             }
-            let now = Instant::now();
-            if self.transfers.completed_ops() != seen_ops {
-                seen_ops = self.transfers.completed_ops();
-                last_progress = now;
-                (self.load.on_progress)(seen_ops);
-            } else if now >= last_progress + IO_TIMEOUT {
-                return Err(self.lost(libc::ETIMEDOUT));
+            match watch.look(self.transfers.completed_ops()) {
+                Seen::Progress(completed_ops) => (self.load.on_progress)(completed_ops),
+                Seen::Stall => return Err(self.lost(libc::ETIMEDOUT)),
+                Seen::Nothing => {}
             }
+            let now = Instant::now();
             for transfer in finished.drain(..) {
                 fault = fault.or(self.settle(transfer));
             }

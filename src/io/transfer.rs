@@ -10,6 +10,7 @@ use slab::Slab;
 use super::accounting::{Accounts, Completed, DriveMeters, DriveTotals};
 use super::buffer::Buffer;
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
+use super::stall::{Seen, StallWatch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timers::Tracer;
 
@@ -22,6 +23,13 @@ const OP_BYTES_MAX: usize = 1 << 20;
 const DEEP: usize = 32;
 const LOOKS_PER_DEPTH: usize = 2;
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// An operation that the system refuses for the moment is repeated at once, and then ever later.
+const RETRY_AFTER: Duration = Duration::from_millis(1);
+const RETRY_AFTER_MAX: Duration = Duration::from_millis(128);
+
+/// At the end, drives that complete nothing for so long are not waited for.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Some bytes of a transfer: where they are in the buffer and in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +110,8 @@ struct Moving {
     part: Part,
     /// When its operation in flight went to the engine.
     submitted: Instant,
+    /// How often it has been refused for the moment since it last moved, and with which errno.
+    refused: Option<(u32, i32)>,
 }
 
 /// The parts of one direction on one file.
@@ -122,9 +132,12 @@ pub struct Transfers {
     /// Parts that wait for the engine, and the number of those in flight, by file and direction.
     lanes: Vec<[Lane; 2]>,
     in_flight: usize,
+    /// Parts that the system has refused for the moment, and when to try them again.
+    refused: Vec<(Instant, usize)>,
     accounts: Accounts,
     completed_ops: u64,
     done: Vec<OpDone>,
+    closing: Duration,
 }
 
 impl Transfers {
@@ -143,14 +156,16 @@ impl Transfers {
             moving: Slab::new(),
             lanes: vec![Default::default(); meters.files()],
             in_flight: 0,
+            refused: Vec::new(),
             accounts: Accounts::new(meters),
             completed_ops: 0,
             done: Vec::new(),
+            closing: CLOSING,
         }
     }
 
-    /// Number of operations that have completed since the beginning, failed ones included. If it
-    /// does not change, I/O stalls.
+    /// Number of operations that have moved bytes or failed since the beginning. If it does not
+    /// change, I/O stalls. An operation that is refused for the moment is no progress.
     pub fn completed_ops(&self) -> u64 {
         self.completed_ops
     }
@@ -164,6 +179,13 @@ impl Transfers {
     /// token.
     pub fn traced(mut self, tracer: Arc<Tracer>) -> Self {
         self.accounts.trace(tracer);
+        self
+    }
+
+    /// When this is dropped, drives that complete nothing for `io_timeout` are not waited for, nor
+    /// for longer than five seconds.
+    pub fn closing_within(mut self, io_timeout: Duration) -> Self {
+        self.closing = io_timeout.min(CLOSING);
         self
     }
 
@@ -187,7 +209,7 @@ impl Transfers {
         let submitted = Instant::now();
         for part in parts {
             let lane = part.file as usize;
-            let key = self.moving.insert(Moving { active, part, submitted });
+            let key = self.moving.insert(Moving { active, part, submitted, refused: None });
             self.lanes[lane][direction as usize].backlog.push_back(key);
         }
     }
@@ -212,6 +234,15 @@ impl Transfers {
         }
     }
 
+    /// Waits no longer than until a refused part is to be tried again.
+    fn until_retry(&self, wait: Wait) -> Wait {
+        let Some(retry) = self.refused.iter().map(|(due, _)| *due).min() else { return wait };
+        match wait {
+            Wait::No => Wait::No,
+            Wait::Until(deadline) | Wait::Several(_, deadline) => Wait::Until(deadline.min(retry)),
+        }
+    }
+
     /// Submits as many operations as fit, waits as `wait` says, and adds finished transfers to
     /// `finished`.
     ///
@@ -223,7 +254,7 @@ impl Transfers {
         };
         self.submit_backlog().map_err(broken)?;
         let mut done = std::mem::take(&mut self.done);
-        let wait = self.patience(wait);
+        let wait = self.until_retry(self.patience(wait));
         self.engine.reap(wait, &mut done).map_err(broken)?;
         let now = Instant::now();
         for op in done.drain(..) {
@@ -248,6 +279,11 @@ impl Transfers {
     fn submit_backlog(&mut self) -> std::io::Result<()> {
         let mut ops: Vec<EngineOp> = Vec::new();
         let now = Instant::now();
+        for (_, key) in self.refused.extract_if(.., |(due, _)| *due <= now) {
+            let Moving { active, part, .. } = self.moving[key];
+            let direction = self.active[active].direction;
+            self.lanes[part.file as usize][direction as usize].backlog.push_front(key);
+        }
         while self.in_flight < self.depth
             && let Some(key) = self.next_part()
         {
@@ -266,7 +302,6 @@ impl Transfers {
     }
 
     fn complete(&mut self, done: OpDone, now: Instant, finished: &mut Vec<Finished>) {
-        self.completed_ops += 1;
         let key = done.id as usize;
         let moving = &mut self.moving[key];
         let Active { token, direction, .. } = self.active[moving.active];
@@ -276,9 +311,15 @@ impl Transfers {
         let lane = &mut self.lanes[file as usize][direction as usize];
         lane.in_flight -= 1;
         self.in_flight -= 1;
+        // A signal, or memory that is short for a moment: the operation is repeated.
+        if let Err(errno @ (libc::EINTR | libc::EAGAIN)) = done.result {
+            let times = moving.refused.map_or(0, |(times, _)| times);
+            moving.refused = Some((times.saturating_add(1), errno));
+            return self.refused.push((now + retry_after(times), key));
+        }
+        self.completed_ops += 1;
+        moving.refused = None;
         let cause = match done.result {
-            // A signal, or memory that is short for a moment: the operation is repeated.
-            Err(libc::EINTR | libc::EAGAIN) => return lane.backlog.push_front(key),
             Err(errno) => IoCause::Errno(errno),
             Ok(0) if direction == Direction::SwapIn => IoCause::EndOfFile,
             Ok(0) => IoCause::WroteNothing,
@@ -312,16 +353,18 @@ impl Transfers {
         }
     }
 
-    /// Describes one of the unfinished parts, for the message of a time-out.
+    /// Describes one of the unfinished parts, for the message of a time-out: if there are such, one
+    /// that the system refuses again and again, with its errno.
     pub fn any_unfinished(&self) -> Option<IoFault> {
-        let (_, moving) = self.moving.iter().next()?;
+        let (_, moving) = self.moving.iter().max_by_key(|(_, moving)| moving.refused)?;
         let part = moving.part;
+        let errno = moving.refused.map_or(libc::ETIMEDOUT, |(_, errno)| errno);
         Some(IoFault {
             file: part.file,
             direction: self.active[moving.active].direction,
             offset: part.file_offset,
             len: part.len,
-            cause: IoCause::Errno(libc::ETIMEDOUT),
+            cause: IoCause::Errno(errno),
         })
     }
 
@@ -359,14 +402,38 @@ fn op_for(key: usize, moving: &Slab<Moving>, active: &Slab<Active>) -> EngineOp 
     }
 }
 
+/// How long to wait with an operation that has been refused so many times before.
+fn retry_after(times: u32) -> Duration {
+    match times {
+        0 => Duration::ZERO,
+        times => (RETRY_AFTER * (1 << (times - 1).min(16))).min(RETRY_AFTER_MAX),
+    }
+}
+
 impl Drop for Transfers {
     fn drop(&mut self) {
-        // The kernel uses buffers in flight until their operations end. A caller that cannot wait
-        // for that calls `abandon` instead.
+        // The kernel uses buffers in flight until their operations end. If they do not, engine and
+        // buffers are leaked; so after a panic, when nobody knows what has been submitted.
+        if std::thread::panicking() {
+            return;
+        }
+        // Nobody waits for what has not been submitted.
+        self.refused.clear();
+        self.lanes.iter_mut().flatten().for_each(|lane| lane.backlog.clear());
         let mut finished = Vec::new();
-        while self.active() > 0 {
-            let soon = Instant::now() + Duration::from_secs(1);
-            if self.poll(Wait::Until(soon), &mut finished).is_err() {
+        let mut watch = StallWatch::new(self.completed_ops, self.closing);
+        while self.in_flight > 0 {
+            let wait = Wait::Until(watch.next_look());
+            if self.poll(wait, &mut finished).is_err() {
+                return;
+            }
+            self.refused.clear();
+            if watch.look(self.completed_ops) == Seen::Stall {
+                let drive = self.any_unfinished().map_or(0, |fault| fault.file);
+                tracing::warn!(
+                    "drive {drive} completes nothing: {} I/O operations are left behind",
+                    self.in_flight
+                );
                 return;
             }
         }

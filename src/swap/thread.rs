@@ -14,7 +14,10 @@ use super::messages::{
 use super::pipeline::{Action, Fate, Pipeline, SweepKind};
 use super::spills::Spills;
 use crate::error::{Error, ErrorKind};
-use crate::io::{Buffer, Direction, Finished, IoCause, IoFault, Part, Transfer, Transfers, Wait};
+use crate::io::{
+    Buffer, Direction, Finished, IoCause, IoFault, Part, Seen, StallWatch, Transfer, Transfers,
+    Wait,
+};
 use crate::storage::{Placement, Slots};
 use crate::timers::BusyClock;
 use crate::units::ChunkIndex;
@@ -35,7 +38,9 @@ pub(super) fn run(
     let waker = engine.waker();
     let for_gradients = spec.buffers.split_off(spec.buffers.len() - spec.gradient_buffers);
     let worker = Worker {
-        transfers: Transfers::metered(engine, depth, spec.meters).traced(spec.tracer),
+        transfers: Transfers::metered(engine, depth, spec.meters)
+            .traced(spec.tracer)
+            .closing_within(spec.io_timeout),
         pipeline: Pipeline::new(
             spec.sub_groups.into(),
             spec.buffers.len(),
@@ -48,8 +53,7 @@ pub(super) fn run(
         kept: (0..chunks).map(|_| None).collect(),
         spills: Spills::new(chunks, for_gradients, spec.gradient_placement, answers),
         failure: None,
-        completed_ops: 0,
-        last_progress: Instant::now(),
+        stall_watch: StallWatch::new(0, spec.io_timeout),
         swap_in_busy: BusyClock::default(),
         swap_out_busy: BusyClock::default(),
         placement: spec.placement,
@@ -83,8 +87,7 @@ pub(super) struct Worker {
     /// The buffers of resident chunks.
     kept: Vec<Option<Kept>>,
     failure: Option<Error>,
-    completed_ops: u64,
-    last_progress: Instant,
+    stall_watch: StallWatch,
     pub(super) swap_in_busy: BusyClock,
     pub(super) swap_out_busy: BusyClock,
     placement: Arc<Placement>,
@@ -115,19 +118,19 @@ impl Worker {
                 self.must_report_written = false;
                 let _ = self.events.send(Event::Written);
             }
-            let deadline = self.last_progress + self.io_timeout;
             let idle = Instant::now() + Duration::from_secs(3600);
-            let wait = if self.transfers.active() > 0 { deadline } else { idle };
+            let wait =
+                if self.transfers.active() > 0 { self.stall_watch.next_look() } else { idle };
             if let Err(error) = self.transfers.poll(Wait::Until(wait), &mut finished) {
                 return self.give_up(error);
             }
-            if self.transfers.completed_ops() != self.completed_ops {
-                self.completed_ops = self.transfers.completed_ops();
-                self.last_progress = Instant::now();
-                (self.on_progress)(self.completed_ops);
-            } else if self.transfers.active() > 0 && Instant::now() >= deadline {
-                let error = self.stalled();
-                return self.give_up(error);
+            match self.stall_watch.look(self.transfers.completed_ops()) {
+                Seen::Progress(completed_ops) => (self.on_progress)(completed_ops),
+                Seen::Stall if self.transfers.active() > 0 => {
+                    let error = self.stalled();
+                    return self.give_up(error);
+                }
+                Seen::Stall | Seen::Nothing => {}
             }
             for transfer in finished.drain(..) {
                 self.settle(transfer);
@@ -263,7 +266,7 @@ impl Worker {
 
     pub(super) fn start_transfer(&mut self, transfer: Transfer) {
         if self.transfers.active() == 0 {
-            self.last_progress = Instant::now();
+            self.stall_watch.restart();
         }
         self.transfers.start(transfer);
     }

@@ -56,12 +56,22 @@ pub(super) struct Wait {
     begin_ms: u64,
     /// When a late rank last made progress, or the wait began.
     progress_ms: u64,
-    next_look_ms: u64,
+    looked_ms: u64,
     next_words_ms: u64,
     /// On the hub: what notices have said of ranks on other nodes.
     reported: BTreeMap<u32, Reported>,
     /// On a speaker: its last notice has not been answered yet.
     is_unanswered: bool,
+}
+
+impl Wait {
+    /// Leaves out time in which this rank did not run: it has not waited then, nor could it see
+    /// what the others did.
+    fn leave_out(&mut self, ms: u64) {
+        self.begin_ms += ms;
+        self.progress_ms += ms;
+        self.next_words_ms += ms;
+    }
 }
 
 pub(super) struct Inspector {
@@ -94,7 +104,7 @@ impl Inspector {
             number,
             begin_ms,
             progress_ms: begin_ms,
-            next_look_ms: begin_ms + self.limits.look_every_ms(),
+            looked_ms: begin_ms,
             next_words_ms: begin_ms + first_words_ms,
             reported: BTreeMap::new(),
             is_unanswered: false,
@@ -109,10 +119,11 @@ impl Inspector {
     /// Looks for late ranks if a look is due. Returns an error if this rank has waited long enough.
     pub fn look(&self, wait: &mut Wait) -> Option<Error> {
         let now_ms = now_ms();
-        if now_ms < wait.next_look_ms {
+        if now_ms < wait.looked_ms + self.limits.look_every_ms() {
             return None;
         }
-        wait.next_look_ms = now_ms + self.limits.look_every_ms();
+        wait.leave_out(self.limits.not_running_ms(wait.looked_ms, now_ms));
+        wait.looked_ms = now_ms;
         self.presence.beat();
         let silence_ms = self.limits.silence_ms();
         let view = NodeView::of(&self.presence.look(), wait.number, now_ms, silence_ms);

@@ -26,6 +26,7 @@ use super::local::host_name;
 use super::presence::{Collective, Presence, Waits};
 use super::stall::Limits;
 use crate::error::{Error, ErrorKind, Result};
+use crate::timers::Patience;
 use crate::units::Rank;
 
 /// MPI, started by this process. Dropping it finalises MPI, so it outlives every communicator.
@@ -151,6 +152,7 @@ impl MpiCommunicator {
         }
         let begin = Instant::now();
         let (mut looked, mut paused) = (begin, Duration::ZERO);
+        let mut patience = Patience::new(self.timeout, begin);
         let mut polls = 0u32;
         loop {
             let now = Instant::now();
@@ -173,7 +175,7 @@ impl MpiCommunicator {
             }
             let error = match &mut watch {
                 Some((inspector, wait)) => inspector.look(wait),
-                None if begin.elapsed() > self.timeout => {
+                None if patience.look(now) => {
                     Some(timed_out(name, self.timeout.as_millis() as u64))
                 }
                 None => None,
