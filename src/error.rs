@@ -1,6 +1,7 @@
 //! The error type of the whole crate. An error has a kind, which decides the exit code, a message
 //! that says what happened, a context (where), a source (why) and a hint (what to do about it).
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The kind of a failure. It decides the exit code of the process, after sysexits(3).
@@ -91,7 +92,7 @@ impl ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
-    context: Vec<(&'static str, String)>,
+    context: Vec<(Cow<'static, str>, String)>,
     hint: Option<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
     agreed: bool,
@@ -140,8 +141,8 @@ impl Error {
 
     /// Adds to the context: where it happened, such as a drive, a path or an offset.
     #[must_use]
-    pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
-        self.context.push((key, value.to_string()));
+    pub fn with(mut self, key: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Self {
+        self.context.push((key.into(), value.to_string()));
         self
     }
 

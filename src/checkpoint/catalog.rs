@@ -11,7 +11,7 @@ use super::save::{ShardWriter, WriterSink};
 use super::shares::{flat_pieces, gather_entries, with_others};
 use super::{Progress, copy};
 use crate::config::Config;
-use crate::coord::{Communicator, Group, agree, gather_all};
+use crate::coord::{Call, Checked, Communicator, Group, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::state::{Codec, Inventory, StateTensor};
@@ -53,7 +53,7 @@ impl Checkpoints {
     pub fn open(config: &Config, comm: Arc<dyn Communicator>) -> Option<Self> {
         let directory = config.checkpoint.dir.as_ref()?.join(&config.job);
         Some(Self {
-            comm,
+            comm: Checked::over(comm),
             job: config.job.clone(),
             directory,
             keep_last: config.checkpoint.keep_last,
@@ -92,6 +92,7 @@ impl Checkpoints {
         user_blob: &[u8],
         params: &[P],
     ) -> Result<()> {
+        let _call = Call::enter(&*self.comm, "save", String::new);
         if self.under_way.is_some() {
             self.finish(optimizer, params)?;
         }
@@ -148,6 +149,7 @@ impl Checkpoints {
     /// Agreed: cannot create, or I/O. There is no checkpoint then, and the older ones are as they
     /// were. Training may go on unless a drive has failed.
     pub fn poll(&mut self, optimizer: &mut SwappedOptimizer) -> Result<Option<Saved>> {
+        let _call = Call::enter(&*self.comm, "poll of a save", String::new);
         if self.under_way.is_none() {
             return Ok(None);
         }
@@ -180,6 +182,7 @@ impl Checkpoints {
         optimizer: &mut SwappedOptimizer,
         params: &[P],
     ) -> Result<Saved> {
+        let _call = Call::enter(&*self.comm, "end of a save", String::new);
         let under_way = self.under_way.take();
         let UnderWay { directory, writer, mut manifest } =
             under_way.ok_or_else(|| Error::usage("no checkpoint is under way"))?;
@@ -230,6 +233,7 @@ impl Checkpoints {
         user_blob: &[u8],
         params: &[P],
     ) -> Result<Saved> {
+        let _call = Call::enter(&*self.comm, "save", String::new);
         self.begin(optimizer, name, user_blob, params)?;
         self.finish(optimizer, params)
     }
@@ -247,6 +251,7 @@ impl Checkpoints {
     /// # Errors
     /// Peer, not agreed, if another rank does not come in time.
     pub fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
+        let _call = Call::enter(&*self.comm, "Checkpoints::newest", String::new);
         Ok(self.all()?.pop())
     }
 
@@ -267,6 +272,7 @@ impl Checkpoints {
         inventory: &Inventory,
         group: &Group,
     ) -> Result<Option<(u64, PathBuf)>> {
+        let _call = Call::enter(&*self.comm, "Checkpoints::newest_whole", String::new);
         for (attempts, directory) in self.all()?.into_iter().rev() {
             match agree(&*self.comm, self.check_share(&directory, inventory, group)) {
                 Ok(()) => return Ok(Some((attempts, directory))),
@@ -305,6 +311,7 @@ impl Checkpoints {
         directory: &Path,
         params: &mut S,
     ) -> Result<Vec<u8>> {
+        let _call = Call::enter(&*self.comm, "load", String::new);
         let mut reader = agree(&*self.comm, open_for(optimizer, directory))?;
         let manifest = reader.manifest().clone();
         let blob = manifest.user_blob();

@@ -9,8 +9,9 @@ use super::manifest::Manifest;
 use super::reader::CheckpointReader;
 use super::stored_shard::StoredShard;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::commit::{Places, Verdict, judge};
-use crate::storage::{FoundShard, stamps};
+use crate::step::check_steps;
+use crate::storage::commit::{Held, Places, Stamp, Verdict, judge, places_of};
+use crate::storage::{FoundShard, Record, held};
 use crate::units::ChunkIndex;
 
 /// A defect that a check has found.
@@ -211,12 +212,12 @@ pub(super) fn open_all(
                 continue;
             }
         };
-        let places: Vec<Places> = records.iter().map(stamps).collect();
-        let Verdict::Resume { stamp, .. } = judge(&places) else {
-            let message = "its shards here have no commit in common";
-            let error = Error::new(ErrorKind::StateLost, message);
-            findings.push(Finding { job: name, shard: job[0].layout.shard, error });
-            continue;
+        let stamp = match common_commit(&records) {
+            Ok(stamp) => stamp,
+            Err(error) => {
+                findings.push(Finding { job: name, shard: job[0].layout.shard, error });
+                continue;
+            }
         };
         for (found, records) in job.iter().zip(records) {
             let record = records.into_iter().flatten().find(|record| record.stamp == stamp);
@@ -232,6 +233,17 @@ pub(super) fn open_all(
         }
     }
     Ok((shards, findings))
+}
+
+/// The newest commit that all shards of a job have.
+fn common_commit(records: &[[Option<Record>; 2]]) -> Result<Stamp> {
+    let all: Vec<Held> = records.iter().map(held).collect();
+    let places: Vec<Places> = all.iter().map(places_of).collect();
+    let Verdict::Resume { stamp, .. } = judge(&places) else {
+        let message = "its shards here have no commit in common";
+        return Err(Error::new(ErrorKind::StateLost, message));
+    };
+    check_steps(&all, stamp).map(|()| stamp)
 }
 
 /// Calls `look` for every chunk of all shards, in parallel, and returns what is wrong.

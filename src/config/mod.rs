@@ -10,6 +10,7 @@ mod machine;
 mod number_ranges;
 mod probe;
 mod sections;
+mod shared;
 mod site;
 mod sourced;
 mod strict;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Communicator, agree, gather_all};
+use super::{Checked, Communicator, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::units::Rank;
 
@@ -26,6 +26,7 @@ impl Group {
         world: &Arc<dyn Communicator>,
         shared: Option<Arc<dyn Communicator>>,
     ) -> Result<Self> {
+        let shared = shared.map(Checked::over_part);
         let mut given = [u64::from(shared.is_some())];
         world.all_reduce_sum(&mut given)?;
         let ranks = (0..world.size()).map(Rank::from_index);

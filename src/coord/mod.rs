@@ -6,7 +6,9 @@
 //! bytes.
 
 mod agree;
+mod alike;
 mod bulk;
+mod checked;
 mod gather;
 mod group;
 mod local;
@@ -24,7 +26,9 @@ use crate::error::{Error, Result};
 use crate::units::Rank;
 
 pub use agree::agree;
+pub use alike::{ALIKE_WORDS, Alike, agree_on_values, differing_values, rank_words};
 pub use bulk::{all_gather_ranges, mean_over_ranks, reduce_scatter_ranges};
+pub use checked::{Call, Calls, Checked};
 pub use gather::gather_all;
 pub use group::Group;
 pub use local::{Solo, ThreadCommunicator};
@@ -107,6 +111,13 @@ pub trait Communicator: Send + Sync {
     /// Where this rank publishes what it is doing, for ranks that wait for it. `None` if this
     /// communicator publishes nothing.
     fn presence(&self) -> Option<&Arc<Presence>> {
+        None
+    }
+
+    /// The calls that this rank is in, if this communicator compares them with the other ranks'.
+    /// The library does that for any communicator that it is given.
+    #[doc(hidden)]
+    fn calls(&self) -> Option<&Arc<Calls>> {
         None
     }
 }

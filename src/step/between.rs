@@ -16,6 +16,7 @@ impl SwappedOptimizer {
     /// Agreed: I/O, if a write behind a step has failed on any rank. Then the optimizer is
     /// unusable; a durable job can go back to its last commit with [`Self::recover`].
     pub fn flush(&mut self) -> Result<()> {
+        let _call = self.enter("flush");
         let settled = self.check_usable().and_then(|()| self.shard.swapper.settle());
         self.agree_on_arrival(settled)
     }
@@ -27,6 +28,7 @@ impl SwappedOptimizer {
     /// Agreed: I/O, if a write behind a step, or one of these, has failed on any rank. Then the
     /// optimizer is unusable; a durable job can go back to its last commit with [`Self::recover`].
     pub fn write_back(&mut self) -> Result<()> {
+        let _call = self.enter("write_back");
         let flushed = self.check_usable().and_then(|()| {
             self.shard.swapper.flush()?;
             self.shard.swapper.settle()
@@ -60,6 +62,7 @@ impl SwappedOptimizer {
     /// parameter has not come. After an I/O error the gradients of all ranks are lost, but the
     /// state is whole: they may be handed over again.
     pub fn flush_gradients(&mut self) -> Result<()> {
+        let _call = self.enter("flush_gradients");
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let mut held = self.gradients.hold();
         let flushed = self.check_usable();

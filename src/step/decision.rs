@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::outcome::{Requests, StepOutcome, StepResult, Stop};
-use crate::coord::Communicator;
+use crate::coord::{ALIKE_WORDS, Alike, Communicator};
 use crate::error::{Error, Result};
 use crate::optim::{BlockNorm, ExactSum};
 
@@ -25,20 +25,35 @@ pub(super) struct WorldNorm {
     pub unbalanced: u64,
     /// Ranks that were asked for a table.
     pub asking: u64,
+    /// Whether all ranks are at the same step, with the same hyper-parameters and loss scale.
+    pub is_alike: bool,
+    /// Whether all owners of every parameter have a gradient of it, or none.
+    pub is_paired: bool,
 }
 
-/// Collective: adds up the norms, overflows and requests of all ranks.
+/// What a rank brings to the all-reduce.
+pub(super) struct Brought {
+    pub norm: BlockNorm,
+    pub has_failed: bool,
+    pub requests: Requests,
+    pub is_unbalanced: bool,
+    /// Of the step's number, the hyper-parameters and the loss scale.
+    pub alike: Alike,
+    /// Of the gradients of parameters that other ranks have parts of: 0 in sum.
+    pub co_owned: u64,
+}
+
+/// Collective: adds up the norms, overflows and requests of all ranks, and compares what they must
+/// have alike.
 ///
 /// # Errors
 /// Peer, not agreed, if another rank does not come in time.
-pub(super) fn reduce(
-    comm: &dyn Communicator,
-    norm: BlockNorm,
-    has_failed: bool,
-    requests: Requests,
-    is_unbalanced: bool,
-) -> Result<WorldNorm> {
+pub(super) fn reduce(comm: &dyn Communicator, brought: Brought) -> Result<WorldNorm> {
+    let Brought { norm, has_failed, requests, is_unbalanced, alike, co_owned } = brought;
     let mut values = norm.squares.limbs().to_vec();
+    let limbs = values.len();
+    values.extend(alike.words());
+    values.push(co_owned);
     values.push(norm.overflows);
     values.push(u64::from(has_failed));
     values.push(u64::from(requests.stop != Stop::No));
@@ -46,12 +61,25 @@ pub(super) fn reduce(
     values.push(u64::from(is_unbalanced));
     values.push(u64::from(requests.wants_table));
     comm.all_reduce_sum(&mut values)?;
-    let (limbs, counts) = values.split_at(values.len() - 6);
+    let (limbs, rest) = values.split_at(limbs);
+    let (alike_sums, counts) = rest.split_at(ALIKE_WORDS);
     let norm = ExactSum::from_limbs(limbs).value().sqrt();
-    let &[overflows, failed, stopping, out_of_time, unbalanced, asking] = counts else {
+    let &[co_owned, overflows, failed, stopping, out_of_time, unbalanced, asking] = counts else {
         return Err(Error::internal("the counts of the all-reduce have another number"));
     };
-    Ok(WorldNorm { norm, overflows, failed, stopping, out_of_time, unbalanced, asking })
+    let is_alike = alike.is_of_all(alike_sums, comm.size());
+    let is_paired = co_owned == 0;
+    Ok(WorldNorm {
+        norm,
+        overflows,
+        failed,
+        stopping,
+        out_of_time,
+        unbalanced,
+        asking,
+        is_alike,
+        is_paired,
+    })
 }
 
 /// The outcome of the step. It is the same on every rank, because it follows from what was reduced.

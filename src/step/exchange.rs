@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use super::optimizer::SwappedOptimizer;
 use super::owners::Owners;
-use crate::coord::{all_gather_ranges, gather_all, reduce_scatter_ranges};
+use crate::coord::{Call, all_gather_ranges, gather_all, reduce_scatter_ranges};
 use crate::error::{Error, Result};
 use crate::partition::Cut;
 use crate::units::ParamIndex;
@@ -24,6 +24,7 @@ impl SwappedOptimizer {
     /// Usage, on this rank alone and before anything is sent, if a slice has another length than
     /// the parameters or the shard. Peer, not agreed, if another rank does not come in time.
     pub fn reduce_gradients(&mut self, full: &[f32], shard: &mut [f32]) -> Result<()> {
+        let _call = self.enter("reduce_gradients");
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
         let owners = self.owners()?;
@@ -47,6 +48,7 @@ impl SwappedOptimizer {
     ) -> Result<bool> {
         let whole = self.flat_range_of(param, full.len())?;
         self.check_shard(shard.len())?;
+        let _call = self.enter_for("reduce_gradient", param);
         let comm = self.group.communicator().clone();
         let rank = comm.rank().index();
         let (owned, in_shards) = self.owners()?.within(&whole);
@@ -69,6 +71,7 @@ impl SwappedOptimizer {
     /// Usage, on this rank alone and before anything is sent, if a slice has another length than
     /// the shard or the parameters. Peer, not agreed, if another rank does not come in time.
     pub fn gather_parameters<P: Pod>(&mut self, shard: &[P], full: &mut [P]) -> Result<()> {
+        let _call = self.enter("gather_parameters");
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
         let owners = self.owners()?;
@@ -89,6 +92,13 @@ impl SwappedOptimizer {
             self.owners = Some(owners);
         }
         self.owners.as_ref().ok_or_else(|| Error::internal("nobody knows who owns what"))
+    }
+
+    fn enter_for(&self, call: &'static str, param: ParamIndex) -> Call {
+        let inventory = self.shard.plan.inventory();
+        Call::enter(&**self.group.communicator(), call, || {
+            format!("parameter {}", inventory.parameter(param).name)
+        })
     }
 
     fn check_lengths(&self, full: usize, shard: usize) -> Result<()> {

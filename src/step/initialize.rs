@@ -30,6 +30,7 @@ impl SwappedOptimizer {
         params: &mut S,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
+        let _call = self.enter("initialize_parameters");
         agree(&*self.comm, self.check_nothing_lost())?;
         self.restart_training(params, fill)
     }
@@ -45,6 +46,7 @@ impl SwappedOptimizer {
         params: &mut S,
         mut fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
+        let _call = self.enter("restart_training");
         self.progress.unusable = Some("its initialisation failed");
         let result = self.write_all(params, &mut |run, arrays| match arrays {
             [master, ..] => fill(run, master),
@@ -55,7 +57,7 @@ impl SwappedOptimizer {
         self.progress.attempts = 0;
         self.progress.user_blob.clear();
         self.progress.loss_scaler = LossScaler::new(self.shard.plan.config().loss_scale.rule());
-        self.progress.unusable = None;
+        self.resumed = None;
         self.commit()
     }
 
@@ -74,12 +76,12 @@ impl SwappedOptimizer {
         params: &mut S,
         mut fill: impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
     ) -> Result<()> {
+        let _call = self.enter("load");
         self.progress.unusable = Some("its initialisation failed");
         let result = self.write_all(params, &mut fill);
         agree(&*self.comm, result)?;
         (self.progress.update_counts, self.progress.attempts) = (update_counts, attempts);
         self.progress.user_blob = user_blob.to_vec();
-        self.progress.unusable = None;
         self.commit()
     }
 

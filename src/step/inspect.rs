@@ -27,6 +27,7 @@ impl SwappedOptimizer {
         params: &[P],
         mut look: impl FnMut(StateView<'_>) -> Result<()>,
     ) -> Result<()> {
+        let _call = self.enter("inspect");
         let params = P::upper_halves(params);
         let mut decoder = Decoder::default();
         let result = self.check_usable().and_then(|()| {
@@ -54,6 +55,7 @@ impl SwappedOptimizer {
     /// remainder16, where the upper halves of the masters are in the parameters only. Errors of the
     /// drives.
     pub fn emit_parameters<S: ParameterSink + ?Sized>(&mut self, params: &mut S) -> Result<()> {
+        let _call = self.enter("emit_parameters");
         agree(&*self.comm, self.shard.check_params(params))?;
         let is_halved = self.shard.plan.is_halved();
         let mut decoder = Decoder::default();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::balance::Balance;
 use super::checksums::Checksums;
+use super::co_owned::CoOwned;
 use super::custom::{LentChunk, Pass};
 use super::durable::{Durable, Resumed, Snapshot};
 use super::outcome::{Requests, Stop};
@@ -14,7 +15,7 @@ use super::shard::Shard;
 use super::start::{self, CreateOptions, Opened};
 use super::watch::Watch;
 use crate::config::Config;
-use crate::coord::{Communicator, Group, Topology, agree};
+use crate::coord::{Call, Checked, Communicator, Group, Topology, agree};
 use crate::error::{Error, Result};
 use crate::gradients::GradientSink;
 use crate::io::DriveMeters;
@@ -49,6 +50,7 @@ pub struct SwappedOptimizer {
     pub(super) requests: Requests,
     /// Which rank owns what, from the first exchange on.
     pub(super) owners: Option<Owners>,
+    pub(super) co_owned: CoOwned,
     pub(super) comm: Arc<dyn Communicator>,
     pub(super) group: Group,
 }
@@ -74,8 +76,10 @@ impl SwappedOptimizer {
         comm: Arc<dyn Communicator>,
         options: CreateOptions,
     ) -> Result<Self> {
+        let comm = Checked::over(comm);
+        let _call = Call::enter(&*comm, "SwappedOptimizer::create", String::new);
         let topology = Topology::discover(&*comm)?;
-        let Opened { plan, files, job_id, group, comes_back } =
+        let Opened { plan, files, job_id, group, co_owned, comes_back } =
             start::open_files(config, inventory, &comm, &topology, &options)?;
         tracing::info!("{plan}");
         let meters = Arc::new(DriveMeters::new(plan.config().drives.paths.len()));
@@ -102,6 +106,7 @@ impl SwappedOptimizer {
             lent: LentChunks::new(chunks),
             requests: Requests::default(),
             owners: None,
+            co_owned,
             shard: Shard {
                 swapper: threads.swapper,
                 files,
@@ -216,6 +221,16 @@ impl SwappedOptimizer {
         self.record_moved();
         self.watch.close();
         self.shard.files.keep(self.shard.plan.config().drives.keep_files);
+    }
+
+    /// Tells the other ranks, in the collectives to come, which call this rank is in.
+    pub(crate) fn enter(&self, call: &'static str) -> Call {
+        Call::enter(&*self.comm, call, String::new)
+    }
+
+    /// As [`Self::enter`], for the step after those attempted so far.
+    pub(crate) fn enter_step(&self, call: &'static str) -> Call {
+        Call::enter(&*self.comm, call, || format!("step {}", self.progress.attempts + 1))
     }
 
     /// An error if the state on the drives is of no step, or an update is under way.

@@ -1,7 +1,10 @@
 //! How far training is on this rank: what a commit makes permanent beside the state.
 
+use std::collections::BTreeMap;
+
 use super::outcome::{StepOptions, StepOutcome, StepResult};
 use crate::config::Config;
+use crate::coord::Alike;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::state::{Hyperparameters, LossScaler, ScaleChange};
@@ -24,6 +27,14 @@ pub(super) struct Progress {
     /// Why the state on the drives cannot be used, if it cannot: it is not initialised yet, or a
     /// step failed half-way.
     pub unusable: Option<&'static str>,
+}
+
+/// See [`Progress::before_step`].
+pub(super) struct BeforeStep {
+    attempts: u64,
+    loss_scale: f32,
+    loss_scaler: LossScaler,
+    user_blob: Vec<u8>,
 }
 
 impl Progress {
@@ -70,19 +81,63 @@ impl Progress {
         Ok(())
     }
 
+    /// What all ranks must bring to a step alike: its number, the hyper-parameters of every group
+    /// and the loss scale.
+    ///
+    /// # Errors
+    /// Internal if these cannot be encoded.
+    pub fn alike(&self, loss_scale: f32) -> Result<Alike> {
+        let groups = self.groups.iter().map(|it| (it.lr, it.betas, it.eps, it.weight_decay));
+        Alike::of(&(self.attempts, groups.collect::<Vec<_>>(), loss_scale))
+    }
+
+    /// The same by name, for an error.
+    pub fn values_to_compare(&self, loss_scale: f32) -> BTreeMap<String, String> {
+        let mut values = BTreeMap::from([
+            ("step".to_owned(), (self.attempts + 1).to_string()),
+            ("loss scale".to_owned(), loss_scale.to_string()),
+        ]);
+        for (group, hyper) in self.groups.iter().enumerate() {
+            let Hyperparameters { lr, betas, eps, weight_decay } = *hyper;
+            let of_group = [
+                ("lr", lr.to_string()),
+                ("betas", format!("{betas:?}")),
+                ("eps", eps.to_string()),
+                ("weight_decay", weight_decay.to_string()),
+            ];
+            let named = of_group.map(|(name, value)| (format!("{name} of group {group}"), value));
+            values.extend(named);
+        }
+        values
+    }
+
     /// What gradients are divided by.
     pub fn loss_scale_of(&self, options: StepOptions<'_>) -> f32 {
         options.loss_scale * self.loss_scaler.scale()
     }
 
+    /// What a step changes here whatever becomes of it.
+    pub fn before_step(&self) -> BeforeStep {
+        BeforeStep {
+            attempts: self.attempts,
+            loss_scale: self.loss_scale,
+            loss_scaler: self.loss_scaler,
+            user_blob: self.user_blob.clone(),
+        }
+    }
+
+    /// Goes back to before a step that has changed nothing on any rank, and can be used again.
+    pub fn forget_step(&mut self, before: BeforeStep, counted: &[ParamIndex]) {
+        counted.iter().for_each(|param| self.update_counts[param.index()] -= 1);
+        let BeforeStep { attempts, loss_scale, loss_scaler, user_blob } = before;
+        (self.attempts, self.loss_scale) = (attempts, loss_scale);
+        (self.loss_scaler, self.user_blob) = (loss_scaler, user_blob);
+        self.unusable = None;
+    }
+
     /// Counts an update of each of these parameters.
     pub fn count_updates(&mut self, params: &[ParamIndex]) {
         params.iter().for_each(|param| self.update_counts[param.index()] += 1);
-    }
-
-    /// Takes back the last count of these parameters, whose updates did not happen.
-    pub fn uncount_updates(&mut self, params: &[ParamIndex]) {
-        params.iter().for_each(|param| self.update_counts[param.index()] -= 1);
     }
 
     /// The update counts of a shard's pieces.

@@ -12,6 +12,7 @@ impl SwappedOptimizer {
     /// # Errors
     /// Peer, not agreed, if another rank does not come in time.
     pub fn gather_records(&self) -> Result<Vec<RankRecord>> {
+        let _call = self.enter("gather_records");
         let elems = self.partition().elems();
         gather_all(&*self.comm, &self.watch.recorder.record(&*self.comm, elems))
     }
@@ -31,6 +32,7 @@ impl SwappedOptimizer {
     /// # Errors
     /// Peer, not agreed, if another rank does not come in time.
     pub fn world_report(&self) -> Result<String> {
+        let _call = self.enter("world_report");
         let endurance = self.shard.plan.config().report.drive_endurance;
         Ok(world_report(&self.gather_records()?, endurance))
     }
@@ -43,6 +45,7 @@ impl SwappedOptimizer {
     /// Peer, not agreed, if another rank does not come in time. Agreed errors of writes that were
     /// still on their way. A report that cannot be written is a warning.
     pub fn finish_report(&mut self, command: Vec<String>) -> Result<()> {
+        let _call = self.enter("finish_report");
         if self.watch.outlet.is_none() {
             return Ok(());
         }

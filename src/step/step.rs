@@ -5,14 +5,14 @@ use std::time::Instant;
 use half::bf16;
 
 use super::chunk_io::ChunkIo;
-use super::decision::{decide, reduce};
+use super::decision::{Brought, WorldNorm, decide, reduce};
 use super::optimizer::SwappedOptimizer;
 use super::outcome::{Begun, StepOptions, StepOutcome, StepResult};
 use super::parameters::ParameterSink;
 use super::update::Updates;
 use super::watch::waits_of;
 use crate::config::AccumulateIn;
-use crate::coord::{Activity, Phase, agree};
+use crate::coord::{Activity, Phase, agree, differing_values};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gradients::{Gradients, HeldGradients, ShardGradients, StepGradients};
 use crate::optim::{BlockNorm, GradElem, ParamElem};
@@ -41,6 +41,7 @@ impl SwappedOptimizer {
         params: &mut S,
         options: StepOptions<'_>,
     ) -> Result<StepOutcome> {
+        let _call = self.enter_step("step");
         if matches!(gradients, Gradients::HandedOver) {
             return match self.shard.plan.config().gradients.accumulate_in {
                 AccumulateIn::F32 => self.step_handed_over::<f32, S>(params, options),
@@ -183,15 +184,23 @@ impl SwappedOptimizer {
             Ok((gradients, _)) => gradients.norm(&shard.pool, shard.plan.norm_blocks()),
             Err(_) => BlockNorm::default(),
         });
-        let has_failed = ready.is_err();
-        let requests = std::mem::take(&mut self.requests);
-        let is_unbalanced = self.watch.balance.find_evidence();
-        let world = timers.time(Timer::GradientNorm, || {
-            reduce(&*self.comm, norm, has_failed, requests, is_unbalanced)
-        })?;
+        let params = ready.as_ref().map_or_else(|_| Vec::new(), |(it, _)| it.params(&shard.plan));
+        let brought = Brought {
+            norm,
+            has_failed: ready.is_err(),
+            requests: std::mem::take(&mut self.requests),
+            is_unbalanced: self.watch.balance.find_evidence(),
+            alike: self.progress.alike(loss_scale)?,
+            co_owned: self.co_owned.term(&params),
+        };
+        let world = timers.time(Timer::GradientNorm, || reduce(&*self.comm, brought))?;
         if world.failed > 0 {
             agree(&*self.comm, ready.map(drop))?;
             return Err(Error::internal("a rank refused the step without an error"));
+        }
+        if !(world.is_alike && world.is_paired) {
+            drop(ready);
+            return Err(self.name_difference(world, &params, loss_scale)?);
         }
         if world.unbalanced > 0 {
             self.watch.balance.reweigh(&shard.plan, &*self.comm)?;
@@ -213,6 +222,23 @@ impl SwappedOptimizer {
         options.user_blob.clone_into(&mut self.progress.user_blob);
         let outcome = decide(world, self.progress.attempts, clip_norm, loss_scale);
         Ok((Begun { start, activity, outcome }, gradients))
+    }
+
+    /// Collective, where ranks bring to a step what does not go together: the error that says what.
+    fn name_difference(
+        &self,
+        world: WorldNorm,
+        params: &[ParamIndex],
+        loss_scale: f32,
+    ) -> Result<Error> {
+        if world.is_alike {
+            let (inventory, comm) = (self.shard.plan.inventory(), &*self.comm);
+            self.co_owned.name_missing(params, inventory, &self.group, comm)?;
+        }
+        let what = "ranks bring different values to a step";
+        let values = self.progress.values_to_compare(loss_scale);
+        let error = differing_values(&*self.comm, what, &values)?;
+        Ok(error.hint("set learning rates and other hyper-parameters alike on all ranks"))
     }
 
     /// Collective: commits the steps since the last commit, which takes no more than a record.
@@ -270,7 +296,9 @@ impl SwappedOptimizer {
         });
         let timers = &mut self.watch.recorder.timers;
         timers.record(Timer::Commit, start.elapsed());
-        let agreed = timers.time(Timer::Agreement, || agree(&*self.comm, written));
+        let begin = Instant::now();
+        let agreed = self.agree_on_record(written);
+        self.watch.recorder.timers.record(Timer::Agreement, begin.elapsed());
         let record = agreed.inspect_err(|_| {
             self.progress.unusable = Some("an earlier step failed");
         })?;

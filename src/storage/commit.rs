@@ -74,6 +74,62 @@ pub fn judge(shards: &[Places]) -> Verdict {
     Verdict::Broken { shard: oldest.unwrap_or(0), newest }
 }
 
+/// What the two places of one shard hold, with the number of steps up to each commit.
+pub type Held = [Option<(Stamp, u64)>; 2];
+
+/// The places of a shard without the numbers of steps.
+pub fn places_of(held: &Held) -> Places {
+    held.map(|record| record.map(|(stamp, _)| stamp))
+}
+
+/// The number of steps up to a commit, according to each shard that has it, in shard order.
+///
+/// # Errors
+/// The differing numbers, with their shards: then records with this stamp are of different steps,
+/// and no state to go on from.
+pub fn steps_of(shards: &[Held], stamp: Stamp) -> Result<Option<u64>, Vec<(usize, u64)>> {
+    let of_shard = |(shard, held): (usize, &Held)| {
+        let record = held.iter().flatten().find(|(theirs, _)| *theirs == stamp);
+        record.map(|(_, steps)| (shard, *steps))
+    };
+    let steps: Vec<(usize, u64)> = shards.iter().enumerate().filter_map(of_shard).collect();
+    match steps.iter().all(|(_, steps_then)| *steps_then == steps[0].1) {
+        true => Ok(steps.first().map(|(_, steps)| *steps)),
+        false => Err(steps),
+    }
+}
+
+/// The numbers of commits. Some ranks may have written their record of a commit that was not agreed
+/// on, and the job may go on all the same. So that records with one stamp are always of one commit,
+/// a number is used once, whatever became of it. All ranks count alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epochs {
+    agreed: Option<u64>,
+    spent: u64,
+}
+
+impl Epochs {
+    /// After a commit of this number.
+    pub fn after(agreed: u64) -> Self {
+        Self { agreed: Some(agreed), spent: 0 }
+    }
+
+    /// The number of the last commit; `None` before the first.
+    pub fn agreed(self) -> Option<u64> {
+        self.agreed
+    }
+
+    /// The number of the next commit.
+    pub fn next(self) -> u64 {
+        self.agreed.map_or(0, |agreed| agreed + 1) + self.spent
+    }
+
+    /// Notes that the next commit has failed on some rank.
+    pub fn spend(&mut self) {
+        self.spent += 1;
+    }
+}
+
 /// The place that holds a stamp.
 pub fn place_of(places: &Places, stamp: Stamp) -> Option<usize> {
     places.iter().position(|held| *held == Some(stamp))
@@ -109,6 +165,27 @@ mod tests {
     fn a_job_that_never_committed_a_step_starts_anew() {
         assert_eq!(judge(&[[None, None], [None, None]]), Verdict::Fresh);
         assert_eq!(judge(&[[stamp(0, 0), None], [None, None]]), Verdict::Fresh);
+    }
+
+    #[test]
+    fn a_number_is_used_once() {
+        let mut epochs = Epochs::default();
+        assert_eq!(epochs.next(), 0);
+        epochs = Epochs::after(4);
+        assert_eq!(epochs.next(), 5);
+        epochs.spend();
+        epochs.spend();
+        assert_eq!((epochs.agreed(), epochs.next()), (Some(4), 7));
+    }
+
+    #[test]
+    fn records_of_one_stamp_are_of_one_step() {
+        let stamp = Stamp { epoch: 2, incarnation: 0 };
+        let held = |steps| [Some((stamp, steps)), None];
+        assert_eq!(steps_of(&[held(2), held(2)], stamp), Ok(Some(2)));
+        assert_eq!(steps_of(&[held(2), [None; 2]], stamp), Ok(Some(2)));
+        assert_eq!(steps_of(&[[None; 2]], stamp), Ok(None));
+        assert_eq!(steps_of(&[held(1), held(2)], stamp), Err(vec![(0, 1), (1, 2)]));
     }
 
     #[test]

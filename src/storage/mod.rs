@@ -41,7 +41,7 @@ pub use found::FoundShard;
 pub use owner::{Owner, boot_id};
 pub use placement::{MovedUnits, Placement, Segment, Shares};
 pub use profile::DriveProfile;
-pub use record::{Record, RecordFiles, ShardLayout, read_record, stamps};
+pub use record::{Record, RecordFiles, ShardLayout, held, read_record};
 pub use scratch::scratch_file;
 pub use shard::ShardFiles;
 pub use shares::normalized;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::commit::{Places, Stamp};
+use super::commit::{Held, Stamp};
 use super::placement::MovedUnits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::partition::{Allotment, Cut};
@@ -218,9 +218,9 @@ pub fn read_record(path: &Path) -> Result<Option<Record>> {
     }
 }
 
-/// The stamps of two records.
-pub fn stamps(records: &[Option<Record>; 2]) -> Places {
-    [0, 1].map(|place| records[place].as_ref().map(|record| record.stamp))
+/// What the protocol of commits looks at in two records.
+pub fn held(records: &[Option<Record>; 2]) -> Held {
+    [0, 1].map(|place| records[place].as_ref().map(|record| (record.stamp, record.attempts)))
 }
 
 fn unreadable(path: &Path) -> Error {

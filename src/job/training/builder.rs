@@ -8,12 +8,12 @@ use super::origin::Origin;
 use super::start::open_furthest;
 use crate::checkpoint::{Checkpoints, Progress};
 use crate::config::Config;
-use crate::coord::{Communicator, agree};
+use crate::coord::{Call, Checked, Communicator, agree};
 use crate::error::Result;
 use crate::optim::ParamElem;
 use crate::partition::Run;
 use crate::state::{Inventory, Parameter};
-use crate::step::{Sharding, SwappedOptimizer};
+use crate::step::{Sharding, SwappedOptimizer, agree_on_config};
 
 /// A job that has not been started, from [`Training::builder`].
 #[must_use = "nothing happens before `start`"]
@@ -69,6 +69,9 @@ impl<'a> TrainingBuilder<'a> {
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
     ) -> Result<Training<P>> {
         let Self { config, comm, parameters, sharding, progress } = self;
+        let comm = Checked::over(comm);
+        let _call = Call::enter(&*comm, "Training::start", String::new);
+        agree_on_config(&*comm, config)?;
         let inventory = agree(&*comm, Inventory::new(parameters))?;
         let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm));
         if let (Some(checkpoints), Some(progress)) = (&mut checkpoints, progress) {

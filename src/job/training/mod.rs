@@ -248,6 +248,7 @@ impl<P: ParamElem> Training<P> {
     /// error of kind [`ErrorKind::Requeue`](crate::ErrorKind) if the job can go on later
     /// (committed, or saved), otherwise [`ErrorKind::Terminated`](crate::ErrorKind).
     pub fn step(&mut self) -> Result<StepOutcome> {
+        let _call = self.optimizer.enter_step("step");
         let collected = std::mem::take(&mut self.gradients);
         let result = if self.is_handed_over() {
             self.step_on(&Gradients::handed_over())
@@ -268,6 +269,7 @@ impl<P: ParamElem> Training<P> {
     /// [`ErrorKind::Requeue`](crate::ErrorKind) if the job can go on later, otherwise
     /// [`ErrorKind::Terminated`](crate::ErrorKind).
     pub fn step_on<G: GradElem>(&mut self, gradients: &Gradients<'_, G>) -> Result<StepOutcome> {
+        let _call = self.optimizer.enter_step("step");
         self.pass_requests_on();
         let options = StepOptions { user_blob: &self.user_blob, ..StepOptions::default() };
         let outcome = self.optimizer.step(gradients, &mut self.params, options)?;
@@ -291,6 +293,7 @@ impl<P: ParamElem> Training<P> {
         &mut self,
         update: impl FnMut(&UpdateRun<'_, f32>, &[f32], &mut [&mut [f32]]) -> Result<()>,
     ) -> Result<StepOutcome> {
+        let _call = self.optimizer.enter_step("step");
         let collected = std::mem::take(&mut self.gradients);
         let result = if !self.is_handed_over() {
             let gradients = collected.gradients(self.optimizer.partition());
@@ -336,6 +339,7 @@ impl<P: ParamElem> Training<P> {
     /// # Errors
     /// Peer, not agreed, if another rank does not come in time.
     pub fn mean(&self, value: f64) -> Result<f64> {
+        let _call = self.optimizer.enter("mean");
         mean_over_ranks(&**self.optimizer.communicator(), value)
     }
 
@@ -345,6 +349,7 @@ impl<P: ParamElem> Training<P> {
     /// # Errors
     /// Agreed: the worst error of any rank, by exit code.
     pub fn agree<T>(&self, result: Result<T>) -> Result<T> {
+        let _call = self.optimizer.enter("agree");
         agree(&**self.optimizer.communicator(), result)
     }
 }

@@ -126,6 +126,7 @@ impl<P: ParamElem> Training<P> {
     /// Agreed: cannot create, if the checkpoint cannot be saved; errors of the drives. The files
     /// are still there then.
     pub fn finish(mut self) -> Result<()> {
+        let _call = self.optimizer.enter("finish");
         if let Some(checkpoints) = &mut self.checkpoints {
             let attempts = self.optimizer.attempts();
             let mut last = None;

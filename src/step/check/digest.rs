@@ -31,6 +31,7 @@ impl SwappedOptimizer {
     /// # Errors
     /// Agreed: errors of the drives; usage if `params` are needed and missing.
     pub fn state_digest<P: ParamElem>(&mut self, params: &[P]) -> Result<String> {
+        let _call = self.enter("state_digest");
         match self.shard.plan.allotment().cut {
             Cut::Contiguous { .. } => self.sum_digests(params, add_blocks),
             Cut::Own(_) => self.sum_digests(params, add_elements),
@@ -50,6 +51,7 @@ impl SwappedOptimizer {
     /// # Errors
     /// Agreed: errors of the drives; usage if `params` are needed and missing.
     pub fn element_digest<P: ParamElem>(&mut self, params: &[P]) -> Result<String> {
+        let _call = self.enter("element_digest");
         self.sum_digests(params, add_elements)
     }
 

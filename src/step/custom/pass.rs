@@ -1,12 +1,14 @@
 //! An update that the caller makes, while it is under way.
 
 use super::super::outcome::Begun;
+use super::super::progress::BeforeStep;
 use crate::gradients::GradientStore;
 use crate::units::ParamIndex;
 
 /// An update by the caller that is under way.
 pub(in crate::step) struct Pass {
     pub begun: Begun,
+    pub before: BeforeStep,
     /// The parameters that have a gradient, and whether each chunk has any of one.
     pub updated: Vec<ParamIndex>,
     pub has_gradient: Vec<bool>,
@@ -26,11 +28,17 @@ pub(in crate::step) struct Pass {
 
 impl Pass {
     /// An update before its first sub-group.
-    pub fn new(begun: Begun, updated: Vec<ParamIndex>, has_gradient: Vec<bool>) -> Self {
+    pub fn new(
+        before: BeforeStep,
+        begun: Begun,
+        updated: Vec<ParamIndex>,
+        has_gradient: Vec<bool>,
+    ) -> Self {
         Self {
             updated: if begun.outcome.is_taken() { updated } else { Vec::new() },
             has_gradient,
             stored: None,
+            before,
             begun,
             open: None,
             sub_groups: 0,

@@ -19,6 +19,7 @@ impl SwappedOptimizer {
     /// errors of the drives the optimizer is unusable; a durable job can go back to its last commit
     /// with [`Self::recover`].
     pub fn purge_state<S: ParameterSink + ?Sized>(&mut self, params: &mut S) -> Result<()> {
+        let _call = self.enter("purge_state");
         let _activity = Activity::begin(&*self.comm, Phase::Sweep);
         let ready = self.check_usable().and_then(|()| {
             self.shard.check_params(params)?;
@@ -32,7 +33,6 @@ impl SwappedOptimizer {
         let purged = self.purge_chunks(params);
         agree(&*self.comm, purged)?;
         self.progress.update_counts.fill(0);
-        self.progress.unusable = None;
         self.commit()
     }
 

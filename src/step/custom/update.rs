@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::super::optimizer::SwappedOptimizer;
 use super::super::outcome::{StepOptions, StepOutcome, StepResult};
 use super::super::parameters::ParameterSink;
+use super::super::progress::BeforeStep;
 use super::super::step::{clear_if_used, halves_of};
 use super::lent_chunk::LentChunk;
 use super::pass::Pass;
@@ -27,9 +28,11 @@ impl SwappedOptimizer {
         params: &mut S,
         options: StepOptions<'_>,
     ) -> Result<(StepOutcome, Option<ShardGradients<'g, G>>)> {
+        let _call = self.enter_step("begin_update");
+        let before = self.progress.before_step();
         let begun = self.begin_step()?;
         if matches!(gradients, Gradients::HandedOver) {
-            let outcome = self.begin_stored_pass::<G, S>(begun, params, options)?;
+            let outcome = self.begin_stored_pass::<G, S>(before, begun, params, options)?;
             return Ok((outcome, None));
         }
         let accepted = self.accept(gradients, params, options).map(StepGradients::Borrowed);
@@ -40,7 +43,7 @@ impl SwappedOptimizer {
         };
         let chunks = self.partition().chunks().iter();
         let has_gradient = chunks.map(|chunk| laid_out.within(chunk.in_shard()).next().is_some());
-        let pass = Pass::new(begun, laid_out.params(), has_gradient.collect());
+        let pass = Pass::new(before, begun, laid_out.params(), has_gradient.collect());
         self.gradients.hold().refuse_pieces();
         Ok((self.start_pass(pass), Some(laid_out)))
     }
@@ -48,6 +51,7 @@ impl SwappedOptimizer {
     /// The same with gradients that were handed over, whose sums are kept as `A`.
     fn begin_stored_pass<A: GradElem, S: ParameterSink + ?Sized>(
         &mut self,
+        before: BeforeStep,
         begun: (Instant, Activity),
         params: &mut S,
         options: StepOptions<'_>,
@@ -69,7 +73,7 @@ impl SwappedOptimizer {
         let (plan, store) = (&self.shard.plan, held.store());
         let chunks = (0..plan.partition().chunks().len()).map(ChunkIndex::from_index);
         let has_gradient = chunks.map(|chunk| store.has_gradient(plan, chunk)).collect();
-        let mut pass = Pass::new(begun, store.params(plan), has_gradient);
+        let mut pass = Pass::new(before, begun, store.params(plan), has_gradient);
         pass.stored = Some(held.lend());
         Ok(self.start_pass(pass))
     }
@@ -255,6 +259,7 @@ impl SwappedOptimizer {
 
     /// Collective: ends an update; `result` is its result on this rank.
     pub(super) fn end_update(&mut self, result: Result<()>) -> Result<StepOutcome> {
+        let _call = self.enter("finish of an update");
         self.shard.swapper.check_process()?;
         let mut pass = self.pass.take().ok_or_else(no_update)?;
         let outcome = pass.begun.outcome;
@@ -298,18 +303,23 @@ impl SwappedOptimizer {
         let was_fine = result.is_ok();
         let ended = self.end_step(pass.begun, result, &pass.updated);
         if ended.as_ref().is_err_and(Error::is_agreed) {
-            self.pardon_if_unchanged(has_changed, if was_fine { &pass.updated } else { &[] })?;
+            let counted: &[ParamIndex] = if was_fine { &pass.updated } else { &[] };
+            self.pardon_if_unchanged(has_changed, pass.before, counted)?;
         }
         ended
     }
 
     /// Collective: after an error, the optimizer stays usable if no rank has changed anything.
-    fn pardon_if_unchanged(&mut self, has_changed: bool, counted: &[ParamIndex]) -> Result<()> {
+    fn pardon_if_unchanged(
+        &mut self,
+        has_changed: bool,
+        before: BeforeStep,
+        counted: &[ParamIndex],
+    ) -> Result<()> {
         let mut changed = [u64::from(has_changed)];
         self.comm.all_reduce_sum(&mut changed)?;
         if changed == [0] {
-            self.progress.uncount_updates(counted);
-            self.progress.unusable = None;
+            self.progress.forget_step(before, counted);
         }
         Ok(())
     }

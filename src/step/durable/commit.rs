@@ -7,8 +7,10 @@ use crate::coord::{Communicator, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
 use crate::state::{LossScaleRule, LossScaler};
-use crate::storage::commit::{Places, Stamp, Verdict, judge, place_beside, place_of};
-use crate::storage::{MovedUnits, Record, RecordFiles, Slots, boot_id, stamps};
+use crate::storage::commit::{
+    Epochs, Held, Places, Stamp, Verdict, judge, place_beside, place_of, places_of, steps_of,
+};
+use crate::storage::{MovedUnits, Record, RecordFiles, Slots, boot_id, held};
 
 /// A durable job's records: the last agreed one, and where the next one goes.
 pub(in crate::step) struct Durable {
@@ -16,8 +18,7 @@ pub(in crate::step) struct Durable {
     agreed: Record,
     /// The place that holds `agreed`.
     place: usize,
-    /// Whether anything has been agreed.
-    is_committed: bool,
+    epochs: Epochs,
 }
 
 impl Durable {
@@ -38,7 +39,7 @@ impl Durable {
             is_synced: false,
         };
         // Place 0 is written first.
-        Self { files, agreed, place: 1, is_committed: false }
+        Self { files, agreed, place: 1, epochs: Epochs::default() }
     }
 
     /// The last agreed record.
@@ -55,7 +56,7 @@ impl Durable {
         let mut slots = shard.slots.clone();
         slots.commit();
         let sync = shard.plan.config().durability.sync;
-        let epoch = if self.is_committed { self.agreed.stamp.epoch + 1 } else { 0 };
+        let epoch = self.epochs.next();
         let record = Record {
             stamp: Stamp { epoch, ..self.agreed.stamp },
             job_id: self.agreed.job_id.clone(),
@@ -79,14 +80,19 @@ impl Durable {
 
     /// Takes a record that all ranks have written as the agreed one.
     pub fn agree_on(&mut self, record: Record) {
+        self.epochs = Epochs::after(record.stamp.epoch);
         self.agreed = record;
         self.place = place_beside(self.place);
-        self.is_committed = true;
+    }
+
+    /// Notes that a commit has failed, on all ranks: some may have written its record.
+    pub fn give_up(&mut self) {
+        self.epochs.spend();
     }
 
     /// Whether anything has been committed.
     pub fn is_committed(&self) -> bool {
-        self.is_committed
+        self.epochs.agreed().is_some()
     }
 
     /// Reads both records.
@@ -151,24 +157,26 @@ pub(in crate::step) fn choose_record(
 ) -> Result<Option<Chosen>> {
     let records = agree(comm, records)?;
     let records = records.map(|record| record.filter(|record| record.job_id == job_id));
-    let places = stamps(&records);
-    let all = gather_all(comm, &places)?;
-    match judge(&all) {
+    let all: Vec<Held> = gather_all(comm, &held(&records))?;
+    let all_places: Vec<Places> = all.iter().map(places_of).collect();
+    match judge(&all_places) {
         Verdict::Fresh => Ok(None),
         Verdict::Broken { shard, newest } => {
             let missing = Error::new(ErrorKind::StateLost, "a shard has lost its records")
                 .with("rank", shard)
-                .with("its records", describe_places(&all[shard]))
+                .with("its records", describe_places(&all_places[shard]))
                 .with("newest record of any rank", newest)
                 .hint("the state of that shard cannot be trusted: load a checkpoint");
             agree(comm, Err(missing))
         }
         Verdict::Resume { stamp, incarnation } => {
-            let place = place_of(&places, stamp).unwrap_or(0);
+            agree(comm, check_steps(&all, stamp))?;
+            let place = place_of(&all_places[comm.rank().index()], stamp).unwrap_or(0);
             let [first, second] = records;
             let record = if place == 0 { first } else { second };
             let record = record.ok_or_else(|| Error::internal("the agreed record is not here"))?;
-            let newer = all.iter().filter(|places| places.iter().flatten().any(|s| *s > stamp));
+            let newer =
+                all_places.iter().filter(|places| places.iter().flatten().any(|s| *s > stamp));
             let why = match newer.count() {
                 0 => "the newest that any rank has".to_owned(),
                 some => format!("{some} of {} ranks have a newer one, not all", all.len()),
@@ -176,6 +184,22 @@ pub(in crate::step) fn choose_record(
             Ok(Some(Chosen { record, place, incarnation, why }))
         }
     }
+}
+
+/// Checks that all shards have a commit after the same number of steps. They have not if ranks ran
+/// with different configurations, which no start allows any more.
+///
+/// # Errors
+/// State lost, with ranks and numbers of steps.
+pub(crate) fn check_steps(all: &[Held], stamp: Stamp) -> Result<()> {
+    let Err(differing) = steps_of(all, stamp) else { return Ok(()) };
+    let message = "the records of a commit are of different steps: it is none";
+    let error = Error::new(ErrorKind::StateLost, message).with("commit", stamp);
+    let named = differing.iter().take(8);
+    let error = named.fold(error, |error, (rank, steps)| {
+        error.with(format!("rank {rank}"), format!("step {steps}"))
+    });
+    Err(error.hint("the state of these shards cannot be trusted: load a checkpoint"))
 }
 
 fn describe_places(places: &Places) -> String {

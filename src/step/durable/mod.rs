@@ -6,7 +6,7 @@ mod saving;
 mod snapshot;
 
 pub use commit::Resumed;
-pub(crate) use commit::place_as_recorded;
 pub(super) use commit::{Durable, choose_record};
+pub(crate) use commit::{check_steps, place_as_recorded};
 pub use snapshot::ChunkSink;
 pub(super) use snapshot::Snapshot;

@@ -33,6 +33,7 @@ impl SwappedOptimizer {
     /// Agreed. Usage for a scratch job, before the first commit, or if `params` does not fit the
     /// shard; errors of the drives.
     pub fn recover<S: ParameterSink + ?Sized>(&mut self, params: &mut S) -> Result<Vec<u8>> {
+        let _call = self.enter("recover");
         let possible = match &self.durable {
             Some(durable) if durable.is_committed() => Ok(()),
             Some(_) => Err(Error::usage("nothing is committed yet that could be gone back to")),
@@ -103,12 +104,28 @@ impl SwappedOptimizer {
         durable.write(&self.shard, &self.progress).map(Some)
     }
 
-    /// Collective: commits outside of a step, as after the initialisation.
+    /// Collective: commits outside of a step, as after the initialisation. The optimizer can be
+    /// used afterwards, and not after an error.
     pub(in crate::step) fn commit(&mut self) -> Result<()> {
+        self.progress.unusable = Some("a commit failed");
         let record = self.write_record();
-        let record = agree(&*self.comm, record)?;
+        let record = self.agree_on_record(record)?;
         record.into_iter().for_each(|record| self.take_commit(record));
+        self.progress.unusable = None;
         Ok(())
+    }
+
+    /// Collective: agrees on the record that this rank has written, if any. If any rank has failed,
+    /// the number of the commit is not used again.
+    pub(in crate::step) fn agree_on_record(
+        &mut self,
+        written: Result<Option<Record>>,
+    ) -> Result<Option<Record>> {
+        agree(&*self.comm, written).inspect_err(|_| {
+            if let Some(durable) = &mut self.durable {
+                durable.give_up();
+            }
+        })
     }
 
     /// Takes a record that all ranks have written as the last commit.

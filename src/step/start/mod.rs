@@ -9,6 +9,7 @@ mod resume;
 mod sharding;
 mod weights;
 
+pub(crate) use open::agree_on_config;
 pub use open::{CreateOptions, Existing};
 pub(super) use open::{Opened, open_files};
 pub(super) use resources::{open_records, open_threads};

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::super::co_owned::CoOwned;
 use super::placement_log;
 use super::preflight::{check_node_memory, check_space, neighbours};
 use super::resources::{create_files, draw_job_id, reclaim};
@@ -10,8 +11,9 @@ use super::resume;
 use super::sharding::{Sharding, deal, warn_of_drift};
 use super::weights::starting_weights;
 use crate::config::Config;
-use crate::coord::{Communicator, Group, Topology, agree};
+use crate::coord::{Communicator, Group, Topology, agree, agree_on_values};
 use crate::error::{Error, Result};
+use crate::partition::Cut;
 use crate::plan::Plan;
 use crate::state::{Inventory, Parameter};
 use crate::storage::{ShardFiles, inspect_drives};
@@ -49,6 +51,7 @@ pub(in crate::step) struct Opened {
     pub files: ShardFiles,
     pub job_id: String,
     pub group: Group,
+    pub co_owned: CoOwned,
     /// The files hold committed steps to go on from.
     pub comes_back: bool,
 }
@@ -65,6 +68,7 @@ pub(in crate::step) fn open_files(
     topology: &Topology,
     options: &CreateOptions,
 ) -> Result<Opened> {
+    agree_on_config(&**comm, config)?;
     let config = &agree(&**comm, config.with_drives_found())?;
     let inventory = agree(&**comm, with_groups(config, inventory))?;
     let dealt = deal(&inventory, &options.sharding, comm)?;
@@ -98,7 +102,23 @@ pub(in crate::step) fn open_files(
     };
     agree(&**comm, neighbours(&plan))?;
     check_node_memory(&plan, &**comm, topology)?;
-    Ok(Opened { plan, files, job_id, group: dealt.group, comes_back })
+    let co_owned = match plan.allotment().cut {
+        Cut::Contiguous { .. } => CoOwned::of_ranges(plan.inventory(), plan.ranges(), &dealt.group),
+        Cut::Own(_) => dealt.co_owned,
+    };
+    Ok(Opened { plan, files, job_id, group: dealt.group, co_owned, comes_back })
+}
+
+/// Collective: checks that all ranks have the same configuration, as far as it decides what a step
+/// does or which collectives ranks call.
+///
+/// # Errors
+/// Usage, agreed, with keys, ranks and values.
+pub(crate) fn agree_on_config(comm: &dyn Communicator, config: &Config) -> Result<()> {
+    let values = agree(comm, config.shared_values())?;
+    let hint = "start all ranks with the same flags and the same file; a stale copy of it on one \
+                node is a usual reason";
+    agree_on_values(comm, "ranks have different configurations", hint, &values)
 }
 
 /// Puts parameters of the default group into the groups that the configuration names for them.

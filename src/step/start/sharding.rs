@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::super::co_owned::CoOwned;
 use crate::config::Config;
 use crate::coord::{Communicator, Group, agree, gather_all};
 use crate::error::{Error, Result};
@@ -67,6 +68,8 @@ pub(super) struct Dealt {
     pub group: Group,
     pub cut: Cut,
     pub uncounted: Vec<Piece>,
+    /// Where ranks bring pieces of their own: the parameters that other ranks have parts of too.
+    pub co_owned: CoOwned,
     /// What every rank of the world brings, to be compared with what lies on the drives.
     pub expected: Vec<Expected>,
 }
@@ -120,8 +123,10 @@ pub(super) fn deal(
 ) -> Result<Dealt> {
     let group = Group::discover(comm, sharding.shared.clone())?;
     agree(&**comm, compare_inventories(inventory, &sharding.shards, &group)?)?;
-    let (cut, mut uncounted) = match &sharding.shards {
-        Shards::Contiguous => (agree(&**comm, Ok(contiguous(&group)))?, Vec::new()),
+    let (cut, mut uncounted, co_owned) = match &sharding.shards {
+        Shards::Contiguous => {
+            (agree(&**comm, Ok(contiguous(&group)))?, Vec::new(), CoOwned::default())
+        }
         Shards::Slices => agree(&**comm, own_cut(inventory, &slices(inventory, &group), &group)?)?,
         Shards::Own(pieces) => agree(&**comm, own_cut(inventory, pieces, &group)?)?,
     };
@@ -130,29 +135,27 @@ pub(super) fn deal(
     let mine =
         Expected { group: group.number(), inventory: inventory.digest(), cut: cut.fingerprint() };
     let expected = gather_all(&**comm, &mine)?;
-    Ok(Dealt { group, cut, uncounted, expected })
+    Ok(Dealt { group, cut, uncounted, co_owned, expected })
 }
 
-/// Collective within the group: the cut of these pieces, and those of its elements that count in
-/// the norm as another rank's. The outer result is of communication.
+/// Collective within the group: the cut of these pieces, those of its elements that count in the
+/// norm as another rank's, and the parameters that other ranks have parts of. The outer result is
+/// of communication.
 fn own_cut(
     inventory: &Inventory,
     pieces: &[Piece],
     group: &Group,
-) -> Result<Result<(Cut, Vec<Piece>)>> {
+) -> Result<Result<(Cut, Vec<Piece>, CoOwned)>> {
     let pieces = check_pieces(inventory, pieces);
     let comm = &**group.communicator();
     let all = gather_all(comm, &pieces.as_ref().ok().cloned())?;
     let all: Option<Vec<Vec<Piece>>> = all.into_iter().collect();
     Ok(pieces.and_then(|pieces| {
-        let copies = match &all {
-            Some(all) => {
-                check_cover(inventory, group.ranks(), all)?.swap_remove(comm.rank().index())
-            }
-            // Another rank's pieces are wrong, and its error is the one that all ranks get.
-            None => Vec::new(),
-        };
-        Ok((Cut::Own(pieces), copies))
+        // Without all, another rank's pieces are wrong, and its error is the one that all get.
+        let Some(all) = &all else { return Ok((Cut::Own(pieces), Vec::new(), CoOwned::default())) };
+        let me = comm.rank().index();
+        let copies = check_cover(inventory, group.ranks(), all)?.swap_remove(me);
+        Ok((Cut::Own(pieces), copies, CoOwned::of_pieces(all, me, group.number())))
     }))
 }
 
