@@ -23,11 +23,19 @@
 //! 6 steps; 3 ranks, 3 commits, 3 crashes. With a power loss without `durability.sync`, which may
 //! undo the last write of any slot and place: 2 ranks, 3 commits, 2 crashes, one of them
 //! a power loss. Then a job may be refused, as its records or checksums do not fit, but not go on
-//! from a mixture. (With `sync`, a power loss leaves what the death of all ranks leaves: a torn
-//! write or a whole one.)
+//! from a mixture. Before each step a commit that changes nothing and fails, of which only one rank
+//! has written the record: 2 ranks, 3 commits, 3 crashes; 3 ranks, 2 commits, 2 crashes. A signal
+//! that ends a life with any step, which is a commit then: 2 ranks, 5 steps, 3 crashes. One rank
+//! that commits half as often, as with a stale configuration that no start allows any more: 2
+//! ranks, 6 steps, 3 crashes; then a job may be refused too. A rank of the last life that was
+//! stopped and goes on holds its locks, so the next life does not begin before it has ended, which
+//! is a crash at a later moment; without locks (a mutation) the walk finds what it does. (With
+//! `sync`, a power loss leaves what the death of all ranks leaves: a torn write or a whole one.)
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 
+#[path = "support/commit_drives.rs"]
+mod commit_drives;
 #[path = "support/commit_rank.rs"]
 mod commit_rank;
 
@@ -36,8 +44,11 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
-use commit_rank::{Content, Drives, Life, Made, Model, Mutation, Record, Slot, Start, unit_of};
-use optswap::internals::storage::commit::{Places, Stamp, Verdict, judge, place_of};
+use commit_drives::{Content, Drives, Made, Record, Slot, unit_of};
+use commit_rank::{Circumstances, Late, Life, Model, Mutation, Start};
+use optswap::internals::storage::commit::{
+    Held, Places, Stamp, Verdict, judge, place_of, steps_of,
+};
 
 /// What a crash leaves, and what is known about it from outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -47,11 +58,15 @@ struct World {
     agreed: Option<(u8, Made)>,
     /// Writes may have been undone: the job may be refused, but not go on from something wrong.
     lost_power: bool,
+    /// Who was stopped in the last life, and goes on in the next.
+    late: Option<Late>,
 }
 
 impl World {
-    fn sorted(mut self) -> Self {
-        self.ranks.sort_unstable();
+    fn sorted(mut self, model: &Model) -> Self {
+        if !model.knows_ranks() {
+            self.ranks.sort_unstable();
+        }
         self
     }
 }
@@ -63,11 +78,19 @@ const USUAL: Model = Model {
     may_leave_out: false,
     moves: false,
     may_lose_power: false,
+    fails: false,
+    may_stop: false,
+    drifts: false,
     crashes: 3,
     mutation: Mutation::None,
 };
 
 impl Model {
+    /// Whether ranks are not alike, so that their order counts.
+    fn knows_ranks(&self) -> bool {
+        self.fails || self.drifts || self.mutation == Mutation::NoLocks
+    }
+
     /// What a start finds, as `step::resume` and `choose_record` go about it; and whether
     /// it is right.
     fn resume(&self, world: &World) -> Result<Start, String> {
@@ -76,19 +99,27 @@ impl Model {
         let records = world.ranks.iter().map(of);
         let records = records.map(|places| places.map(|it| it.filter(|it| Some(it.job) == job)));
         let records: Vec<[Option<Record>; 2]> = records.collect();
-        let stamp = |record: Record| match self.mutation {
+        let stamp_of = |record: Record| match self.mutation {
             Mutation::IncarnationIgnored => Stamp { incarnation: 0, ..record.stamp() },
             _ => record.stamp(),
         };
         let all: Vec<Places> =
-            records.iter().map(|places| places.map(|it| it.map(stamp))).collect();
+            records.iter().map(|places| places.map(|it| it.map(stamp_of))).collect();
         let (stamp, incarnation) = match judge(&all) {
             Verdict::Resume { stamp, incarnation } => (stamp, incarnation),
             Verdict::Fresh if world.agreed.is_none() => return Ok(Start::Fresh),
             Verdict::Fresh => return Err("taken for new".into()),
-            Verdict::Broken { .. } if world.lost_power => return Ok(Start::Refused),
+            Verdict::Broken { .. } if world.lost_power || self.drifts => return Ok(Start::Refused),
             Verdict::Broken { .. } => return Err("taken for lost".into()),
         };
+        let held = |places: &[Option<Record>; 2]| {
+            places.map(|it| it.map(|record| (stamp_of(record), u64::from(record.steps))))
+        };
+        let all_held: Vec<Held> = records.iter().map(held).collect();
+        if self.mutation != Mutation::StepsIgnored && steps_of(&all_held, stamp).is_err() {
+            let mixed = || "records of one stamp are of different steps".to_owned();
+            return if self.drifts { Ok(Start::Refused) } else { Err(mixed()) };
+        }
         let mut chosen = Vec::new();
         for (places, records) in all.iter().zip(&records) {
             let place = place_of(places, stamp).ok_or("a rank has no such record")?;
@@ -98,8 +129,10 @@ impl Model {
             drives.now.units[unit_of(record)] == Slot::Whole(record.value)
         };
         if !world.ranks.iter().zip(&chosen).all(is_whole) {
-            // After another boot, the checksums of all chunks are compared first.
-            let refused = if world.lost_power { Ok(Start::Refused) } else { Err(()) };
+            // After another boot, the checksums of all chunks are compared first; otherwise when
+            // each is read.
+            let is_told = world.lost_power || self.drifts;
+            let refused = if is_told { Ok(Start::Refused) } else { Err(()) };
             return refused
                 .map_err(|()| "a committed slot has not what its record promises".into());
         }
@@ -143,10 +176,17 @@ impl Model {
                     ranks,
                     agreed: newest.or(world.agreed),
                     lost_power: world.lost_power && newest.is_none(),
+                    late: None,
                 }));
             }
         }
         crashes
+    }
+
+    /// The steps with which a life may end; `None`: the last of all.
+    fn last_steps(&self) -> Vec<Option<u8>> {
+        let stops = (1..self.steps).map(Some).filter(|_| self.may_stop);
+        stops.chain([None]).collect()
     }
 
     /// Walks everything; gives the number of states seen, or the first thing that is wrong.
@@ -161,15 +201,22 @@ impl Model {
                 if matches!(start, Start::Refused) {
                     continue;
                 }
-                let ranks = world.ranks.iter().enumerate();
-                let lives = ranks.map(|(rank, drives)| self.live(&start, rank, *drives, life));
-                let lives: Vec<Life> = lives.collect::<Result<_, _>>()?;
-                for crashed in self.crashes(world, &lives) {
-                    states += 1;
-                    if self.may_lose_power && !world.lost_power {
-                        next.extend(power_losses(&crashed));
+                for stops_after in self.last_steps() {
+                    let (start, late) = (&start, world.late);
+                    let around = Circumstances { start, life, stops_after, late };
+                    let ranks = world.ranks.iter().enumerate();
+                    let lives = ranks.map(|(rank, drives)| self.live(&around, rank, *drives));
+                    let lives: Vec<Life> = lives.collect::<Result<_, _>>()?;
+                    for crashed in self.crashes(world, &lives) {
+                        states += 1;
+                        if self.may_lose_power && !world.lost_power {
+                            next.extend(power_losses(&crashed));
+                        }
+                        if self.mutation == Mutation::NoLocks {
+                            next.extend(late_ranks(&crashed, &lives));
+                        }
+                        next.insert(crashed.sorted(self));
                     }
-                    next.insert(crashed.sorted());
                 }
             }
             worlds = next;
@@ -212,10 +259,29 @@ fn power_losses(crashed: &World) -> impl Iterator<Item = World> {
         versions.into_iter().map(|now| Drives { now, before: now }).collect()
     };
     let worlds = every_choice(crashed.ranks.iter().map(versions)).into_iter();
-    worlds.map(|ranks| World { ranks, agreed: None, lost_power: true }.sorted())
+    worlds.map(|ranks| {
+        let mut ranks = ranks;
+        ranks.sort_unstable();
+        World { ranks, agreed: None, lost_power: true, late: None }
+    })
 }
 
-fn models() -> [(&'static str, Model); 10] {
+/// Every world in which one rank has not died but was stopped, and goes on with its next action
+/// when the next life has begun.
+fn late_ranks(crashed: &World, lives: &[Life]) -> Vec<World> {
+    let mut worlds = Vec::new();
+    for (rank, (drives, life)) in crashed.ranks.iter().zip(lives).enumerate() {
+        for pair in life.moments.windows(2) {
+            for after in pair[1].iter().filter(|_| pair[0].contains(drives)) {
+                let late = Late { rank, before: drives.now, after: after.now };
+                worlds.push(World { late: Some(late), ..crashed.clone() });
+            }
+        }
+    }
+    worlds
+}
+
+fn models() -> [(&'static str, Model); 14] {
     let three = Model { ranks: 3, ..USUAL };
     [
         ("2 ranks", Model { steps: 4, crashes: 4, ..USUAL }),
@@ -237,6 +303,13 @@ fn models() -> [(&'static str, Model); 10] {
             Model { moves: true, may_leave_out: true, ..USUAL },
         ),
         ("2 ranks, power loss", Model { may_lose_power: true, crashes: 2, ..USUAL }),
+        ("2 ranks, commits that fail", Model { fails: true, ..USUAL }),
+        ("3 ranks, commits that fail", Model { fails: true, steps: 2, crashes: 2, ..three }),
+        (
+            "2 ranks that are asked to stop, a commit every 2 steps",
+            Model { may_stop: true, steps: 5, commit_every: 2, ..USUAL },
+        ),
+        ("2 ranks, one with a stale configuration", Model { drifts: true, steps: 6, ..USUAL }),
     ]
 }
 
@@ -264,6 +337,14 @@ fn every_mutation_is_found() {
     for mutation in [Mutation::FreedByTheWrite, Mutation::ResumeForgetsPlacement] {
         let model = Model { mutation, moves: true, ..USUAL };
         println!("{mutation:?}: {}", model.explore().expect_err("it is not found"));
+    }
+    for (mutation, model) in [
+        (Mutation::NumberUsedAgain, Model { fails: true, ..USUAL }),
+        (Mutation::StepsIgnored, Model { drifts: true, steps: 6, ..USUAL }),
+        (Mutation::NoLocks, Model { steps: 2, crashes: 2, ..USUAL }),
+    ] {
+        let wrong = Model { mutation, ..model }.explore().expect_err("it is not found");
+        println!("{mutation:?}: {wrong}");
     }
     let mutation = Mutation::IncarnationIgnored;
     Model { mutation, ..USUAL }.explore().expect("harmless while writes stay written");

@@ -1,91 +1,11 @@
 //! One rank's part of the model of commits: what lies on its drives, and its way through one life
 //! of the job. See `tests/commit_protocol.rs`.
 
-use optswap::ChunkIndex;
-use optswap::internals::storage::commit::{Stamp, place_beside};
-use optswap::internals::storage::{MovedUnits, Placement, Slots};
+use optswap::internals::storage::commit::{Epochs, place_beside};
+use optswap::internals::storage::{Placement, Slots};
 use optswap::internals::units::ExtentIndex;
 
-/// The only chunk: its extent has the number of its slot.
-const CHUNK: ChunkIndex = ChunkIndex(0);
-const UNIT: u64 = 4096;
-const SHARES: [f64; 2] = [0.5, 0.5];
-
-/// Two slots of one unit, and one free unit, on each of two drives.
-pub fn placement() -> Placement {
-    Placement::weighted(&[UNIT, UNIT], UNIT, &SHARES, 0, 1.0)
-}
-
-/// Which of all units an extent lies in.
-fn unit_at(segments: &[optswap::internals::storage::Segment]) -> usize {
-    2 * segments[0].drive.index() + (segments[0].file_offset / UNIT) as usize
-}
-
-/// Which of all units a record's slot lies in.
-pub fn unit_of(record: &Record) -> usize {
-    let placement = placement();
-    record.place_in(&placement);
-    unit_at(&placement.segments(ExtentIndex(record.slot.into())))
-}
-
-/// By which step, in which life of the job, something was computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Made {
-    pub step: u8,
-    pub life: u8,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Slot {
-    #[default]
-    Empty,
-    Torn,
-    Whole(Made),
-}
-
-/// What counts of `storage::Record`; numbers are small here, so that worlds are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Record {
-    /// The life in which the job was created, for the job's id.
-    pub job: u8,
-    pub epoch: u8,
-    pub incarnation: u8,
-    pub slot: u8,
-    /// Where the slot lies, if it has moved.
-    pub moved: Option<u8>,
-    /// The checksum: what the slot holds if it is whole.
-    pub value: Made,
-    /// Which commit it is really; the protocol cannot see this.
-    pub commit: Made,
-}
-
-impl Record {
-    pub fn stamp(&self) -> Stamp {
-        Stamp { epoch: self.epoch.into(), incarnation: self.incarnation.into() }
-    }
-
-    fn place_in(&self, placement: &Placement) {
-        let moved = self.moved.map_or_else(MovedUnits::default, |unit| MovedUnits {
-            extents: vec![0],
-            units: vec![unit.into()],
-        });
-        placement.restore(&[ExtentIndex(self.slot.into())], &moved, &SHARES).unwrap();
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Content {
-    pub units: [Slot; 4],
-    /// `None`: no record, or a torn one.
-    pub places: [Option<Record>; 2],
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Drives {
-    pub now: Content,
-    /// What each of them was before its last write; kept only where power may be lost.
-    pub before: Content,
-}
+use super::commit_drives::{CHUNK, Content, Drives, Made, Record, Slot, placement, unit_at};
 
 /// What is done wrong on purpose, to see that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +21,13 @@ pub enum Mutation {
     FreedByTheWrite,
     /// A resume takes every slot for where it was dealt at first.
     ResumeForgetsPlacement,
+    /// The number of a commit that has failed is used again.
+    NumberUsedAgain,
+    /// A start does not compare the steps of the records.
+    StepsIgnored,
+    /// A start does not wait for a rank of the last life that was stopped and goes on: it takes no
+    /// locks.
+    NoLocks,
     /// As long as writes stay written this is harmless: a resume has overwritten every newer record
     /// before a slot is written, so one epoch never exists in two versions afterwards. Only a power
     /// loss brings back the old version, on some ranks; the incarnation is there for this.
@@ -128,6 +55,13 @@ pub struct Model {
     /// The weights of the drives change, so that a slot is not written where it was.
     pub moves: bool,
     pub may_lose_power: bool,
+    /// Before each step all ranks try one that changes nothing and fails on all but rank 0, which
+    /// has written its record by then; and go on.
+    pub fails: bool,
+    /// A life may end with any step, which is a commit then.
+    pub may_stop: bool,
+    /// Rank 1 commits half as often as the others, as with a stale configuration.
+    pub drifts: bool,
     pub crashes: u8,
     pub mutation: Mutation,
 }
@@ -147,6 +81,25 @@ fn made_on_second(made: Made) -> bool {
     !(made.step / 2).is_multiple_of(2)
 }
 
+/// Added to the number of a step that fails.
+const FAILED: u8 = 100;
+
+/// The next action of a rank that was stopped, and goes on in the next life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Late {
+    pub rank: usize,
+    pub before: Content,
+    pub after: Content,
+}
+
+/// One life: how it begins, its number, with which step it ends early, and who comes back in it.
+pub struct Circumstances<'a> {
+    pub start: &'a Start,
+    pub life: u8,
+    pub stops_after: Option<u8>,
+    pub late: Option<Late>,
+}
+
 /// One rank in one life.
 struct Rank<'a> {
     model: &'a Model,
@@ -155,6 +108,10 @@ struct Rank<'a> {
     placement: Placement,
     place: usize,
     agreed: Option<Record>,
+    epochs: Epochs,
+    /// The last step of this life, which is a commit.
+    stops_after: Option<u8>,
+    commit_every: u8,
     /// What the newest slot holds.
     value: Option<Made>,
     job: u8,
@@ -243,7 +200,14 @@ impl Rank<'_> {
         self.done();
         self.drives.now.places[place] = Some(record);
         self.done();
-        (self.agreed, self.place) = (Some(record), place);
+    }
+
+    fn agree_on(&mut self, record: Record) {
+        self.agreed = Some(record);
+        self.epochs = Epochs::after(record.epoch.into());
+        if self.model.mutation != Mutation::RecordOverAgreed {
+            self.place = place_beside(self.place);
+        }
     }
 
     /// Nobody goes on before all have come here.
@@ -252,24 +216,49 @@ impl Rank<'_> {
         self.collectives.push((self.moments.len() - 1, agreed));
     }
 
-    /// Writes the next record and agrees on it.
-    fn commit(&mut self, commit: Made) -> Result<(), String> {
+    /// The next record.
+    fn record_of(&self, commit: Made) -> Result<Record, String> {
         let mut slots = self.slots.clone();
         slots.commit();
         let moved = self.placement.moved_units(&slots.committed_extents());
-        let record = Record {
+        Ok(Record {
             job: self.job,
-            epoch: self.agreed.map_or(0, |agreed| agreed.epoch + 1),
+            epoch: self.epochs.next() as u8,
             incarnation: self.agreed.map_or(0, |agreed| agreed.incarnation),
+            steps: commit.step,
             slot: slots.committed()[0],
             moved: moved.units.first().map(|unit| *unit as u8),
             value: self.value.ok_or("a commit of nothing")?,
             commit,
-        };
+        })
+    }
+
+    /// Writes the next record and agrees on it.
+    fn commit(&mut self, commit: Made) -> Result<(), String> {
+        let record = self.record_of(commit)?;
         self.write_record(record);
-        self.meet(Some(record));
+        self.agree_on(record);
+        // With drifting ranks the collectives do not belong together.
+        self.meet(Some(record).filter(|_| !self.model.drifts));
         // In memory alone, so when each rank does it does not matter.
         self.slots.commit();
+        Ok(())
+    }
+
+    /// A step that changes nothing and fails on all ranks but rank 0, which has written its record.
+    /// All agree that it has failed, and go on.
+    fn fail(&mut self, step: u8, life: u8, rank: usize) -> Result<(), String> {
+        if rank == 0 {
+            let record = self.record_of(Made { step: FAILED + step, life })?;
+            self.write_record(record);
+        } else {
+            self.done();
+            self.done();
+        }
+        self.meet(None);
+        if self.model.mutation != Mutation::NumberUsedAgain {
+            self.epochs.spend();
+        }
         Ok(())
     }
 
@@ -290,9 +279,12 @@ impl Rank<'_> {
             record.place_in(&self.placement);
         }
         (self.agreed, self.place, self.job) = (Some(record), place, record.job);
+        self.epochs = Epochs::after(record.epoch.into());
         self.value = Some(record.value);
         if self.model.mutation != Mutation::ResumeWritesNothing {
-            self.write_record(Record { incarnation: *incarnation as u8, ..record });
+            let record = Record { incarnation: *incarnation as u8, ..record };
+            self.write_record(record);
+            self.agree_on(record);
         }
         if self.model.mutation != Mutation::ResumeIsNotAgreed {
             self.meet(Some(record));
@@ -300,18 +292,46 @@ impl Rank<'_> {
         Ok(())
     }
 
-    fn train(&mut self, life: u8, left_out: u32) -> Result<(), String> {
-        let every = self.model.commit_every;
-        let first = self.agreed.map_or(0, |agreed| agreed.epoch * every) + 1;
+    fn train(&mut self, life: u8, left_out: u32, rank: usize) -> Result<(), String> {
+        let first = self.agreed.map_or(0, |agreed| agreed.steps) + 1;
         for step in first..=self.model.steps {
+            if self.model.fails {
+                self.fail(step, life, rank)?;
+            }
             let made = Made { step, life };
             self.write_slot(made, left_out & 1 << step != 0)?;
-            match step.is_multiple_of(every) {
+            let stops = self.stops_after == Some(step);
+            match stops || step.is_multiple_of(self.commit_every) {
                 true => self.commit(made)?,
-                false => self.meet(None),
+                false => {
+                    if step.is_multiple_of(self.model.commit_every) {
+                        // The others write a record meanwhile.
+                        self.done();
+                        self.done();
+                    }
+                    self.meet(None);
+                }
+            }
+            if stops {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// What a rank of the last life still does, which was stopped before its last write.
+    fn suffer(&mut self, late: &Late) {
+        fn lay_over<T: Copy + PartialEq>(now: &mut [T], before: &[T], after: &[T]) {
+            for (now, (before, after)) in now.iter_mut().zip(before.iter().zip(after)) {
+                if before != after {
+                    *now = *after;
+                }
+            }
+        }
+        let Late { before, after, .. } = late;
+        lay_over(&mut self.drives.now.units, &before.units, &after.units);
+        lay_over(&mut self.drives.now.places, &before.places, &after.places);
+        self.done();
     }
 }
 
@@ -319,11 +339,11 @@ impl Model {
     /// The life of one rank, with all its choices.
     pub fn live(
         &self,
-        start: &Start,
+        circumstances: &Circumstances<'_>,
         rank: usize,
         drives: Drives,
-        life: u8,
     ) -> Result<Life, String> {
+        let Circumstances { start, life, stops_after, late } = circumstances;
         let mut all = Life::default();
         let choices = if self.may_leave_out { 1 << (self.steps + 1) } else { 1 };
         for left_out in (0..choices).filter(|choice| choice & 1 == 0) {
@@ -335,13 +355,22 @@ impl Model {
                 // As in `Durable::new`: place 0 is written first.
                 place: 1,
                 agreed: None,
+                epochs: Epochs::default(),
+                stops_after: *stops_after,
+                commit_every: self.commit_every << u8::from(self.drifts && rank == 1),
                 value: None,
                 job: 0,
                 moments: Vec::new(),
                 collectives: Vec::new(),
             };
-            rank_now.begin(start, rank, life)?;
-            rank_now.train(life, left_out)?;
+            rank_now.begin(start, rank, *life)?;
+            if let Some(late) = late {
+                match late.rank == rank {
+                    true => rank_now.suffer(late),
+                    false => rank_now.done(),
+                }
+            }
+            rank_now.train(*life, left_out, rank)?;
             all.moments.resize(rank_now.moments.len(), Vec::new());
             for (versions, moment) in all.moments.iter_mut().zip(rank_now.moments) {
                 if !versions.contains(&moment) {
