@@ -86,8 +86,8 @@ fn what_is_wrong_is_a_usage_error_that_names_file_and_key() {
     let drives = Drives::new(1);
     for (name, text, words) in [
         ("a.json", "{\"aio\": {\"queue_depth\": \"8\"}}", "`aio.queue_depth` must be"),
-        ("b.json", "{\n \"aio\": {},\n}", "line 3"),
-        ("c.json", "", "no JSON"),
+        ("b.json", "{\n \"aio\": {},\n ]}", "line 3, column 2"),
+        ("c.json", "", "no configuration of DeepSpeed"),
         ("d.toml", "[swap]\nmemory_bugdet = 1", "did you mean `swap.memory_budget`?"),
         ("e.json", "{\"optimizer\": {\"type\": \"Lamb\"}}", "optswap has AdamW"),
     ] {
@@ -97,6 +97,78 @@ fn what_is_wrong_is_a_usage_error_that_names_file_and_key() {
     let json = deepspeed_config(&drives);
     let both = ["bench", "--config", &json, "--deepspeed-config", &json];
     alone(&optswap(), &both).expect(64, &["--deepspeed-config"]);
+}
+
+#[test]
+fn comments_and_commas_are_read_as_deepspeed_reads_them() {
+    let drives = Drives::new(1);
+    let text = r#"// ours
+        {
+            "gradient_clipping": 0.5, # of the norm
+            /* quotes are not needed */
+            aio: {queue_depth: 16, block_size: "auto"},
+            'zero_optimization': {"sub_group_size": 5e7,},
+            optimizer: {
+                type: AdamW
+                params: {"lr": 2e-4, betas: [0.9, 0.97,]}
+            },
+        }"#;
+    for name in ["ds_config.json", "ds_config.hjson", "ds_config"] {
+        let run = explain(&[&drives.write(name, text)]);
+        let file = format!("{name}: ");
+        assert_eq!(row(&run, "io.depth"), ["16", &format!("{file}aio.queue_depth")]);
+        let betas = format!("{file}optimizer.params.betas");
+        assert_eq!(row(&run, "optimizer.betas"), ["[0.9,0.97]", &betas]);
+        assert_eq!(row(&run, "optimizer.clip_norm")[0], "0.5");
+        assert!(run.stdout.contains("kept here: drives.stripe_unit = \"1MiB\""), "{}", run.stdout);
+    }
+    let twice = r#"{"aio": {"queue_depth": 8, "queue_depth": 9}}"#;
+    explain(&[&drives.write("twice.json", twice)]).expect(64, &["`queue_depth` is there a second"]);
+}
+
+#[test]
+fn keys_at_the_wrong_level_are_refused_with_their_place() {
+    let drives = Drives::new(1);
+    let text = r#"{"zero_optimization": {"gradient_clipping": 0.7, "aio": {"queue_depth": 32},
+        "offload_optimizer": {"device": "nvme", "sub_group_size": 2e8}}}"#;
+    explain(&[&drives.write("ds.json", text)]).expect(
+        64,
+        &[
+            "zero_optimization.aio (it belongs at the top level: `aio`)",
+            "zero_optimization.gradient_clipping (it belongs at the top level",
+            "offload_optimizer.sub_group_size (it belongs into `zero_optimization`)",
+        ],
+    );
+}
+
+#[test]
+fn files_of_other_programs_name_the_file_that_is_wanted() {
+    let drives = Drives::new(1);
+    for (name, text, words) in [
+        (
+            "accelerate.yaml",
+            "compute_environment: LOCAL_MACHINE\ndeepspeed_config:\n  \
+             deepspeed_config_file: conf/zero3.json\n  zero3_init_flag: true\n",
+            "give `conf/zero3.json`, which it names",
+        ),
+        (
+            "axolotl.yml",
+            "base_model: x/y\nload_in_8bit: false\ndeepspeed: deepspeed_configs/zero3.json # all\n",
+            "give `deepspeed_configs/zero3.json`",
+        ),
+        (
+            "fsdp.yaml",
+            "deepspeed_config:\n  zero_stage: 3\n  offload_optimizer_device: nvme\n",
+            "behind `deepspeed_config_file` or `deepspeed`",
+        ),
+        ("args.json", r#"{"output_dir": "o", "deepspeed": "ds.json"}"#, "give `ds.json`"),
+        ("config.json", r#"{"model_type": "llama", "hidden_size": 8}"#, "it has none of its keys"),
+    ] {
+        let file = drives.write(name, text);
+        explain(&[&file]).expect(64, &[words, name]);
+        let bench = ["bench", "--deepspeed-config", &file, "--params", "4Ki"];
+        alone(&optswap(), &bench).expect(64, &[words, name]);
+    }
 }
 
 #[test]

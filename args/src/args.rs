@@ -50,8 +50,7 @@ pub struct SwapArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// DeepSpeed's configuration file (JSON), in place of --config; what is not taken over is
-    /// logged.
+    /// DeepSpeed's configuration file, in place of --config; what is not taken over is logged.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub deepspeed_config: Option<PathBuf>,
 

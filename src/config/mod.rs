@@ -1,5 +1,5 @@
 //! The configuration: a TOML file that is read strictly and checked as a whole before any file is
-//! created, or a JSON file of DeepSpeed's.
+//! created, or a file of DeepSpeed's.
 
 mod codecs;
 mod deepspeed;
@@ -26,9 +26,9 @@ use crate::state::{Codec, OptimizerKind, OptimizerSpec, StateTensor, StateTensor
 use crate::units::{BLOCK_ELEMS, Elems};
 
 pub use codecs::CodecsConfig;
-#[doc(hidden)]
-pub use deepspeed::parse_deepspeed;
 pub use deepspeed::read_deepspeed;
+#[doc(hidden)]
+pub use deepspeed::{parse_deepspeed, parse_hjson};
 pub use faults::{FaultConfig, FaultKind};
 pub use gradients::{
     AccumulateIn, GradientPlace, GradientsConfig, LossScaleConfig, LossScaleMode, MissingGradient,
@@ -114,7 +114,9 @@ impl Config {
     /// # Errors
     /// Usage errors that name the file and the key.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::parse(&read_text(path)?).map_err(|error| error.with("file", path.display()))
+        let text = read_text(path)?;
+        let result = deepspeed::points_to_deepspeed(&text).map_or_else(|| Self::parse(&text), Err);
+        result.map_err(|error| error.with("file", path.display()))
     }
 
     /// Reads and checks a text in TOML.

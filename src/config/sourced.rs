@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::deepspeed::points_to_deepspeed;
 use super::{Config, parse_deepspeed, read_text};
 use crate::error::{Error, Result};
 
@@ -49,14 +50,18 @@ pub struct EffectiveValue {
 }
 
 impl Sourced {
-    /// Reads a file in TOML, or one of DeepSpeed's in JSON.
+    /// Reads a file in TOML, or one of DeepSpeed's in JSON or HJSON.
     ///
     /// # Errors
     /// Usage errors that name the file and the key, if it cannot be read, has an unknown key, or
     /// has a value that is out of range.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path)?;
-        let result = if is_json(path, &text) { parse_deepspeed(&text) } else { Self::toml(&text) };
+        let result = if is_deepspeed(path, &text) {
+            parse_deepspeed(&text)
+        } else {
+            points_to_deepspeed(&text).map_or_else(|| Self::toml(&text), Err)
+        };
         result.map_err(|error| error.with("file", path.display()))
     }
 
@@ -104,9 +109,13 @@ fn same(key: String) -> (String, String) {
     (key.clone(), key)
 }
 
-/// Whether a text is JSON and not TOML, which never begins with a brace.
-fn is_json(path: &Path, text: &str) -> bool {
-    text.trim_start().starts_with('{') || path.extension().is_some_and(|ending| ending == "json")
+/// Whether a file is DeepSpeed's and not TOML, which never begins with a brace.
+fn is_deepspeed(path: &Path, text: &str) -> bool {
+    let is_comment = |line: &&str| line.is_empty() || line.starts_with(['#', '/', '*']);
+    let first = text.lines().map(str::trim).find(|line| !is_comment(line));
+    let endings = ["json", "hjson", "jsonc", "json5"];
+    first.is_some_and(|line| line.starts_with('{'))
+        || path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known))
 }
 
 #[cfg(test)]
@@ -128,8 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn json_and_toml_are_recognised() {
-        assert!(is_json(Path::new("x"), " \n{}") && is_json(Path::new("x.json"), ""));
-        assert!(!is_json(Path::new("x"), "[io]") && !is_json(Path::new("x.toml"), ""));
+    fn deepspeeds_files_and_toml_are_recognised() {
+        let is = |path: &str, text: &str| is_deepspeed(Path::new(path), text);
+        assert!(is("x", " \n{}") && is("x.json", "") && is("x.hjson", "aio: {}"));
+        assert!(is("x", "// ours\n/* of\n * two */\n# or\n{}"));
+        assert!(!is("x", "[io]") && !is("x.toml", "") && !is("x", "# {\n[io]"));
     }
 }

@@ -25,7 +25,7 @@ enum ConfigCommand {
 
 #[derive(Debug, Args)]
 struct ExplainArgs {
-    /// A configuration in TOML, or DeepSpeed's in JSON.
+    /// A configuration in TOML, or DeepSpeed's in JSON or HJSON.
     file: PathBuf,
 
     /// Print JSON.
