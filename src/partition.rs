@@ -14,7 +14,7 @@ use crate::units::{BLOCK_ELEMS, ChunkIndex, ParamIndex, round_up};
 
 pub use blocks::{BlockSpan, NormBlocks};
 pub use cover::{check_cover, check_pieces};
-pub use cut::{Allotment, Cut, contiguous_ranges};
+pub use cut::{Allotment, Cut, contiguous_range, contiguous_ranges, slice_of};
 pub use piece::Piece;
 
 /// A run of one parameter's elements that lies in one chunk.
@@ -113,7 +113,9 @@ impl Partition {
         let mut by_param: Vec<usize> = (0..pieces.len()).collect();
         by_param.sort_by_key(|at| (pieces[*at].param, pieces[*at].param_offset));
         let flat = flat_range(inventory, &pieces);
-        let (chunks, runs) = (Vec::new(), Vec::new());
+        // Each chunk begins a run, and each piece does.
+        let count = chunk_count(elems, sub_group_elems, chunk_elems);
+        let (chunks, runs) = (Vec::with_capacity(count), Vec::with_capacity(count + pieces.len()));
         let mut partition = Self { flat, elems, chunks, runs, pieces, by_param };
         let mut first_piece = 0;
         let mut sub_group = 0;
@@ -233,6 +235,12 @@ impl Partition {
     }
 }
 
+/// How many chunks a shard has.
+fn chunk_count(elems: u64, sub_group_elems: u64, chunk_elems: u64) -> usize {
+    let whole = elems / sub_group_elems * sub_group_elems.div_ceil(chunk_elems);
+    (whole + (elems % sub_group_elems).div_ceil(chunk_elems)) as usize
+}
+
 /// Pieces end to end, neighbours of one parameter as one, empty ones left out.
 fn join_pieces(pieces: &[Piece]) -> Vec<Run> {
     let mut joined: Vec<Run> = Vec::with_capacity(pieces.len());
@@ -318,6 +326,10 @@ mod tests {
                     prop_assert_eq!(next, chunk_end);
                 }
                 prop_assert_eq!(next, range.end);
+                prop_assert_eq!(
+                    chunk_count(partition.elems(), sub_group_elems, chunk_elems),
+                    partition.chunks().len()
+                );
                 let pieces: u64 = partition.pieces().iter().map(|piece| piece.elems).sum();
                 prop_assert_eq!(pieces, partition.elems());
             }

@@ -32,6 +32,7 @@ fn ten_thousand_ranks() {
         "6.00 B read and 6.00 B written",
         "scratch",
         "bound by mixed",
+        "of tables; ",
         "waiting for the slowest, % of step",
         "10000 ranks and 5 steps, seed 3",
         "it fits",
@@ -52,7 +53,7 @@ fn what_does_not_fit_is_said() {
     let run = plan(&[&small[..], &["--drive-size", "2TB", "--memory", "64GiB"]].concat());
     assert!(run.stdout.contains("does not all fit a node's memory"), "{}", run.stdout);
     let run = plan(&[&small[..], &["--drive-size", "2TB", "--memory", "128MiB"]].concat());
-    assert!(run.stdout.contains("I/O buffers take"), "{}", run.stdout);
+    assert!(run.stdout.contains("I/O buffers and tables take"), "{}", run.stdout);
     assert!(plan(&small).stdout.contains("tell --drive-size"));
     // Two slots need twice the space, headroom a quarter more.
     let folder = tempfile::tempdir().unwrap();

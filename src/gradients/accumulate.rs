@@ -5,10 +5,10 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::norm::{merged, norm_of_blocks};
+use super::norm::norm_of_spans;
 use crate::config::AccumulateIn;
 use crate::optim::{BlockNorm, GradElem, ParamElem, SPLIT_ELEMS};
-use crate::partition::{BlockSpan, NormBlocks};
+use crate::partition::NormBlocks;
 use crate::wire::{crc32c, crc32c_joined};
 
 const PIECE_BYTES: usize = 4 * SPLIT_ELEMS;
@@ -75,15 +75,11 @@ fn norm<A: GradElem>(
     range: Range<usize>,
 ) -> BlockNorm {
     let start = range.start;
-    let of_span = |span: BlockSpan| {
-        norm_of_blocks(blocks, &span, |at, out| {
-            let sums = &sums[at.start - start..at.end - start];
-            out.iter_mut().zip(sums).for_each(|(value, sum)| *value = sum.load());
-            true
-        })
-    };
-    let spans: Vec<BlockSpan> = blocks.spans_within(range).collect();
-    pool.install(|| spans.into_par_iter().map(of_span).reduce(BlockNorm::default, merged))
+    norm_of_spans(pool, blocks, &blocks.spans_within(range), |at, out| {
+        let sums = &sums[at.start - start..at.end - start];
+        out.iter_mut().zip(sums).for_each(|(value, sum)| *value = sum.load());
+        true
+    })
 }
 
 /// The CRC32C of bytes, in parallel.

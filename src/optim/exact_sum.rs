@@ -17,6 +17,23 @@ pub struct ExactSum {
     pending: u32,
 }
 
+/// An [`ExactSum`] without the zeros around its limbs.
+#[derive(Clone, Debug)]
+pub struct PackedSum {
+    first: usize,
+    limbs: Box<[u32]>,
+}
+
+impl PackedSum {
+    /// The sum to be added to.
+    pub fn unpacked(&self) -> ExactSum {
+        let mut sum = ExactSum::default();
+        let limbs = &mut sum.limbs[self.first..self.first + self.limbs.len()];
+        limbs.iter_mut().zip(&self.limbs).for_each(|(limb, packed)| *limb = u64::from(*packed));
+        sum
+    }
+}
+
 impl Default for ExactSum {
     fn default() -> Self {
         Self { limbs: [0; LIMBS], pending: 0 }
@@ -69,6 +86,15 @@ impl ExactSum {
         sum.limbs[..known].copy_from_slice(&limbs[..known]);
         sum.normalise();
         sum
+    }
+
+    /// The same sum in as few bytes as it takes, to be kept.
+    pub fn packed(self) -> PackedSum {
+        let limbs = self.limbs();
+        let is_set = |limb: &u64| *limb != 0;
+        let first = limbs.iter().position(is_set).unwrap_or(0);
+        let end = limbs.iter().rposition(is_set).map_or(first, |last| last + 1);
+        PackedSum { first, limbs: limbs[first..end].iter().map(|limb| *limb as u32).collect() }
     }
 
     fn normalise(&mut self) {
@@ -151,6 +177,8 @@ mod tests {
             prop_assert_eq!(whole.clone().limbs(), add_all(&reversed).limbs());
             prop_assert_eq!(whole.clone().limbs(), merged.limbs());
             prop_assert_eq!(whole.clone().limbs(), ExactSum::from_limbs(&ranks).limbs());
+            let packed = whole.clone().packed().unpacked();
+            prop_assert_eq!(whole.clone().limbs(), packed.limbs());
             let naive: f64 = values.iter().sum();
             prop_assert!((whole.value() - naive).abs() <= naive * 1e-13);
         }

@@ -18,7 +18,7 @@ mod width;
 pub use codec::{join_halves, split_halves};
 pub use element::{GradElem, GradSlice, ParamElem, ParamSliceMut};
 pub use exact_sum::ExactSum;
-pub use norm::{BlockNorm, sum_of_squares};
+pub use norm::{BlockNorm, PackedNorm, sum_of_squares};
 pub use rounding::Rounder;
 pub use rule::UpdateRule;
 pub use section::{Section, SectionMut};

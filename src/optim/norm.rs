@@ -2,7 +2,7 @@
 //! sum has a fixed order; blocks are added exactly. So the norm is the same for any cut of the flat
 //! space into ranks, chunks, pieces or threads.
 
-use super::exact_sum::ExactSum;
+use super::exact_sum::{ExactSum, PackedSum};
 use super::width::{Kernel, on_widest};
 use crate::units::BLOCK_ELEMS;
 
@@ -34,6 +34,25 @@ impl BlockNorm {
     pub fn merge(&mut self, other: Self) {
         self.squares.merge(other.squares);
         self.overflows += other.overflows;
+    }
+
+    /// The same in as few bytes as it takes, to be kept.
+    pub fn packed(self) -> PackedNorm {
+        PackedNorm { squares: self.squares.packed(), overflows: self.overflows }
+    }
+}
+
+/// A [`BlockNorm`] without the limbs that are zero, which are most of its 560 bytes.
+#[derive(Clone, Debug)]
+pub struct PackedNorm {
+    squares: PackedSum,
+    overflows: u64,
+}
+
+impl PackedNorm {
+    /// The norm to be added to.
+    pub fn unpacked(&self) -> BlockNorm {
+        BlockNorm { squares: self.squares.unpacked(), overflows: self.overflows }
     }
 }
 

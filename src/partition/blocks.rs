@@ -5,16 +5,17 @@
 //! part of a block adds that part.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::Partition;
 use super::piece::Piece;
-use super::{Partition, Run};
 use crate::units::{BLOCK_ELEMS, ParamIndex};
 
 const BLOCK: usize = BLOCK_ELEMS as usize;
-/// Blocks of one span, which has 256 Ki elements.
-const BLOCKS_PER_SPAN: usize = 64;
+/// Elements of a part of a span: 64 blocks.
+const PART: usize = 64 * BLOCK;
 
-/// Neighbouring blocks, the work of one thread.
+/// Neighbouring blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockSpan {
     /// Elements of the shard.
@@ -23,10 +24,12 @@ pub struct BlockSpan {
     pub lead: usize,
 }
 
-/// The blocks of a shard.
-#[derive(Clone, Debug, Default)]
+/// The blocks of a shard. None of them is kept: they follow from where its pieces begin.
+#[derive(Clone, Debug)]
 pub struct NormBlocks {
-    spans: Vec<BlockSpan>,
+    partition: Arc<Partition>,
+    /// Blocks are those of the flat space, not of parameters.
+    are_flat: bool,
     uncounted: Vec<Range<usize>>,
 }
 
@@ -34,49 +37,76 @@ impl BlockSpan {
     /// The blocks of the span: the range of the shard that each has, and how many elements of the
     /// block come before that range.
     pub fn blocks(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
-        let (Range { start, end }, lead) = (self.in_shard.clone(), self.lead);
-        let origin = start as isize - lead as isize;
-        let blocks = (0..).map(move |number| origin + (number * BLOCK) as isize);
-        blocks.take_while(move |at| *at < end as isize).map(move |at| {
-            let first = start.max(at.max(0) as usize);
-            (first..end.min((at + BLOCK as isize) as usize), (first as isize - at) as usize)
-        })
+        self.cut_every(BLOCK).map(|part| (part.in_shard, part.lead))
+    }
+
+    /// The span in parts of 64 blocks, each the work of one thread: how many there are.
+    pub fn part_count(&self) -> usize {
+        if self.in_shard.is_empty() { 0 } else { (self.lead + self.in_shard.len()).div_ceil(PART) }
+    }
+
+    /// One of these parts.
+    pub fn part(&self, number: usize) -> Self {
+        self.cut(PART, number)
+    }
+
+    fn cut_every(&self, elems: usize) -> impl Iterator<Item = Self> {
+        let count = (self.lead + self.in_shard.len()).div_ceil(elems);
+        (0..count).map(move |number| self.cut(elems, number))
+    }
+
+    /// The part with this number, where the span is cut at so many elements, counted from the
+    /// beginning of its first block.
+    fn cut(&self, elems: usize, number: usize) -> Self {
+        let Range { start, end } = self.in_shard;
+        let edge = |number: usize| start + (number * elems).saturating_sub(self.lead);
+        Self {
+            in_shard: edge(number)..end.min(edge(number + 1)),
+            lead: if number == 0 { self.lead } else { 0 },
+        }
     }
 }
 
 impl NormBlocks {
     /// Blocks of the flat space, for a shard that is one range of it and begins where a block does.
-    pub fn of_flat_space(partition: &Partition, uncounted: &[Piece]) -> Self {
-        let whole = BlockSpan { in_shard: 0..partition.elems() as usize, lead: 0 };
-        Self { spans: split(whole), uncounted: parts_of(partition, uncounted) }
+    pub fn of_flat_space(partition: &Arc<Partition>, uncounted: &[Piece]) -> Self {
+        Self::new(partition, true, uncounted)
     }
 
     /// Blocks of parameters, for a shard in pieces.
-    pub fn of_parameters(partition: &Partition, uncounted: &[Piece]) -> Self {
-        let span = |piece: &Run| BlockSpan {
-            in_shard: piece.in_shard(),
-            lead: (piece.param_offset % BLOCK_ELEMS) as usize,
-        };
-        let spans = partition.pieces().iter().map(span).flat_map(split).collect();
-        Self { spans, uncounted: parts_of(partition, uncounted) }
+    pub fn of_parameters(partition: &Arc<Partition>, uncounted: &[Piece]) -> Self {
+        Self::new(partition, false, uncounted)
     }
 
-    /// All spans, in shard order; each can be summed by itself.
-    pub fn spans(&self) -> &[BlockSpan] {
-        &self.spans
+    fn new(partition: &Arc<Partition>, are_flat: bool, uncounted: &[Piece]) -> Self {
+        let uncounted = parts_of(partition, uncounted);
+        Self { partition: Arc::clone(partition), are_flat, uncounted }
     }
 
-    /// The spans of the blocks within a range of the shard, such as a chunk. A block that the range
-    /// cuts is summed in two parts, which are added exactly, but in another order than a whole one.
-    pub fn spans_within(&self, range: Range<usize>) -> impl Iterator<Item = BlockSpan> {
-        let first = self.spans.partition_point(|span| span.in_shard.end <= range.start);
-        let overlapping = self.spans[first..].iter();
-        let overlapping = overlapping.take_while(move |it| it.in_shard.start < range.end);
-        overlapping.map(move |span| {
-            let start = span.in_shard.start.max(range.start);
-            let lead = (span.lead + (start - span.in_shard.start)) % BLOCK;
-            BlockSpan { in_shard: start..span.in_shard.end.min(range.end), lead }
-        })
+    /// The blocks of the whole shard.
+    pub fn spans(&self) -> Vec<BlockSpan> {
+        self.spans_within(0..self.partition.elems() as usize)
+    }
+
+    /// The blocks within a range of the shard, such as a chunk: a span for each piece, in shard
+    /// order. A block that the range cuts is summed in two parts, which are added exactly, but in
+    /// another order than a whole one.
+    pub fn spans_within(&self, range: Range<usize>) -> Vec<BlockSpan> {
+        if self.are_flat {
+            let lead = range.start % BLOCK;
+            return Vec::from([BlockSpan { in_shard: range, lead }]);
+        }
+        let pieces = self.partition.pieces();
+        let first = pieces.partition_point(|piece| piece.in_shard().end <= range.start);
+        let overlapping = pieces[first..].iter().map(|piece| (piece, piece.in_shard()));
+        let overlapping = overlapping.take_while(|(_, at)| at.start < range.end);
+        let spans = overlapping.map(|(piece, at)| {
+            let start = at.start.max(range.start);
+            let in_param = piece.param_offset + (start - at.start) as u64;
+            let lead = (in_param % BLOCK_ELEMS) as usize;
+            BlockSpan { in_shard: start..at.end.min(range.end), lead }
+        });
+        spans.collect()
     }
 
     /// The elements within a range of the shard that do not count because a copy on another rank
@@ -86,16 +116,6 @@ impl NormBlocks {
         let overlapping = self.uncounted[first..].iter().take_while(move |it| it.start < range.end);
         overlapping.map(move |gap| gap.start.max(range.start)..gap.end.min(range.end))
     }
-}
-
-fn split(span: BlockSpan) -> Vec<BlockSpan> {
-    let blocks: Vec<_> = span.blocks().collect();
-    let spans = blocks.chunks(BLOCKS_PER_SPAN).map(|blocks| {
-        let (first, lead) = &blocks[0];
-        let end = blocks[blocks.len() - 1].0.end;
-        BlockSpan { in_shard: first.start..end, lead: *lead }
-    });
-    spans.collect()
 }
 
 /// The ranges of the shard that these parts of parameters have, in shard order.
@@ -130,19 +150,19 @@ mod tests {
         let inventory = Inventory::new(vec![Parameter::new("w", [20_000])]).unwrap();
         let piece = |offset, elems| Piece::new(ParamIndex(0), offset, elems);
         let pieces = [piece(15_000, 10), piece(4000, 5000)];
-        let partition = Partition::of_pieces(&inventory, &pieces, 4096, 4096);
+        let partition = Arc::new(Partition::of_pieces(&inventory, &pieces, 4096, 4096));
         let blocks = NormBlocks::of_parameters(&partition, &[piece(4090, 1)]);
-        let seen: Vec<_> = blocks.spans().iter().flat_map(BlockSpan::blocks).collect();
+        let of = |spans: Vec<BlockSpan>| -> Vec<_> {
+            spans.iter().flat_map(|span| span.blocks().collect::<Vec<_>>()).collect()
+        };
+        let seen = of(blocks.spans());
         let expected =
             [(0..10, 15_000 - 3 * 4096), (10..106, 4000), (106..4202, 0), (4202..5010, 0)];
         assert_eq!(seen, expected);
         let uncounted: Vec<_> = blocks.uncounted_within(0..5010).flatten().collect();
         assert_eq!(uncounted, [100]);
         assert_eq!(blocks.uncounted_within(0..100).count(), 0);
-        let cut: Vec<_> = blocks
-            .spans_within(5..4300)
-            .flat_map(|span| span.blocks().collect::<Vec<_>>())
-            .collect();
+        let cut = of(blocks.spans_within(5..4300));
         assert_eq!(
             cut,
             [(5..10, 15_005 - 3 * 4096), (10..106, 4000), (106..4202, 0), (4202..4300, 0)]
@@ -152,9 +172,12 @@ mod tests {
     #[test]
     fn spans_are_cut_at_blocks() {
         let span = BlockSpan { in_shard: 7..7 + 100 * BLOCK, lead: 90 };
-        let spans = split(span.clone());
-        let of_parts: Vec<_> = spans.iter().flat_map(BlockSpan::blocks).collect();
+        let parts: Vec<_> = (0..span.part_count()).map(|number| span.part(number)).collect();
+        assert_eq!(parts.len(), 2);
+        let of_parts: Vec<_> = parts.iter().flat_map(BlockSpan::blocks).collect();
         assert_eq!(of_parts, span.blocks().collect::<Vec<_>>());
-        assert_eq!(spans.len(), 2);
+        let ends: Vec<_> = of_parts.iter().map(|(range, lead)| range.len() + lead).collect();
+        assert_eq!((ends.len(), ends[..100].iter().all(|end| *end == BLOCK)), (101, true));
+        assert_eq!(BlockSpan { in_shard: 9..9, lead: 3 }.part_count(), 0);
     }
 }

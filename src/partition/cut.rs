@@ -86,8 +86,8 @@ impl Cut {
         match self {
             Self::Own(pieces) => pieces.clone(),
             Self::Contiguous { part, parts } => {
-                let ranges = contiguous_ranges(inventory.total_elems(), *parts as usize);
-                pieces_of_range(inventory, ranges[*part as usize].clone())
+                let range = contiguous_range(inventory.total_elems(), *part, *parts);
+                pieces_of_range(inventory, range)
             }
         }
     }
@@ -148,12 +148,25 @@ pub(super) fn pieces_of_range(inventory: &Inventory, flat: Range<u64>) -> Vec<Pi
 ///
 /// Twelve blocks over five ranks: 2, 2, 3, 2, 3.
 pub fn contiguous_ranges(total_elems: u64, ranks: usize) -> Vec<Range<u64>> {
+    (0..ranks as u32).map(|rank| contiguous_range(total_elems, rank, ranks as u32)).collect()
+}
+
+/// One of the ranges of [`contiguous_ranges`].
+pub fn contiguous_range(total_elems: u64, rank: u32, ranks: u32) -> Range<u64> {
     let blocks = total_elems.div_ceil(BLOCK_ELEMS);
-    let ranks = ranks as u64;
+    let ranks = u64::from(ranks);
     // Quotient and remainder apart, so that blocks * ranks cannot overflow.
     let cut = |rank: u64| {
         let block = blocks / ranks * rank + blocks % ranks * rank / ranks;
         (block * BLOCK_ELEMS).min(total_elems)
     };
-    (0..ranks).map(|rank| cut(rank)..cut(rank + 1)).collect()
+    cut(u64::from(rank))..cut(u64::from(rank) + 1)
+}
+
+/// A rank's slice of a parameter where each of some ranks has one: its elements divided by the
+/// number of ranks, rounded up; the last ranks may have fewer or none.
+pub fn slice_of(elems: u64, rank: usize, ranks: usize) -> Range<u64> {
+    let share = elems.div_ceil(ranks as u64);
+    let cut = |rank: usize| elems.min(share * rank as u64);
+    cut(rank)..cut(rank + 1)
 }

@@ -68,8 +68,10 @@ pub struct GradientPlan {
     is_on: bool,
     /// Chunks whose gradients stay in memory.
     resident_chunks: usize,
-    /// Bytes of each chunk's gradients.
-    chunk_bytes: Vec<usize>,
+    /// Bytes of their gradients.
+    resident_bytes: u64,
+    /// Bytes of the sum of one element's gradients.
+    elem_bytes: u64,
     /// Buffers for the gradients of other chunks, each of the largest chunk.
     buffers: usize,
     buffer_bytes: usize,
@@ -110,7 +112,8 @@ impl GradientPlan {
         Self {
             is_on: true,
             resident_chunks,
-            chunk_bytes: chunk_bytes.into_iter().map(|bytes| bytes as usize).collect(),
+            resident_bytes: chunk_bytes[..resident_chunks].iter().sum(),
+            elem_bytes,
             buffers: buffers as usize,
             buffer_bytes: largest as usize,
             placement,
@@ -132,14 +135,9 @@ impl GradientPlan {
         self.buffer_bytes
     }
 
-    /// Bytes of the gradients of each chunk that stays in memory.
-    pub fn resident_bytes(&self) -> &[usize] {
-        &self.chunk_bytes[..self.resident_chunks]
-    }
-
-    /// Bytes of the gradients of one chunk.
-    pub fn chunk_bytes(&self, chunk: usize) -> usize {
-        self.chunk_bytes[chunk]
+    /// Bytes of the sum of one element's gradients.
+    pub fn elem_bytes(&self) -> u64 {
+        self.elem_bytes
     }
 
     /// Whether gradients are handed over during backward.
@@ -154,16 +152,14 @@ impl GradientPlan {
 
     /// All memory that this takes.
     pub fn memory_bytes(&self) -> u64 {
-        let resident: usize = self.resident_bytes().iter().sum();
-        (resident + self.buffers * self.buffer_bytes) as u64
+        self.resident_bytes + (self.buffers * self.buffer_bytes) as u64
     }
 
     /// How much memory gradients take, in words for the log; empty if they take none.
     pub fn formula(&self) -> String {
         let mut terms = Vec::new();
         if self.resident_chunks > 0 {
-            let bytes: usize = self.resident_bytes().iter().sum();
-            let bytes = Bytes(bytes as u64).human();
+            let bytes = Bytes(self.resident_bytes).human();
             terms.push(format!("gradients of {} chunks = {bytes}", self.resident_chunks));
         }
         if self.buffers > 0 {

@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::gradients::GradientPlan;
+use super::tables::Tables;
 use crate::config::{CacheSize, Config};
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::Rounder;
-use crate::partition::{Allotment, Chunk, Cut, NormBlocks, Partition, Run, contiguous_ranges};
+use crate::partition::{Allotment, Chunk, Cut, NormBlocks, Partition, Run, contiguous_range};
 use crate::state::{Codec, Inventory, StateTensor};
 use crate::storage::{ExtentLayout, Placement, Shares};
 use crate::units::{Bytes, ChunkIndex};
@@ -27,8 +28,7 @@ pub struct Plan {
     config: Config,
     tensors: Vec<StateTensor>,
     inventory: Arc<Inventory>,
-    allotment: Allotment,
-    ranges: Vec<Range<u64>>,
+    allotment: Arc<Allotment>,
     partition: Arc<Partition>,
     norm_blocks: Arc<NormBlocks>,
     placement: Arc<Placement>,
@@ -53,15 +53,12 @@ impl Plan {
         }
         let (sub_group, chunk) = (config.swap.sub_group_elements, config.swap.chunk_elements);
         let pieces = allotment.cut.pieces(&inventory);
-        let partition = Partition::of_pieces(&inventory, &pieces, sub_group.0, chunk.0);
+        let partition = Arc::new(Partition::of_pieces(&inventory, &pieces, sub_group.0, chunk.0));
         let blocks = match allotment.cut {
             Cut::Contiguous { .. } => NormBlocks::of_flat_space,
             Cut::Own(_) => NormBlocks::of_parameters,
         };
         let norm_blocks = blocks(&partition, &allotment.uncounted);
-        let by_part = contiguous_ranges(inventory.total_elems(), allotment.parts.len().max(1));
-        let ranges = allotment.parts.iter().map(|part| by_part[*part as usize].clone());
-        let ranges = ranges.collect();
         let tensors = config.state_tensors();
         let is_durable = config.is_durable();
         let layout = |chunk: &Chunk| ExtentLayout::new(chunk.padded_elems, &tensors, is_durable);
@@ -89,9 +86,8 @@ impl Plan {
             config: config.clone(),
             tensors,
             inventory: Arc::new(inventory),
-            allotment: allotment.clone(),
-            ranges,
-            partition: Arc::new(partition),
+            allotment: Arc::new(allotment.clone()),
+            partition,
             norm_blocks: Arc::new(norm_blocks),
             placement: Arc::new(placement),
             buffer_count,
@@ -128,8 +124,10 @@ impl Plan {
 
     /// The range of the flat space, in elements, of every rank that shares this rank's inventory,
     /// in the order of these ranks. Empty where they have brought pieces of their own.
-    pub fn ranges(&self) -> &[Range<u64>] {
-        &self.ranges
+    pub fn ranges(&self) -> Vec<Range<u64>> {
+        let (parts, elems) = (&self.allotment.parts, self.inventory.total_elems());
+        let count = parts.len() as u32;
+        parts.iter().map(|part| contiguous_range(elems, *part, count)).collect()
     }
 
     /// This rank's shard, cut into chunks.
@@ -162,6 +160,23 @@ impl Plan {
     /// Bytes of all memory that counts against the budget: buffers and gradients.
     pub fn memory_bytes(&self) -> u64 {
         (self.buffer_count * self.buffer_bytes) as u64 + self.gradients.memory_bytes()
+    }
+
+    /// Bytes of the tables of this rank, which count against no budget: what is known of each
+    /// chunk, stripe unit and piece.
+    pub fn table_bytes(&self) -> u64 {
+        let spills = self.gradients.placement();
+        Tables {
+            chunks: self.partition.chunks().len() as u64,
+            slots: if self.config.is_durable() { 2 } else { 1 },
+            units: (self.placement.unit_count() + spills.map_or(0, |it| it.unit_count())) as u64,
+            headroom: self.config.drives.stripe_headroom,
+            pieces: self.partition.pieces().len() as u64,
+            sums_per_chunk: self.sums_per_chunk() as u64,
+            keeps_gradients: self.gradients.is_on(),
+            spills_gradients: spills.is_some(),
+        }
+        .bytes()
     }
 
     /// Gives the drives new weights for all that is written from now on, and returns the shares of
@@ -214,9 +229,17 @@ impl Plan {
 
     /// The chunks of a sub-group.
     pub fn chunks_of(&self, sub_group: u32) -> Range<usize> {
-        let sub_groups = self.sub_groups();
-        let before = |last: u32| sub_groups.partition_point(|it| *it < last);
-        before(sub_group)..sub_groups.partition_point(|it| *it <= sub_group)
+        let elems = self.config.swap.sub_group_elements.0;
+        let chunks = self.partition.chunks();
+        let before = |end: u64| chunks.partition_point(|chunk| chunk.shard_offset < end);
+        let start = u64::from(sub_group) * elems;
+        before(start)..before(start + elems)
+    }
+
+    /// Bytes of the gradients of a chunk that are handed over.
+    pub fn gradient_bytes(&self, chunk: usize) -> usize {
+        let padded_elems = self.partition.chunks()[chunk].padded_elems;
+        (padded_elems * self.gradients.elem_bytes()) as usize
     }
 
     /// Bytes of each chunk that a step reads.
@@ -363,6 +386,6 @@ impl fmt::Display for Plan {
             let kept = Bytes(cached * bytes).human();
             write!(f, ", {cached} of them ({kept}) keep chunks between steps")?;
         }
-        Ok(())
+        write!(f, "; beside it {} of tables", Bytes(self.table_bytes()).human())
     }
 }

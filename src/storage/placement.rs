@@ -109,25 +109,32 @@ impl Placement {
     ) -> Self {
         let first_deal = Dealer::new(normalized(weights), first_drive);
         let mut dealer = first_deal.clone();
-        let mut first_place = vec![0];
-        let mut drives = Vec::new();
+        let units_of = |bytes: &u64| bytes.div_ceil(unit_bytes) as usize;
+        let mut first_place = Vec::with_capacity(extent_bytes.len() + 1);
+        first_place.push(0);
+        let mut units: Vec<u32> = Vec::with_capacity(extent_bytes.iter().map(units_of).sum());
+        // Of every unit the drive at first; what number it has there is known when all are dealt.
+        let mut counts = vec![0u32; weights.len()];
         for bytes in extent_bytes {
-            drives.extend((0..bytes.div_ceil(unit_bytes)).map(|_| dealer.deal_freely()));
-            first_place.push(drives.len());
+            for _ in 0..units_of(bytes) {
+                let drive = dealer.deal_freely();
+                counts[drive] += 1;
+                units.push(drive as u32);
+            }
+            first_place.push(units.len());
         }
-        let count = |drive: usize| drives.iter().filter(|it| **it == drive).count() as f64;
         let mut first_unit = vec![0];
-        for drive in 0..weights.len() {
-            let units = count(drive);
-            let end = f64::from(first_unit[drive]) + units + (units * headroom).ceil();
+        for (drive, count) in counts.into_iter().enumerate() {
+            let count = f64::from(count);
+            let end = f64::from(first_unit[drive]) + count + (count * headroom).ceil();
             first_unit.push(end as u32);
         }
         let mut next = first_unit.clone();
-        let deal_to = |drive: &usize| {
-            next[*drive] += 1;
-            next[*drive] - 1
-        };
-        let units: Vec<u32> = drives.iter().map(deal_to).collect();
+        for unit in &mut units {
+            let drive = *unit as usize;
+            *unit = next[drive];
+            next[drive] += 1;
+        }
         let free = (0..weights.len()).flat_map(|drive| next[drive]..first_unit[drive + 1]);
         let table = Table {
             free: free.collect(),
@@ -154,6 +161,11 @@ impl Placement {
     pub fn behind(self, first_byte: Vec<u64>) -> Self {
         assert_eq!(first_byte.len(), self.first_byte.len(), "one for each drive");
         Self { first_byte, ..self }
+    }
+
+    /// Units of all extents together, free ones left out.
+    pub fn unit_count(&self) -> usize {
+        self.first_place.last().copied().unwrap_or(0)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -199,8 +211,8 @@ impl Placement {
         let owned = &mut table.units[self.places_of(extent)];
         let (kept, given_up) =
             if has_moved { (deal.units, owned.to_vec()) } else { (owned.to_vec(), deal.units) };
-        let is_given_up = |unit: &u32| !kept.contains(unit);
-        table.free.extend(given_up.into_iter().filter(is_given_up));
+        let still_owned: BTreeSet<u32> = kept.iter().copied().collect();
+        table.free.extend(given_up.into_iter().filter(|unit| !still_owned.contains(unit)));
         owned.copy_from_slice(&kept);
         if has_moved {
             table.is_moved[extent.index()] = true;
@@ -307,7 +319,7 @@ impl Placement {
 
     fn dealt_at_first(&self) -> Vec<u32> {
         let (mut dealer, mut next) = (self.first_deal.clone(), self.first_unit.clone());
-        let places = 0..self.first_place.last().copied().unwrap_or(0);
+        let places = 0..self.unit_count();
         let deal = |_| {
             let drive = dealer.deal_freely();
             next[drive] += 1;
@@ -336,7 +348,7 @@ impl Placement {
                 of.range(self.first_unit[drive]..self.first_unit[drive + 1]).next().copied()
             };
             let on = |drive: usize| lowest(&own, drive).or_else(|| lowest(&table.free, drive));
-            let first_choice = table.dealer.clone().deal_freely();
+            let first_choice = table.dealer.next();
             let Some(drive) = table.dealer.deal(|drive| on(drive).is_some()) else { break };
             let Some(unit) = on(drive) else { break };
             is_complete &= drive == first_choice;
@@ -356,7 +368,7 @@ impl Placement {
 
     /// Which fraction of all units each drive has room for.
     fn rooms(&self) -> Vec<f64> {
-        let all = self.first_place.last().copied().unwrap_or(0).max(1) as f64;
+        let all = self.unit_count().max(1) as f64;
         self.first_unit.windows(2).map(|ends| f64::from(ends[1] - ends[0]) / all).collect()
     }
 

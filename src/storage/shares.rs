@@ -28,20 +28,32 @@ impl Dealer {
     /// Deals a unit to the allowed drive that then has the lowest load relative to its share;
     /// `None` if no drive is allowed.
     pub fn deal(&mut self, is_allowed: impl Fn(usize) -> bool) -> Option<usize> {
-        let drives = self.shares.len();
-        let load_after = |drive: usize| (self.dealt[drive] + 1) as f64 / self.shares[drive];
-        let in_turn = (0..drives).map(|turn| (self.first_drive + turn) % drives);
-        let drive = in_turn
-            .filter(|drive| is_allowed(*drive))
-            .min_by(|a, b| load_after(*a).total_cmp(&load_after(*b)))?;
+        let drive = self.next_among(is_allowed)?;
         self.dealt[drive] += 1;
         Some(drive)
     }
 
+    fn next_among(&self, is_allowed: impl Fn(usize) -> bool) -> Option<usize> {
+        let drives = self.shares.len();
+        let load_after = |drive: usize| (self.dealt[drive] + 1) as f64 / self.shares[drive];
+        let in_turn = (0..drives).map(|turn| (self.first_drive + turn) % drives);
+        in_turn
+            .filter(|drive| is_allowed(*drive))
+            .min_by(|a, b| load_after(*a).total_cmp(&load_after(*b)))
+    }
+
+    /// The drive that a unit would be dealt to, of all with a share above 0.
+    pub fn next(&self) -> usize {
+        self.next_among(|drive| self.shares[drive] > 0.0).unwrap_or(0)
+    }
+
     /// Deals a unit to any drive with a share above 0.
     pub fn deal_freely(&mut self) -> usize {
-        let shares = self.shares.clone();
-        self.deal(|drive| shares[drive] > 0.0).unwrap_or(0)
+        let drive = self.next();
+        if let Some(dealt) = self.dealt.get_mut(drive) {
+            *dealt += 1;
+        }
+        drive
     }
 
     /// Takes back a unit that was dealt to a drive.

@@ -8,7 +8,7 @@
 //! over in order, a chunk in memory waits for those before it. So gradients are read in that order
 //! too: the gradients that have arrived belong to the chunks that are handed over next.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,9 +56,9 @@ pub(super) struct Spills {
     /// The gradients to read, as soon as there is a buffer.
     queue: VecDeque<ChunkIndex>,
     /// Gradients that wait for their chunks.
-    arrived: Vec<Option<Buffer>>,
+    arrived: BTreeMap<ChunkIndex, Buffer>,
     /// Chunks that wait for their gradients.
-    held: Vec<Option<Kept>>,
+    held: BTreeMap<ChunkIndex, Kept>,
     /// In a sweep in order: chunks that are held, and the first one whose gradient may be the next
     /// to be read.
     line: VecDeque<ChunkIndex>,
@@ -82,8 +82,8 @@ impl Spills {
             failure: None,
             turn: 0,
             queue: VecDeque::new(),
-            arrived: (0..chunks).map(|_| None).collect(),
-            held: (0..chunks).map(|_| None).collect(),
+            arrived: BTreeMap::new(),
+            held: BTreeMap::new(),
             line: VecDeque::new(),
             next: 0,
         }
@@ -114,7 +114,7 @@ impl Spills {
         self.queue.clear();
         self.line.clear();
         self.next = 0;
-        self.free.extend(self.arrived.iter_mut().filter_map(Option::take));
+        self.free.extend(std::mem::take(&mut self.arrived).into_values());
         for place in &mut self.places {
             if *place == Place::Wanted {
                 *place = Place::OnDrive;
@@ -153,8 +153,7 @@ impl Spills {
 
     /// Whether a chunk can be handed over: its gradient has arrived, or there is none.
     fn is_complete(&self, chunk: ChunkIndex) -> bool {
-        let index = chunk.index();
-        self.arrived[index].is_some() || self.places[index] != Place::Wanted
+        self.arrived.contains_key(&chunk) || self.places[chunk.index()] != Place::Wanted
     }
 }
 
@@ -203,7 +202,7 @@ impl Worker {
     /// Hands a chunk over with its gradient, or holds it until its gradient has arrived.
     pub(super) fn lend_with_gradient(&mut self, chunk: ChunkIndex, kept: Kept) {
         self.want_gradient(chunk);
-        self.spills.held[chunk.index()] = Some(kept);
+        self.spills.held.insert(chunk, kept);
         if self.pipeline.is_in_order() {
             self.spills.line.push_back(chunk);
             self.lend_line();
@@ -223,8 +222,8 @@ impl Worker {
     }
 
     fn lend_held(&mut self, chunk: ChunkIndex) {
-        let gradient = self.spills.arrived[chunk.index()].take();
-        if let Some(Kept { buffer, is_fresh }) = self.spills.held[chunk.index()].take() {
+        let gradient = self.spills.arrived.remove(&chunk);
+        if let Some(Kept { buffer, is_fresh }) = self.spills.held.remove(&chunk) {
             self.lend(Loan { chunk, buffer, gradient, is_fresh });
         }
     }
@@ -236,12 +235,9 @@ impl Worker {
     /// Gives up the chunks that wait for their gradients.
     pub(super) fn drop_held(&mut self) {
         self.spills.begin_turn();
-        for index in 0..self.spills.held.len() {
-            if let Some(kept) = self.spills.held[index].take() {
-                let chunk = ChunkIndex::from_index(index);
-                let fate = self.pipeline.give_back(chunk, false);
-                self.dispose(chunk, kept, fate);
-            }
+        for (chunk, kept) in std::mem::take(&mut self.spills.held) {
+            let fate = self.pipeline.give_back(chunk, false);
+            self.dispose(chunk, kept, fate);
         }
     }
 
@@ -354,10 +350,10 @@ impl Worker {
             spills.free.push(buffer);
             return self.fail_with(failure);
         }
-        spills.arrived[chunk.index()] = Some(buffer);
+        spills.arrived.insert(chunk, buffer);
         if self.pipeline.is_in_order() {
             self.lend_line();
-        } else if spills.held[chunk.index()].is_some() {
+        } else if spills.held.contains_key(&chunk) {
             self.lend_held(chunk);
         }
     }

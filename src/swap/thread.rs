@@ -1,6 +1,7 @@
 //! The I/O thread: it asks the pipeline what to do next, does that, and waits for results or
 //! commands.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -50,7 +51,7 @@ pub(super) fn run(
         ),
         must_report_written: false,
         free: spec.buffers,
-        kept: (0..chunks).map(|_| None).collect(),
+        kept: BTreeMap::new(),
         spills: Spills::new(chunks, for_gradients, spec.gradient_placement, answers),
         failure: None,
         stall_watch: StallWatch::new(0, spec.io_timeout),
@@ -84,8 +85,8 @@ pub(super) struct Worker {
     pub(super) spills: Spills,
     must_report_written: bool,
     free: Vec<Buffer>,
-    /// The buffers of resident chunks.
-    kept: Vec<Option<Kept>>,
+    /// The buffers of resident chunks. There are far fewer of them than chunks.
+    kept: BTreeMap<ChunkIndex, Kept>,
     failure: Option<Error>,
     stall_watch: StallWatch,
     pub(super) swap_in_busy: BusyClock,
@@ -223,22 +224,24 @@ impl Worker {
 
     fn take_kept(&mut self, chunk: ChunkIndex) -> Kept {
         // Buffers are kept and taken as the pipeline decides.
-        self.kept[chunk.index()].take().expect("a resident chunk has a buffer")
+        self.kept.remove(&chunk).expect("a resident chunk has a buffer")
     }
 
     pub(super) fn dispose(&mut self, chunk: ChunkIndex, kept: Kept, fate: Fate) {
         match fate {
-            Fate::Keep => self.kept[chunk.index()] = Some(kept),
+            Fate::Keep => {
+                self.kept.insert(chunk, kept);
+            }
             Fate::Write => self.write(chunk, kept.buffer),
             Fate::Free => self.free.push(kept.buffer),
         }
     }
 
     fn free_what_was_dropped(&mut self) {
-        for (index, kept) in self.kept.iter_mut().enumerate() {
-            if kept.is_some() && !self.pipeline.is_resident(ChunkIndex::from_index(index)) {
-                self.free.extend(kept.take().map(|kept| kept.buffer));
-            }
+        let chunks = self.kept.keys().copied();
+        let dropped: Vec<_> = chunks.filter(|chunk| !self.pipeline.is_resident(*chunk)).collect();
+        for chunk in dropped {
+            self.free.extend(self.kept.remove(&chunk).map(|kept| kept.buffer));
         }
     }
 

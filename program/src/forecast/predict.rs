@@ -84,6 +84,8 @@ pub struct Forecast {
     pub caller_bytes: u64,
     /// Gradients that the ranks of a node keep in memory of their budgets, buffers included.
     pub gradient_memory_bytes: u64,
+    /// What the ranks of a node keep of their chunks and stripe units, beside their budgets.
+    pub table_bytes: u64,
     /// Gradients that a node's ranks write to their drives before a step, and read in it.
     pub spilled_gradient_bytes: u64,
     /// What writing them takes. It is a part of `step_seconds` as far as nothing is computed
@@ -147,6 +149,7 @@ pub fn predict(
         buffer_bytes: shape.buffers * shape.extent_bytes * cluster.ranks_per_node,
         caller_bytes: caller_bytes(swapping) * shape.params_per_rank * cluster.ranks_per_node,
         gradient_memory_bytes: shape.gradient_memory_bytes * cluster.ranks_per_node,
+        table_bytes: shape.table_bytes * cluster.ranks_per_node,
         spilled_gradient_bytes: shape.spilled_bytes * cluster.ranks_per_node,
         spill_seconds: shape.spilled_bytes as f64 / ranks[slowest].bandwidth.write,
         slowest,
@@ -198,8 +201,8 @@ impl NodeQuestion<'_> {
         let by_drive: Option<Vec<f64>> = drives.iter().map(fits).collect();
         let least = |all: Vec<f64>| all.into_iter().fold(f64::INFINITY, f64::min);
         let buffers = shape.buffers * shape.extent_bytes + shape.gradient_memory_bytes;
-        let buffers = buffers * ranks_per_node;
-        let room = self.kind.memory_bytes.map(|memory| memory.saturating_sub(buffers));
+        let taken = (buffers + shape.table_bytes) * ranks_per_node;
+        let room = self.kind.memory_bytes.map(|memory| memory.saturating_sub(taken));
         NodeForecast {
             drives,
             step_seconds,

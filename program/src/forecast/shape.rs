@@ -5,12 +5,14 @@ use super::rank::Rank;
 use super::{Bandwidth, Cluster, NodeKind, StateBytes, Swapping};
 use optswap::internals::config::GradientPlace;
 use optswap::internals::error::{Error, Result};
-use optswap::internals::plan::{GradientRoom, cached_chunks};
+use optswap::internals::plan::{GradientRoom, Tables, cached_chunks};
 use optswap::internals::units::{BLOCK_ELEMS, Bytes, round_up};
 
 /// Bytes that the update moves between memory and processors for one parameter: gradient, master
 /// and moments in, parameter, master and moments out.
 const UPDATE_BYTES: f64 = 28.0;
+/// Checksums of a chunk at most: three state tensors, and the upper halves of masters.
+const SUMS_PER_CHUNK: u64 = 4;
 
 /// What all ranks have in common.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub(super) struct Shape {
     pub extent_bytes: u64,
     /// Bytes of gradients that a rank keeps in memory of its budget, buffers for others included.
     pub gradient_memory_bytes: u64,
+    /// Bytes of what a rank keeps of its chunks and stripe units, beside its budget.
+    pub table_bytes: u64,
     /// Bytes of gradients that a rank writes to its drives before a step and reads in it.
     pub spilled_bytes: u64,
     /// Chunks that a rank reads and writes in a step, on average.
@@ -172,18 +176,31 @@ impl<'a> Cut<'a> {
     fn shape(&self, costs: &Costs) -> Shape {
         let unit_bytes = self.swapping.stripe_unit_bytes;
         let spilled_units = self.gradients.spilled_bytes.div_ceil(unit_bytes);
+        let units = self.swapping.slots() * self.units() + spilled_units;
+        let tables = Tables {
+            chunks: self.chunks,
+            slots: self.swapping.slots(),
+            units,
+            headroom: self.swapping.stripe_headroom,
+            // Of parameters there are far fewer than of chunks where this matters.
+            pieces: 0,
+            sums_per_chunk: SUMS_PER_CHUNK,
+            keeps_gradients: self.swapping.gradients != GradientPlace::Caller,
+            spills_gradients: spilled_units > 0,
+        };
         Shape {
             params_per_rank: self.params_per_rank,
             buffers: self.buffers,
             kept: self.kept,
             extent_bytes: self.extent_bytes,
             gradient_memory_bytes: self.gradients.memory_bytes,
+            table_bytes: tables.bytes(),
             spilled_bytes: self.gradients.spilled_bytes,
             moved_chunks: self.moved_chunks,
             collective_seconds: costs.collective_seconds,
             processor_seconds: self.node_seconds(costs.processor_ns) + costs.norm_seconds,
             memory_seconds: self.node_seconds(costs.memory_ns),
-            units: self.swapping.slots() * self.units() + spilled_units,
+            units,
             unit_bytes,
             headroom: self.swapping.stripe_headroom,
         }

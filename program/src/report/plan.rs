@@ -131,10 +131,11 @@ fn node_lines(plan: &PlanResult) -> Vec<String> {
         kept => format!(", {kept} of them for chunks that stay"),
     };
     let mut lines = vec![format!(
-        "memory of a node: {} of I/O buffers ({} for each rank{kept}); {} of two bytes each, where \
-         they lie in memory: {}",
+        "memory of a node: {} of I/O buffers ({} for each rank{kept}), {} of tables; {} of two \
+         bytes each, where they lie in memory: {}",
         Bytes(forecast.buffer_bytes).human(),
         counted(forecast.buffers_per_rank, "buffer"),
+        Bytes(forecast.table_bytes).human(),
         match plan.swapping.gradients {
             GradientPlace::Caller => "gradients and parameters",
             _ => "parameters",
@@ -232,12 +233,13 @@ fn verdict(plan: &PlanResult) -> String {
             Bytes(drive.free_bytes.unwrap_or(0)).human()
         );
     }
-    let buffers = plan.forecast.buffer_bytes + plan.forecast.gradient_memory_bytes;
+    let forecast = &plan.forecast;
+    let buffers = forecast.buffer_bytes + forecast.gradient_memory_bytes + forecast.table_bytes;
     let caller = plan.forecast.caller_bytes;
     let memory = plan.cluster.kinds.iter().filter_map(|kind| kind.memory_bytes).min();
     if let Some(memory) = memory.filter(|memory| *memory < buffers) {
         return format!(
-            "it does not fit: I/O buffers take {} of a node's {}; lower --memory-budget",
+            "it does not fit: I/O buffers and tables take {} of a node's {}; lower --memory-budget",
             Bytes(buffers).human(),
             Bytes(memory).human()
         );

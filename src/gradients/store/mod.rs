@@ -16,7 +16,7 @@ use super::coverage::{Accepted, Coverage};
 use crate::config::{AccumulateIn, VerifyChecksums};
 use crate::error::{Error, Result};
 use crate::io::Buffer;
-use crate::optim::{BlockNorm, GradElem};
+use crate::optim::{GradElem, PackedNorm};
 use crate::partition::{Chunk, Partition};
 use crate::plan::Plan;
 use crate::swap::SpillPort;
@@ -37,7 +37,7 @@ struct Sums {
     elems_left: u64,
     last_use: u64,
     /// The norm of the sums, once the chunk is closed.
-    norm: Option<BlockNorm>,
+    norm: Option<PackedNorm>,
     checksum: u32,
 }
 
@@ -47,6 +47,7 @@ pub struct GradientStore {
     is_on: bool,
     format: AccumulateIn,
     coverage: Coverage,
+    /// One for each chunk; none where gradients cannot be handed over.
     sums: Vec<Sums>,
     /// The most chunks that may be in buffers for spills at a time.
     open_max: usize,
@@ -73,14 +74,16 @@ impl GradientStore {
     /// An empty store; `resident` has a buffer for each chunk whose gradients stay in memory.
     pub fn new(plan: &Plan, resident: Vec<Buffer>) -> Self {
         let mut resident = resident.into_iter();
-        let chunks = (0..plan.partition().chunks().len()).map(ChunkIndex::from_index);
+        let is_on = plan.gradients().is_on();
+        let chunks = if is_on { plan.partition().chunks().len() } else { 0 };
+        let chunks = (0..chunks).map(ChunkIndex::from_index);
         let sums = chunks.map(|chunk| {
             let buffer = resident.next();
             let elems_left = plan.partition().chunk(chunk).elems;
             Sums { is_resident: buffer.is_some(), buffer, elems_left, ..Sums::default() }
         });
         Self {
-            is_on: plan.gradients().is_on(),
+            is_on,
             format: plan.config().gradients.accumulate_in,
             coverage: Coverage::new(plan.partition()),
             sums: sums.collect(),
@@ -224,7 +227,7 @@ impl GradientStore {
             self.sums[index].buffer = Some(buffer);
             self.open += 1;
         }
-        let (last_use, bytes) = (self.uses, tools.plan.gradients().chunk_bytes(index));
+        let (last_use, bytes) = (self.uses, tools.plan.gradient_bytes(index));
         let sums = &mut self.sums[index];
         if !is_touched && let Some(buffer) = &mut sums.buffer {
             buffer[..bytes].fill(0);
@@ -256,13 +259,13 @@ impl GradientStore {
     /// Takes the norm of a chunk's sums, and spills them if they do not stay in memory.
     fn close(&mut self, tools: &mut StoreTools<'_>, index: usize) {
         let (plan, sums) = (tools.plan, &mut self.sums[index]);
-        let bytes = plan.gradients().chunk_bytes(index);
+        let bytes = plan.gradient_bytes(index);
         let chunk = &plan.partition().chunks()[index];
         let range = chunk.shard_offset as usize..(chunk.shard_offset + chunk.elems) as usize;
         if let Some(buffer) = &sums.buffer {
             let blocks = plan.norm_blocks();
             let norm = norm_of(tools.pool, self.format, &buffer[..bytes], blocks, range);
-            sums.norm = Some(norm);
+            sums.norm = Some(norm.packed());
         }
         if sums.is_resident {
             return;

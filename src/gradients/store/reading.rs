@@ -56,13 +56,14 @@ impl GradientStore {
 
     /// Whether the gradient of a chunk comes from the drives.
     pub fn is_spilled(&self, chunk: ChunkIndex) -> bool {
-        self.sums[chunk.index()].is_spilled
+        self.sums.get(chunk.index()).is_some_and(|sums| sums.is_spilled)
     }
 
     /// Norm and overflows of all gradients. They must have been flushed.
     pub fn norm(&self) -> BlockNorm {
         let mut all = BlockNorm::default();
-        self.sums.iter().filter_map(|sums| sums.norm.clone()).for_each(|norm| all.merge(norm));
+        let norms = self.sums.iter().filter_map(|sums| sums.norm.as_ref());
+        norms.for_each(|norm| all.merge(norm.unpacked()));
         all
     }
 
@@ -120,7 +121,7 @@ impl GradientStore {
         chunk: ChunkIndex,
         spilled: &[u8],
     ) -> Result<()> {
-        let bytes = plan.gradients().chunk_bytes(chunk.index());
+        let bytes = plan.gradient_bytes(chunk.index());
         let is_on = plan.config().durability.verify != VerifyChecksums::Off;
         if !is_on || checksum_of(pool, &spilled[..bytes]) == self.sums[chunk.index()].checksum {
             return Ok(());

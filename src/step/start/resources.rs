@@ -110,7 +110,7 @@ pub(in crate::step) fn open_threads(
         (plan.buffer_count(), plan.buffer_bytes()),
         (gradients.buffers(), gradients.buffer_bytes()),
     ];
-    sizes.extend(gradients.resident_bytes().iter().map(|bytes| (1, *bytes)));
+    sizes.extend((0..gradients.resident_chunks()).map(|chunk| (1, plan.gradient_bytes(chunk))));
     let mut buffers = allocate_sized(&sizes)?;
     let arena = buffers.first().map_or((0, 0), Buffer::arena);
     let resident = buffers.split_off(plan.buffer_count() + gradients.buffers());
