@@ -124,6 +124,16 @@ impl Error {
         Self::new(ErrorKind::Internal, message)
     }
 
+    /// A thread that cannot be started (exit code 69).
+    pub fn no_thread(
+        message: impl Into<String>,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::new(ErrorKind::Unavailable, message).because(cause).hint(
+            "raise the limit of processes and threads: ulimit -u, or the control group's pids.max",
+        )
+    }
+
     /// What happened, where and why, without the hint.
     pub fn sentence(&self) -> String {
         let pairs: Vec<String> =

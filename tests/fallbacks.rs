@@ -71,11 +71,11 @@ fn registered_buffers_refused() {
     run.expect(0, &["registered buffers refused", "ulimit -l", "unregistered buffers"]);
 }
 
-/// Which of a start's opens of the state file is the first with direct I/O, counted from 1: those
-/// before it only look whether a living or a dead job has the file.
-fn first_direct_open(drives: &Drives, state: &str) -> usize {
+/// Which of a start's opens in the job's directory is the first with direct I/O, counted from 1: that
+/// of the trial, by which the job goes.
+fn first_direct_open(drives: &Drives, directory: &str) -> usize {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let trace = ["-o", log.path().to_str().unwrap(), "-e", "trace=openat", "-P", state];
+    let trace = ["-o", log.path().to_str().unwrap(), "-e", "trace=openat", "-P", directory];
     digest(&bench(drives, &trace, &[]));
     let opens = std::fs::read_to_string(log.path()).unwrap();
     1 + opens.lines().position(|open| open.contains("O_DIRECT")).expect(&opens)
@@ -84,10 +84,11 @@ fn first_direct_open(drives: &Drives, state: &str) -> usize {
 #[test]
 fn direct_io_refused() {
     let drives = Drives::new(1);
-    let state = drives.shard("default", 0).join("state");
-    let state = state.to_str().unwrap();
-    let inject = format!("inject=openat:error=EINVAL:when={}", first_direct_open(&drives, state));
-    let run = bench(&drives, &["-e", "trace=openat", "-P", state, "-e", &inject], &[]);
+    let directory = drives.paths()[0].join("optswap/default");
+    let directory = directory.to_str().unwrap();
+    let when = first_direct_open(&drives, directory);
+    let inject = format!("inject=openat:error=EINVAL:when={when}");
+    let run = bench(&drives, &["-e", "trace=openat", "-P", directory, "-e", &inject], &[]);
     digest(&run);
     run.expect(0, &["direct I/O refused by the file system, falling back to buffered I/O"]);
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use optswap::internals::config::{Durability, EngineName};
-use optswap::internals::storage::{FoundShard, Owner, ShardDirectory, ShardLayout, read_record};
+use optswap::internals::storage::{FoundShard, ShardDirectory};
 use optswap::internals::wire::{crc32c, crc32c_joined};
 use optswap::{Config, NO_PARAMETERS};
 use proptest::prelude::*;
@@ -152,8 +152,8 @@ proptest! {
             std::fs::write(directory.path().join(name), &bytes).unwrap();
         }
         let before = peak_mib();
-        let record = read_record(&directory.record_paths()[0]);
-        let layout = ShardLayout::read(&directory.layout_path());
+        let record = directory.record(0);
+        let layout = directory.layout();
         let found = FoundShard::all_on(std::slice::from_ref(&drive), None);
         // A thread that starts meanwhile reserves some as well.
         prop_assert!(peak_mib() - before < 512, "{} MiB", peak_mib() - before);
@@ -162,7 +162,7 @@ proptest! {
                 let _ = (shard.complete(), shard.newest_record());
             }
         }
-        let _ = (directory.owner(), Owner::describe(&directory.path().join("owner")));
+        let _ = (directory.owner(), directory.life());
         if changes.is_empty() {
             let is_record = record.unwrap().is_some();
             let is_layout = layout.unwrap().is_some();

@@ -13,6 +13,9 @@ use crate::units::ChunkIndex;
 /// blocks. The writer is then as it was before.
 pub(super) fn clone_shard(optimizer: &SwappedOptimizer, writer: &mut ShardWriter) -> Result<()> {
     optimizer.can_clone_to(writer.file())?;
+    writer.mark_as_state_files().map_err(|error| {
+        Error::new(ErrorKind::Unavailable, "a file could not be marked").because(error)
+    })?;
     let chunks = optimizer.partition().chunks().len();
     let mut checksums = Vec::with_capacity(chunks);
     for chunk in (0..chunks).map(ChunkIndex::from_index) {

@@ -2,7 +2,7 @@
 //! them over goes on while they are written.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use super::places::ShardEntry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::partition::Partition;
 use crate::step::ChunkSink;
-use crate::storage::ExtentLayout;
+use crate::storage::{ExtentLayout, check_file_size, overwrite_in_place};
 use crate::units::ChunkIndex;
 
 /// The data file of one shard while it is written. If the writer is dropped before a manifest names
@@ -75,7 +75,11 @@ impl ShardWriter {
                 .with("path", path.display())
                 .because(error)
         };
-        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(refused)?;
+        check_file_size(&path, bytes)?;
+        let mut options = OpenOptions::new();
+        // The state is its owner's alone; a new file follows no link.
+        options.write(true).create_new(true).mode(0o600);
+        let file = options.open(&path).map_err(refused)?;
         // Padding of upper halves is never written.
         file.set_len(bytes).map_err(refused)?;
         let thread = WriterThread::start(file.try_clone().map_err(refused)?).map_err(refused)?;
@@ -85,6 +89,14 @@ impl ShardWriter {
     /// The open file, for a copy within the file system.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Makes the file, of which nothing is written so far, such that it can share blocks with state
+    /// files: btrfs shares them only between files that are marked alike.
+    pub fn mark_as_state_files(&self) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        overwrite_in_place(&self.file, &self.path);
+        self.file.set_len(self.entry.bytes)
     }
 
     /// Where a chunk's extent begins.

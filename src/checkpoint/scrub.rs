@@ -270,8 +270,10 @@ fn for_every_chunk(
 fn in_parallel(work: impl Fn() + Sync) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(&work);
+        // This thread works too, so that the work is done where no more threads are allowed.
+        for _ in 1..threads {
+            let _ = std::thread::Builder::new().spawn_scoped(scope, &work);
         }
+        work();
     });
 }

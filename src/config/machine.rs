@@ -23,6 +23,12 @@ pub struct MachineFacts {
     pub locked_memory_limit: Option<Bytes>,
     /// Whether that limit does not bind this process (`CAP_IPC_LOCK`).
     pub may_lock_all: bool,
+    /// The largest file that this process may write; `None` is no limit.
+    pub file_size_limit: Option<Bytes>,
+    /// How many files this process may have open; `None` is no limit.
+    pub open_files_limit: Option<u64>,
+    /// The memory that this process may map, by its own limits; `None` is no limit.
+    pub mapped_memory_limit: Option<Bytes>,
     /// Transparent huge pages: `always`, `madvise` or `never`.
     pub huge_pages: Option<String>,
     /// Huge pages that are set aside (`HugePages_Total`).
@@ -51,6 +57,12 @@ impl MachineFacts {
                 .and_then(|text| text.trim().parse().ok()),
             has_seccomp_filter: field(&status, "Seccomp") == Some("2"),
             locked_memory_limit: getrlimit(Resource::Memlock).current.map(Bytes),
+            file_size_limit: super::file_size_limit(),
+            open_files_limit: getrlimit(Resource::Nofile).current,
+            mapped_memory_limit: [Resource::As, Resource::Data]
+                .into_iter()
+                .filter_map(|resource| getrlimit(resource).current.map(Bytes))
+                .min(),
             may_lock_all: field(&status, "CapEff").is_some_and(has_ipc_lock),
             huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled")
                 .and_then(|text| chosen(&text)),

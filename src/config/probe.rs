@@ -1,6 +1,8 @@
-//! What the control group and the machine allow this process: memory and processors.
+//! What the control group, the machine and the process's limits allow: memory, processors, sizes.
 
 use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, getrlimit};
 
 use crate::units::Bytes;
 
@@ -10,6 +12,11 @@ pub fn memory_limit() -> Option<(Bytes, &'static str)> {
     let machine = total_memory().map(|bytes| (bytes, "the machine's memory"));
     let group = group_limit().map(|bytes| (bytes, "the control group's memory limit"));
     machine.into_iter().chain(group).min_by_key(|(bytes, _)| *bytes)
+}
+
+/// The largest file that this process may write (`ulimit -f`); `None` for no limit.
+pub fn file_size_limit() -> Option<Bytes> {
+    getrlimit(Resource::Fsize).current.map(Bytes)
 }
 
 fn total_memory() -> Option<Bytes> {

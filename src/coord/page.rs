@@ -8,7 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytemuck::{Pod, Zeroable};
@@ -63,7 +63,9 @@ impl Page {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
             match options.custom_flags(libc::O_NOFOLLOW).open(&path) {
-                Ok(file) => return Ok(Self { file, path }),
+                Ok(file) if is_ours(&file) => return Ok(Self { file, path }),
+                // Whoever may write there may have put a file of this name.
+                Ok(_) => refused = io::Error::from(io::ErrorKind::PermissionDenied),
                 Err(error) => refused = error,
             }
         }
@@ -86,6 +88,14 @@ impl Page {
         self.file.read_exact_at(bytemuck::cast_slice_mut(&mut records), 0)?;
         Ok(records)
     }
+}
+
+/// Whether an open file is a plain one of this user's alone.
+fn is_ours(file: &File) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    let is_ours =
+        |it: std::fs::Metadata| it.is_file() && it.uid() == user && it.mode() & 0o077 == 0;
+    file.metadata().is_ok_and(is_ours)
 }
 
 #[cfg(test)]

@@ -98,7 +98,10 @@ pub fn allocate_sized(sizes: &[(usize, usize)]) -> Result<Vec<Buffer>> {
         Error::new(ErrorKind::Unavailable, "the system refuses memory for I/O buffers")
             .with("asked for", Bytes(total as u64).human())
             .because(error)
-            .hint("lower memory_budget, or give the job more memory")
+            .hint(
+                "lower memory_budget, or give the job more memory: its control group, or the \
+                 process's own limits (ulimit -v, ulimit -d)",
+            )
     })?;
     let arena = Arc::new(arena);
     let mut end = 0;

@@ -56,9 +56,8 @@ impl EngineSpec {
     }
 
     fn open_threads(&self) -> Result<Box<dyn Engine>> {
-        let engine = ThreadEngine::open(&self.files, self.depth).map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "I/O threads cannot be started").because(error)
-        })?;
+        let engine = ThreadEngine::open(&self.files, self.depth)
+            .map_err(|error| Error::no_thread("I/O threads cannot be started", error))?;
         Ok(Box::new(engine))
     }
 }

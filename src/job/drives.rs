@@ -7,7 +7,7 @@ use super::chosen::ChosenDrives;
 use super::site::find_site;
 use crate::config::expand_wildcards;
 use crate::error::{Error, Result};
-use crate::storage::{filesystem_of, is_memory_filesystem, may_create_in, same_disk};
+use crate::storage::{filesystem_of, is_forbidden, is_memory_filesystem, same_disk};
 
 /// Variables that batch systems set inside of a job: Slurm, PBS, LSF, Flux.
 const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID"];
@@ -99,7 +99,7 @@ pub fn discover_drives(variable: &dyn Fn(&str) -> Option<String>) -> Result<Opti
 /// missing: the error that follows says so.
 fn is_place(path: &str, rule: &str) -> bool {
     let path = Path::new(path);
-    let is_usable = rule.starts_with('$') || (path.is_dir() && may_create_in(path).is_ok());
+    let is_usable = rule.starts_with('$') || (path.is_dir() && !is_forbidden(path));
     is_usable && !filesystem_of(path).is_some_and(|name| is_memory_filesystem(&name))
 }
 

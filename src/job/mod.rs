@@ -77,6 +77,7 @@ pub fn run_main(
     launch: &Launch,
     body: impl FnOnce(Arc<dyn Communicator>) -> Result<()>,
 ) -> ExitCode {
+    signals::survive_size_limit();
     let launcher = Launcher::detect(&|name| std::env::var(name).ok());
     let world = match World::start(&launcher, launch.peer_timeout) {
         Ok(world) => world,
@@ -147,6 +148,7 @@ fn cross_check(launcher: &Launcher, comm: &dyn Communicator) -> Result<()> {
 /// Runs a tool that needs no other ranks: logs, and the exit code.
 pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
     logging::start("optswap", true, None);
+    signals::survive_size_limit();
     match body() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

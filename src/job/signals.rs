@@ -1,12 +1,13 @@
 //! Signals that ask a rank to stop: SIGTERM and SIGUSR1 from schedulers, SIGINT from people. It is
 //! enough if one rank gets one, since all ranks learn of it in their next step. A second SIGINT
-//! ends the job at once. SIGUSR2 asks for a table of the world after the next step.
+//! ends the job at once. SIGUSR2 asks for a table of the world after the next step. SIGXFSZ, which
+//! says of a write that it goes beyond a limit, is left to the write's own error.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 /// The first signal to stop, and when it came.
@@ -37,6 +38,14 @@ pub fn stop_request() -> Option<StopRequest> {
 /// Whether a table of the world has been asked for since the last call.
 pub(super) fn take_table_request() -> bool {
     WANTS_TABLE.swap(false, Ordering::Relaxed)
+}
+
+/// Makes a write beyond the limit of a file's size (`ulimit -f`) an error like others: by default a
+/// signal then ends the process without a word. Programs that this one starts are not affected.
+pub(super) fn survive_size_limit() {
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
+        tracing::warn!("a write beyond ulimit -f will end the process: {error}");
+    }
 }
 
 /// Starts the thread that waits for signals. `at_once` ends the job at a second SIGINT.

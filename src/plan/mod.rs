@@ -3,8 +3,10 @@
 
 mod gradients;
 mod resolve;
+mod size;
 mod tables;
 
 pub use gradients::{GradientPlan, GradientRoom};
 pub use resolve::{Plan, cached_chunks};
+pub use size::ShardSize;
 pub use tables::Tables;

@@ -7,16 +7,14 @@ use std::sync::Arc;
 
 use super::gradients::GradientPlan;
 use super::tables::Tables;
+use super::size::{BUFFERS_MIN, ShardSize, buffer_count};
 use crate::config::{CacheSize, Config};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::optim::Rounder;
 use crate::partition::{Allotment, Chunk, Cut, NormBlocks, Partition, Run, contiguous_range};
 use crate::state::{Codec, Inventory, StateTensor};
 use crate::storage::{ExtentLayout, Placement, Shares};
 use crate::units::{Bytes, ChunkIndex};
-
-/// The least number of buffers that keeps reads and writes going at the same time.
-const BUFFERS_MIN: u64 = 2;
 
 /// Buffers that `cache = "auto"` leaves for chunks on their way: enough for deep queues in both
 /// directions.
@@ -46,11 +44,8 @@ impl Plan {
     /// the minimum, which is in the message.
     pub fn resolve(config: &Config, inventory: Inventory, allotment: &Allotment) -> Result<Self> {
         config.validate()?;
-        if config.drives.paths.is_empty() {
-            return Err(Error::usage("no drive is named").hint(
-                "name a directory on each drive with --drives DIR,DIR or in [drives] paths",
-            ));
-        }
+        // Before any table is built.
+        ShardSize::resolve(config, &inventory, allotment)?;
         let (sub_group, chunk) = (config.swap.sub_group_elements, config.swap.chunk_elements);
         let pieces = allotment.cut.pieces(&inventory);
         let partition = Arc::new(Partition::of_pieces(&inventory, &pieces, sub_group.0, chunk.0));
@@ -66,7 +61,6 @@ impl Plan {
         let extents: Vec<u64> = extents.collect();
         let weights = config.drive_weights();
         let slots = if config.is_durable() { 2 } else { 1 };
-        check_units(config, slots as u64 * extents.iter().sum::<u64>())?;
         let placement = Placement::weighted(
             &extents.repeat(slots),
             config.drives.stripe_unit.0,
@@ -308,47 +302,6 @@ fn describe(inventory: &Inventory, partition: &Partition, chunk: ChunkIndex) -> 
         [only] => format!("{chunk}: {}", name(only)),
         [first, .., last] => format!("{chunk}: {} to {}", name(first), name(last)),
     }
-}
-
-/// Checks that the stripe units of a rank can be counted in 32 bits.
-fn check_units(config: &Config, bytes: u64) -> Result<()> {
-    let unit = config.drives.stripe_unit;
-    let units = bytes as f64 / unit.0 as f64 * (1.0 + config.drives.stripe_headroom);
-    if units < f64::from(u32::MAX / 2) {
-        return Ok(());
-    }
-    Err(Error::usage("a rank's state has too many stripe units")
-        .with("drives.stripe_unit", unit)
-        .with("state of one rank", Bytes(bytes).human())
-        .hint("raise drives.stripe_unit"))
-}
-
-/// The number of buffers for state: as many as the budget holds beside gradients, but no more than
-/// there are chunks.
-fn buffer_count(config: &Config, taken: u64, buffer_bytes: u64, chunks: u64) -> Result<usize> {
-    let wanted = BUFFERS_MIN.min(chunks);
-    let budget = config.swap.memory_budget;
-    let room = budget.0.checked_sub(taken);
-    let fitting = room.and_then(|room| room.checked_div(buffer_bytes)).unwrap_or(0).min(chunks);
-    if fitting < wanted {
-        let gradients = match taken {
-            0 => String::new(),
-            _ => format!(
-                " and {} for gradients (gradients.place, gradients.accumulate_in)",
-                Bytes(taken).human()
-            ),
-        };
-        return Err(Error::new(ErrorKind::Usage, "the memory budget is below the minimum")
-            .with("swap.memory_budget", budget)
-            .with("minimum", Bytes(wanted * buffer_bytes + taken))
-            .hint(format!(
-                "{wanted} buffers of one chunk ({}){gradients} are needed: raise --memory-budget, \
-                 or lower swap.chunk_elements (now {})",
-                Bytes(buffer_bytes).human(),
-                config.swap.chunk_elements
-            )));
-    }
-    Ok(fitting as usize)
 }
 
 /// The number of chunks that stay in memory. All of them if they fit; otherwise so many that enough

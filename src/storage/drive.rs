@@ -1,14 +1,20 @@
-//! Inspecting a drive, which a user names by a directory on it. Nothing is changed.
+//! Inspecting a drive, which a user names by a directory on it, and trying it out.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
+use rustix::io::Errno;
 
 use super::device::Device;
+use super::private::is_not_ours;
+use super::space::explained;
+use super::trial::DriveTrial;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is known about a drive before anything is created on it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Drive {
     /// The directory that the user named.
     pub root: PathBuf,
@@ -21,6 +27,13 @@ pub struct Drive {
     pub filesystem: String,
     /// Bytes that this process may still allocate.
     pub free_bytes: u64,
+    /// Files that this process may still create; `None` where the file system does not count them.
+    pub free_inodes: Option<u64>,
+    /// Whether direct I/O works, as far as it was tried.
+    pub is_direct: bool,
+    /// Whether what is overwritten keeps its place, as far as it was tried. Otherwise a job needs
+    /// room for what it writes beside what it overwrites.
+    pub overwrites_in_place: bool,
 }
 
 const MEMORY_FILESYSTEMS: [&str; 2] = ["tmpfs", "ramfs"];
@@ -32,11 +45,11 @@ const REMOTE_FILESYSTEMS: [&str; 12] = [
 ];
 
 impl Drive {
-    /// Inspects one drive.
+    /// Inspects one drive, without trying it.
     ///
     /// # Errors
-    /// Unavailable if it is missing, no directory, not writable, or if it is a memory file system
-    /// that `allow_filesystems` does not name.
+    /// Unavailable if it is missing, no directory, or if it is a memory file system that
+    /// `allow_filesystems` does not name.
     pub fn inspect(root: &Path, allow_filesystems: &[String]) -> Result<Self> {
         let refused = |message: &str| {
             Error::new(ErrorKind::Unavailable, message).with("drive", root.display())
@@ -49,14 +62,9 @@ impl Drive {
         if !metadata.is_dir() {
             return Err(refused("the drive is no directory").hint("name a directory on the drive"));
         }
-        may_create_in(root).map_err(|error| {
-            refused("the drive is not writable")
-                .because(error)
-                .hint("give this user a directory of its own on the drive")
-        })?;
-        let io_error = |errno: rustix::io::Errno| {
+        let io_error = |errno: Errno| {
             refused("the drive does not answer")
-                .because(std::io::Error::from(errno))
+                .because(io::Error::from(errno))
                 .hint("look at the kernel's log (dmesg), or name another drive")
         };
         let space = rustix::fs::statvfs(root).map_err(io_error)?;
@@ -76,19 +84,84 @@ impl Drive {
             disk: Device::of_number(device).disk,
             filesystem,
             free_bytes: space.f_bavail * space.f_frsize,
+            free_inodes: (space.f_files > 0).then_some(space.f_favail),
+            is_direct: true,
+            overwrites_in_place: true,
         })
+    }
+
+    /// Inspects one drive and tries what a job of this name needs of it. Nothing stays behind.
+    ///
+    /// # Errors
+    /// As [`Self::inspect`]; unavailable if it is not writable, or what lies there is not this
+    /// user's; cannot create if it has no room for a small file.
+    pub fn try_out(root: &Path, allow: &[String], job: &str) -> Result<(Self, DriveTrial)> {
+        let drive = Self::inspect(root, allow)?;
+        let trial = DriveTrial::of(root, job).map_err(|error| unusable(root, error))?;
+        if let (Err(_), Err(error)) = (&trial.direct, &trial.buffered) {
+            let again = error.raw_os_error().map(io::Error::from_raw_os_error);
+            return Err(unusable(
+                root,
+                again.unwrap_or_else(|| io::Error::other(error.to_string())),
+            ));
+        }
+        if let Some(align) = trial.alignment.filter(|align| 4096 % align != 0) {
+            return Err(Error::new(
+                ErrorKind::CannotCreate,
+                "the drive asks for an alignment beyond 4,096 bytes",
+            )
+            .with("drive", root.display())
+            .with("alignment", align));
+        }
+        let is_direct = trial.direct.is_ok();
+        let overwrites_in_place = trial.overwrites_in_place;
+        Ok((Self { is_direct, overwrites_in_place, ..drive }, trial))
     }
 }
 
-/// Inspects all drives. Two directories on the same disk, and a file system that is not a local
-/// drive's own, are warnings.
+/// The error of a drive on which not even a small file works.
+fn unusable(root: &Path, error: io::Error) -> Error {
+    let refused = |kind, message: &str| Error::new(kind, message).with("drive", root.display());
+    if is_not_ours(&error) {
+        let message = "what lies on the drive is not this user's alone";
+        return refused(ErrorKind::Unavailable, message).because(error);
+    }
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+            refused(ErrorKind::Unavailable, "the drive is not writable")
+                .because(error)
+                .hint("give this user a directory of its own on the drive")
+        }
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => explained(
+            refused(ErrorKind::CannotCreate, "the drive has no room for a small file"),
+            error,
+            root,
+        ),
+        _ => explained(
+            refused(ErrorKind::Unavailable, "a small file on the drive does not work")
+                .hint("look at the kernel's log (dmesg), or name another drive"),
+            error,
+            root,
+        ),
+    }
+}
+
+/// Tries all drives for a job of this name. Two directories on the same disk, a file system that is
+/// not a local drive's own, and what a file system lacks, are warnings.
 ///
 /// # Errors
-/// Unavailable if a drive is missing, no directory, not writable, or a memory file system that
-/// `allow_filesystems` does not name; usage if the same directory is named twice.
-pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result<Vec<Drive>> {
-    let inspect = |root: &PathBuf| Drive::inspect(root, allow_filesystems);
-    let drives: Vec<Drive> = roots.iter().map(inspect).collect::<Result<_>>()?;
+/// Those of [`Drive::try_out`]; usage if the same directory is named twice.
+pub fn try_drives(
+    roots: &[PathBuf],
+    allow_filesystems: &[String],
+    job: &str,
+) -> Result<Vec<Drive>> {
+    let mut drives: Vec<Drive> = Vec::with_capacity(roots.len());
+    for root in roots {
+        let (drive, trial) = Drive::try_out(root, allow_filesystems, job)?;
+        warn_of(&drive, &trial);
+        drives.push(drive);
+    }
     for (index, drive) in drives.iter().enumerate() {
         let earlier = &drives[..index];
         if earlier.iter().any(|twin| same_directory(&twin.root, &drive.root)) {
@@ -115,6 +188,35 @@ pub fn inspect_drives(roots: &[PathBuf], allow_filesystems: &[String]) -> Result
     Ok(drives)
 }
 
+/// Warns of what a drive's file system lacks.
+fn warn_of(drive: &Drive, trial: &DriveTrial) {
+    let root = drive.root.display();
+    if let Err(error) = &trial.locks {
+        tracing::warn!(
+            "{root}: the file system has no file locks ({error}), so nothing keeps a second job of \
+             this name on another machine from overwriting this one's state; mount it with locks \
+             (Lustre: -o flock), or use a local drive"
+        );
+    }
+    if let Err(error) = &trial.direct {
+        tracing::warn!(
+            "{root}: direct I/O refused by the file system, falling back to buffered I/O: {error}"
+        );
+    }
+    if !trial.overwrites_in_place {
+        tracing::warn!(
+            "{root}: {} writes what is overwritten to new places: twice the space is needed, and \
+             none can be set aside, so other users of the drive can stop the job",
+            drive.filesystem
+        );
+    } else if let Err(error) = &trial.preallocation {
+        tracing::warn!(
+            "{root}: space cannot be set aside ({error}): where that is not known to the file \
+             system, new files are written with zeros first, which takes time"
+        );
+    }
+}
+
 /// The name of the file system that a path lies on, such as `ext4`; `None` if that cannot be found
 /// out.
 pub fn filesystem_of(path: &Path) -> Option<String> {
@@ -136,13 +238,12 @@ pub fn same_disk(a: &Path, b: &Path) -> bool {
     matches!((Device::of(a), Device::of(b)), (Ok(a), Ok(b)) if a.disk == b.disk)
 }
 
-/// Whether this process may create files in a directory.
-///
-/// # Errors
-/// What the kernel says, if it may not.
-pub fn may_create_in(directory: &Path) -> std::io::Result<()> {
+/// Whether it is known that this process may not create files in a directory. A filter of system
+/// calls (seccomp) may refuse the question itself, which says nothing.
+pub fn is_forbidden(directory: &Path) -> bool {
     let access = Access::WRITE_OK | Access::EXEC_OK;
-    Ok(rustix::fs::accessat(CWD, directory, access, AtFlags::EACCESS)?)
+    let asked = rustix::fs::accessat(CWD, directory, access, AtFlags::EACCESS);
+    matches!(asked, Err(Errno::ACCESS | Errno::ROFS))
 }
 
 fn same_directory(a: &Path, b: &Path) -> bool {
@@ -151,9 +252,9 @@ fn same_directory(a: &Path, b: &Path) -> bool {
 
 /// The alignment in bytes that direct I/O on a file needs, where the kernel knows it (statx
 /// `STATX_DIOALIGN`, Linux 6.1).
-pub(super) fn direct_io_alignment(path: &Path) -> Option<u64> {
+pub(super) fn direct_io_alignment(file: &File) -> Option<u64> {
     let asked = StatxFlags::from_bits_retain(0x2000);
-    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), asked).ok()?;
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, asked).ok()?;
     let is_known = found.stx_mask & asked.bits() != 0;
     let align = u64::from(found.stx_dio_offset_align.max(found.stx_dio_mem_align));
     (is_known && align > 0).then_some(align)
@@ -179,6 +280,8 @@ fn filesystem_name(magic: u64) -> String {
         0xaad7_aaea => "panfs",
         0x0102_1997 => "9p",
         0x2fc1_2fc1 => "zfs",
+        0xca45_1a4e => "bcachefs",
+        0x3434 => "nilfs2",
         0xf2f5_2010 => "f2fs",
         0x6573_5546 => "fuse",
         other => return format!("0x{other:x}"),

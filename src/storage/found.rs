@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::directory::ShardDirectory;
-use super::record::{Record, ShardLayout, read_record};
+use super::record::{Record, ShardLayout};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A durable shard that was found on drives, with its directories in the shard's order of drives.
@@ -73,11 +73,8 @@ impl FoundShard {
     /// off leaves one of them empty.
     pub fn records(&self) -> Result<[Option<Record>; 2]> {
         let Some(Some(first)) = self.directories.first() else { return Ok([None, None]) };
-        let paths = first.record_paths();
-        let [a, b] = &paths;
-        let records = [read_record(a)?, read_record(b)?];
-        let is_written = |path| std::fs::metadata(path).is_ok_and(|found| found.len() > 0);
-        if records.iter().all(Option::is_none) && paths.iter().all(is_written) {
+        let records = [first.record(0)?, first.record(1)?];
+        if records.iter().all(Option::is_none) && first.are_records_written() {
             return Err(Error::new(ErrorKind::StateLost, "both records of a shard are damaged")
                 .with("path", first.path().display())
                 .hint("go on from a checkpoint, or remove the job with optswap clean --remove"));
@@ -100,8 +97,8 @@ impl FoundShard {
 /// reported.
 fn refuse_lost_layout(directory: &ShardDirectory) -> Result<()> {
     let layout = directory.layout_path();
-    for path in directory.record_paths() {
-        if let Some(record) = read_record(&path)? {
+    for place in 0..2 {
+        if let Some(record) = directory.record(place)? {
             return Err(Error::new(ErrorKind::StateLost, "a shard has lost its layout")
                 .with("path", layout.display())
                 .with("its record", record.stamp)

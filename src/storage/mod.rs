@@ -1,4 +1,4 @@
-//! Where state lies on the drives: inspecting, locking and preallocating drives' files, the extent
+//! Where state lies on the drives: trying, locking and preallocating drives' files, the extent
 //! layout of a chunk, the placement of extents on stripe units, the slots of chunks, and the
 //! records of commits. No tensor data moves here.
 //!
@@ -19,33 +19,41 @@ mod directory;
 mod drive;
 mod extent;
 mod found;
+mod lock;
 mod owner;
 mod placement;
+mod private;
 mod profile;
 mod record;
 mod scratch;
 mod shard;
 mod shares;
 mod slots;
+mod space;
+mod state_file;
 mod trial;
 
 pub use details::DriveDetails;
 pub use device::Device;
 pub use directory::ShardDirectory;
 pub use drive::{
-    Drive, filesystem_of, inspect_drives, is_local_filesystem, is_memory_filesystem, may_create_in,
-    same_disk,
+    Drive, filesystem_of, is_forbidden, is_local_filesystem, is_memory_filesystem, same_disk,
+    try_drives,
 };
 pub use extent::ExtentLayout;
 pub use found::FoundShard;
+pub use lock::Life;
 pub use owner::{Owner, boot_id};
 pub use placement::{MovedUnits, Placement, Segment, Shares};
+pub use private::PrivateDirectory;
 pub use profile::DriveProfile;
-pub use record::{Record, RecordFiles, ShardLayout, held, read_record};
+pub use record::{Record, RecordFiles, ShardLayout, held};
 pub use scratch::scratch_file;
 pub use shard::ShardFiles;
 pub use shares::normalized;
 pub use slots::Slots;
+pub use space::{check_file_size, overwrite_in_place};
+pub use state_file::StateFile;
 pub use trial::DriveTrial;
 
 /// The target of log messages about the drives of a node, which the node's first rank writes.

@@ -1,12 +1,18 @@
 //! A drive's profile: its measured bandwidths, kept in a file beside the data so that later jobs
 //! stripe by them. Measuring them is not done here.
 
-use std::io::ErrorKind as IoKind;
+use std::io::{ErrorKind as IoKind, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::directory::TOP;
+use super::private::PrivateDirectory;
+use super::space::explained;
 use crate::error::{Error, ErrorKind, Result};
+
+const PROFILE: &str = "profile.toml";
 
 /// The bandwidths of one drive, as `optswap probe` measured them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,7 +41,7 @@ pub struct DriveProfile {
 impl DriveProfile {
     /// The path of a drive's profile.
     pub fn path(root: &Path) -> PathBuf {
-        root.join("optswap").join("profile.toml")
+        root.join(TOP).join(PROFILE)
     }
 
     /// The profile of the drive that `root` is a directory on; none if it was never probed.
@@ -50,14 +56,16 @@ impl DriveProfile {
                 .because(why)
                 .hint("measure the drive again with optswap probe, or remove the file")
         };
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            // A file in place of the directory `optswap` is no profile either.
-            Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => {
-                return Ok(None);
-            }
+        let directory = PrivateDirectory::open_shared(root, TOP);
+        let Some(directory) = directory.map_err(|error| unusable(error.into()))? else {
+            return Ok(None);
+        };
+        let bytes = match directory.read(PROFILE) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
             Err(error) => return Err(unusable(error.into())),
         };
+        let text = String::from_utf8(bytes).map_err(|error| unusable(error.into()))?;
         let profile: Self = toml::from_str(&text).map_err(|error| unusable(error.into()))?;
         match profile.problem() {
             Some(problem) => Err(unusable(problem.into())),
@@ -70,21 +78,23 @@ impl DriveProfile {
     /// # Errors
     /// Cannot create, if the file cannot be written.
     pub fn write(&self, root: &Path) -> Result<()> {
-        let path = Self::path(root);
         let refused = |error: std::io::Error| {
-            Error::new(ErrorKind::CannotCreate, "the profile of a drive cannot be written")
-                .with("path", path.display())
-                .because(error)
+            let message = "the profile of a drive cannot be written";
+            let refused = Error::new(ErrorKind::CannotCreate, message);
+            explained(refused.with("path", Self::path(root).display()), error, root)
         };
         let text = toml::to_string(self).map_err(|error| refused(std::io::Error::other(error)))?;
-        let new = path.with_extension(format!("toml.{}", std::process::id()));
+        let new = format!("{PROFILE}.{}", std::process::id());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
         let put = || {
-            std::fs::create_dir_all(path.parent().unwrap_or(root))?;
-            std::fs::write(&new, text)?;
-            std::fs::rename(&new, &path)
+            let directory = PrivateDirectory::create_shared(root, TOP)?;
+            directory.open_file(&new, flags)?.write_all(text.as_bytes())?;
+            directory.rename(&new, PROFILE)
         };
-        put().map_err(|error| {
-            let _ = std::fs::remove_file(&new);
+        PrivateDirectory::retry(put).map_err(|error| {
+            if let Ok(Some(directory)) = PrivateDirectory::open_shared(root, TOP) {
+                let _ = directory.remove_file(&new);
+            }
             refused(error)
         })
     }

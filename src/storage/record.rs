@@ -1,22 +1,30 @@
 //! The files that describe a durable shard: its layout, written once on every drive, and a record
 //! of each commit, in two places that take turns.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::commit::{Held, Stamp};
+use super::directory::ShardDirectory;
 use super::placement::MovedUnits;
+use super::private::{PrivateDirectory, is_not_ours};
+use super::space::{check_file_size, explained};
 use crate::error::{Error, ErrorKind, Result};
 use crate::partition::{Allotment, Cut};
 use crate::state::{Codec, LossScalerState, Parameter};
 use crate::wire::{Frame, Unsealed};
 
-const LAYOUT: Frame = Frame { magic: *b"OPTSWLAY", version: 3 };
-const RECORD: Frame = Frame { magic: *b"OPTSWREC", version: 3 };
+const LAYOUT_FRAME: Frame = Frame { magic: *b"OPTSWLAY", version: 3 };
+const RECORD_FRAME: Frame = Frame { magic: *b"OPTSWREC", version: 3 };
+
+/// The names of the files in a shard's directory.
+pub(super) const LAYOUT: &str = "layout";
+pub(super) const RECORDS: [&str; 2] = ["record-0", "record-1"];
 
 /// How a durable shard lies on its drives. A later start goes by this, not by its configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,41 +83,37 @@ impl ShardLayout {
     }
 
     /// Writes the layout, once.
-    ///
-    /// # Errors
-    /// Cannot-create errors with the path.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let sealed = LAYOUT.seal(self)?;
+    pub(super) fn write(&self, directory: &PrivateDirectory) -> Result<()> {
+        let sealed = LAYOUT_FRAME.seal(self)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
         // Flushed always, whatever the configuration says of commits: it is written only once.
         let write = || {
-            let mut file = File::create(path)?;
+            let mut file = directory.open_file(LAYOUT, flags)?;
             file.write_all(&sealed)?;
             file.sync_all()
         };
         write().map_err(|error| {
-            Error::new(ErrorKind::CannotCreate, "the layout file cannot be written")
-                .with("path", path.display())
-                .because(error)
+            let path = directory.path().join(LAYOUT);
+            let refused = Error::new(ErrorKind::CannotCreate, "the layout file cannot be written");
+            explained(refused.with("path", path.display()), error, directory.path())
         })
     }
 
     /// Reads a layout; `None` if there is none that was written to its end.
-    ///
-    /// # Errors
-    /// I/O if the file cannot be read; unavailable if another version of optswap wrote it.
-    pub fn read(path: &Path) -> Result<Option<Self>> {
-        let bytes = match std::fs::read(path) {
+    pub(super) fn read(directory: &PrivateDirectory) -> Result<Option<Self>> {
+        let path = directory.path().join(LAYOUT);
+        let bytes = match directory.read(LAYOUT) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(unreadable(path).because(error)),
+            Err(error) => return Err(unreadable(&path, error)),
         };
-        match LAYOUT.unseal(&bytes) {
+        match LAYOUT_FRAME.unseal(&bytes) {
             Unsealed::Value(layout) => Ok(Some(layout)),
             Unsealed::Damaged(why) => {
                 tracing::warn!("{}: no layout, as {why}", path.display());
                 Ok(None)
             }
-            Unsealed::OtherVersion(version) => Err(other_version(path, version, LAYOUT)),
+            Unsealed::OtherVersion(version) => Err(other_version(&path, version, LAYOUT_FRAME)),
         }
     }
 }
@@ -156,17 +160,18 @@ impl RecordFiles {
     ///
     /// # Errors
     /// Cannot create, with the path, if a file cannot be opened.
-    pub fn open(paths: [PathBuf; 2], is_new: bool) -> Result<Self> {
-        let open = |path: &Path| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(is_new);
-            options.open(path).map_err(|error| {
-                Error::new(ErrorKind::CannotCreate, "a record file cannot be opened")
-                    .with("path", path.display())
-                    .because(error)
+    pub fn open(shard: &ShardDirectory, is_new: bool) -> Result<Self> {
+        let directory = shard.enter()?.ok_or_else(|| shard.missing())?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | if is_new { OFlags::TRUNC } else { OFlags::empty() };
+        let paths = shard.record_paths();
+        let open = |place: usize| {
+            directory.open_file(RECORDS[place], flags).map_err(|error| {
+                let refused = Error::new(ErrorKind::CannotCreate, "a record file cannot be opened");
+                explained(refused.with("path", paths[place].display()), error, directory.path())
             })
         };
-        Ok(Self { files: [open(&paths[0])?, open(&paths[1])?], paths })
+        Ok(Self { files: [open(0)?, open(1)?], paths })
     }
 
     /// Reads both places; `None` for one that holds no whole record, because a commit was cut off.
@@ -174,8 +179,14 @@ impl RecordFiles {
     /// # Errors
     /// I/O if a file cannot be read; unavailable if another version of optswap wrote one.
     pub fn read(&self) -> Result<[Option<Record>; 2]> {
-        let [first, second] = &self.paths;
-        Ok([read_record(first)?, read_record(second)?])
+        let read = |place: usize| {
+            let (file, path) = (&self.files[place], &self.paths[place]);
+            let length = file.metadata().map_err(|error| unreadable(path, error))?.len();
+            let mut bytes = vec![0; length as usize];
+            file.read_exact_at(&mut bytes, 0).map_err(|error| unreadable(path, error))?;
+            unsealed(&bytes, path)
+        };
+        Ok([read(0)?, read(1)?])
     }
 
     /// Writes a record into a place; with `sync`, to the drive.
@@ -183,30 +194,34 @@ impl RecordFiles {
     /// # Errors
     /// I/O errors with the path.
     pub fn write(&self, place: usize, record: &Record, sync: bool) -> Result<()> {
-        let sealed = RECORD.seal(record)?;
-        let file = &self.files[place];
+        let sealed = RECORD_FRAME.seal(record)?;
+        let (file, path) = (&self.files[place], &self.paths[place]);
+        check_file_size(path, sealed.len() as u64)?;
         let written = file.write_all_at(&sealed, 0);
         let flushed = written.and_then(|()| if sync { file.sync_data() } else { Ok(()) });
         flushed.map_err(|error| {
-            Error::new(ErrorKind::Io, "a record cannot be written")
-                .with("path", self.paths[place].display())
-                .with("length", sealed.len())
-                .because(error)
+            let failed = Error::new(ErrorKind::Io, "a record cannot be written")
+                .with("path", path.display())
+                .with("length", sealed.len());
+            explained(failed, error, path)
         })
     }
 }
 
-/// The record in a file; `None` if there is no whole one.
-///
-/// # Errors
-/// I/O if the file cannot be read; unavailable if another version of optswap wrote it.
-pub fn read_record(path: &Path) -> Result<Option<Record>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(path).because(error)),
-    };
-    match RECORD.unseal(&bytes) {
+impl Record {
+    /// The record in a place; `None` if there is no whole one.
+    pub(super) fn read(directory: &PrivateDirectory, place: usize) -> Result<Option<Self>> {
+        let path = directory.path().join(RECORDS[place]);
+        match directory.read(RECORDS[place]) {
+            Ok(bytes) => unsealed(&bytes, &path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreadable(&path, error)),
+        }
+    }
+}
+
+fn unsealed(bytes: &[u8], path: &Path) -> Result<Option<Record>> {
+    match RECORD_FRAME.unseal(bytes) {
         Unsealed::Value(record) => Ok(Some(record)),
         Unsealed::Damaged(why) => {
             if !bytes.is_empty() {
@@ -214,7 +229,7 @@ pub fn read_record(path: &Path) -> Result<Option<Record>> {
             }
             Ok(None)
         }
-        Unsealed::OtherVersion(version) => Err(other_version(path, version, RECORD)),
+        Unsealed::OtherVersion(version) => Err(other_version(path, version, RECORD_FRAME)),
     }
 }
 
@@ -223,8 +238,9 @@ pub fn held(records: &[Option<Record>; 2]) -> Held {
     [0, 1].map(|place| records[place].as_ref().map(|record| (record.stamp, record.attempts)))
 }
 
-fn unreadable(path: &Path) -> Error {
-    Error::new(ErrorKind::Io, "a file of the job cannot be read").with("path", path.display())
+fn unreadable(path: &Path, cause: io::Error) -> Error {
+    let kind = if is_not_ours(&cause) { ErrorKind::Unavailable } else { ErrorKind::Io };
+    Error::new(kind, "a file of the job cannot be read").with("path", path.display()).because(cause)
 }
 
 fn other_version(path: &Path, found: u32, frame: Frame) -> Error {

@@ -8,6 +8,7 @@ use rustix::fs::OFlags;
 use super::directory::ShardDirectory;
 use super::owner::Owner;
 use super::record::{RecordFiles, ShardLayout};
+use super::state_file::StateFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DriveIndex;
 
@@ -24,17 +25,19 @@ pub struct ShardFiles {
 }
 
 impl ShardFiles {
-    /// Creates the shard's file on every drive, `drive_bytes[i]` long on drive i. With a layout,
-    /// the shard can be found again by a later start.
+    /// Creates the shard's file on every drive, as `wanted[i]` says for drive i. With a layout, the
+    /// shard can be found again by a later start. `on_progress` is called as bytes are written,
+    /// where space can be had in no other way.
     ///
     /// # Errors
     /// Cannot-create errors with drive and path; unavailable if a living job holds one. What was
     /// created before the error is removed again.
     pub fn create(
         directories: Vec<ShardDirectory>,
-        drive_bytes: &[u64],
+        wanted: &[StateFile],
         owner: &Owner,
         layout: Option<&ShardLayout>,
+        on_progress: &dyn Fn(u64),
     ) -> Result<Self> {
         let mut created = Self {
             directories: Vec::new(),
@@ -42,14 +45,14 @@ impl ShardFiles {
             keep: false,
             process: std::process::id(),
         };
-        for (directory, bytes) in directories.into_iter().zip(drive_bytes) {
-            created.files.push(directory.create(*bytes, owner)?);
+        for (directory, wanted) in directories.into_iter().zip(wanted) {
+            created.files.push(directory.create(*wanted, owner, on_progress)?);
             created.directories.push(directory);
         }
         for (drive, directory) in created.directories.iter().enumerate() {
             if let Some(layout) = layout {
-                ShardLayout { drive: drive as u32, ..layout.clone() }
-                    .write(&directory.layout_path())?;
+                let entered = directory.enter()?.ok_or_else(|| directory.missing())?;
+                ShardLayout { drive: drive as u32, ..layout.clone() }.write(&entered)?;
                 directory.sync_names();
             }
         }
@@ -61,15 +64,15 @@ impl ShardFiles {
     ///
     /// # Errors
     /// Unavailable if a living job holds one; state lost if one is missing or shorter than
-    /// `drive_bytes`; I/O if one cannot be opened; cannot create if the owner file cannot be
+    /// wanted; I/O if one cannot be opened; cannot create if the owner file cannot be
     /// written.
     pub fn reopen(
         directories: Vec<ShardDirectory>,
-        drive_bytes: &[u64],
+        wanted: &[StateFile],
         owner: &Owner,
     ) -> Result<Self> {
-        let pairs = directories.iter().zip(drive_bytes);
-        let files = pairs.map(|(directory, bytes)| directory.reopen(*bytes, owner));
+        let pairs = directories.iter().zip(wanted);
+        let files = pairs.map(|(directory, wanted)| directory.reopen(*wanted, owner));
         let process = std::process::id();
         Ok(Self { files: files.collect::<Result<_>>()?, directories, keep: true, process })
     }
@@ -78,9 +81,10 @@ impl ShardFiles {
     ///
     /// # Errors
     /// Cannot-create errors with the path.
-    pub fn extend(&self, drive_bytes: &[u64]) -> Result<()> {
+    pub fn extend(&self, drive_bytes: &[u64], on_progress: &dyn Fn(u64)) -> Result<()> {
         let drives = self.directories.iter().zip(&self.files).zip(drive_bytes);
-        let mut drives = drives.map(|((directory, file), bytes)| directory.extend(file, *bytes));
+        let mut drives =
+            drives.map(|((directory, file), bytes)| directory.extend(file, *bytes, on_progress));
         drives.try_for_each(|extended| extended)
     }
 
@@ -110,7 +114,7 @@ impl ShardFiles {
     pub fn records(&self, is_new: bool) -> Result<RecordFiles> {
         let first = self.directories.first();
         let first = first.ok_or_else(|| Error::internal("a shard without a drive"))?;
-        let records = RecordFiles::open(first.record_paths(), is_new)?;
+        let records = RecordFiles::open(first, is_new)?;
         if is_new {
             first.sync_names();
         }
@@ -155,10 +159,19 @@ impl ShardFiles {
         // Drives flush at the same time.
         std::thread::scope(|scope| {
             let pairs = self.files.iter().zip(&self.directories);
-            let threads: Vec<_> = pairs.map(|pair| scope.spawn(move || sync(pair))).collect();
-            let ended = threads.into_iter().map(|thread| {
-                let crashed = |_| Err(Error::internal("a thread that flushes a drive panicked"));
-                thread.join().unwrap_or_else(crashed)
+            let start = |pair| {
+                let started = std::thread::Builder::new().spawn_scoped(scope, move || sync(pair));
+                // Where no more threads are allowed, this one does it.
+                started.map_err(|_| sync(pair))
+            };
+            let threads: Vec<_> = pairs.map(start).collect();
+            let ended = threads.into_iter().map(|thread| match thread {
+                Ok(thread) => {
+                    let crashed =
+                        |_| Err(Error::internal("a thread that flushes a drive panicked"));
+                    thread.join().unwrap_or_else(crashed)
+                }
+                Err(done) => done,
             });
             ended.collect()
         })

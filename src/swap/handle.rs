@@ -48,9 +48,8 @@ impl Swapper {
         let spawned = std::thread::Builder::new()
             .name("optswap-io".to_owned())
             .spawn(move || thread::run(spec, thread_commands, &ready_in, (events_in, spills_in)));
-        let handle = spawned.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "the I/O thread cannot be started").because(error)
-        })?;
+        let handle =
+            spawned.map_err(|error| Error::no_thread("the I/O thread cannot be started", error))?;
         let waker = ready.recv().map_err(|_| thread_is_gone())??;
         let inbox = Arc::new(Inbox { commands, waker });
         let (thread, moved) = (Some(handle), SweepTotals::default());

@@ -299,7 +299,7 @@ fn start_writer(
         .spawn(move || write_all(messages, lines, prometheus.as_deref()));
     let writer = spawned.map_err(|error| {
         let failed = "the thread that writes metrics cannot be started";
-        Error::new(ErrorKind::Unavailable, failed).because(error)
+        Error::no_thread(failed, error)
     })?;
     Ok((sender, writer))
 }

@@ -6,13 +6,14 @@ use std::process::{Command, Stdio};
 use clap::Args;
 
 use crate::report::{
-    Check, ExaminedDrive, State, drive_checks, machine_checks, mpi_check, slurm_check, uring_check,
+    Check, ExaminedDrive, State, drive_checks, limit_checks, machine_checks, mpi_check,
+    slurm_check, uring_check,
 };
 use optswap::internals::config::{Config, MachineFacts};
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::io::UringTrial;
 use optswap::internals::job::{ChosenDrives, Launcher, choose_drives, mpi_library, no_drive_named};
-use optswap::internals::storage::{Device, Drive, DriveProfile, DriveTrial};
+use optswap::internals::storage::{Device, Drive, DriveProfile};
 use optswap::internals::units::counted;
 use optswap_args::say;
 
@@ -56,11 +57,13 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<()> {
     let ranks = args.ranks_per_node.or(launcher.local_size.map(|size| size as u64)).unwrap_or(1);
     let mut checks = machine_checks(&facts, ranks, config.swap.memory_budget);
     checks.insert(1, uring_check(&UringTrial::run(), &facts, config.io.engine));
+    checks.extend(limit_checks(&facts, config.swap.memory_budget));
     checks.push(threads_check());
     checks.extend(mpi_checks(&launcher));
     match chosen {
         Some(ChosenDrives { paths, .. }) => {
-            let examine = |path: &PathBuf| examine(path, &config.drives.allow_filesystems);
+            let examine =
+                |path: &PathBuf| examine(path, &config.drives.allow_filesystems, &config.job);
             let drives: Vec<ExaminedDrive> = paths.iter().map(examine).collect();
             checks.extend(drive_checks(&drives, &facts));
         }
@@ -74,9 +77,11 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<()> {
     publish(args, &facts, &checks)
 }
 
-fn examine(root: &Path, allow_filesystems: &[String]) -> ExaminedDrive {
-    let inspected = Drive::inspect(root, allow_filesystems);
-    let trial = inspected.is_ok().then(|| DriveTrial::of(root));
+fn examine(root: &Path, allow_filesystems: &[String], job: &str) -> ExaminedDrive {
+    let (inspected, trial) = match Drive::try_out(root, allow_filesystems, job) {
+        Ok((drive, trial)) => (Ok(drive), Some(trial)),
+        Err(error) => (Err(error), None),
+    };
     let profile = inspected.is_ok().then(|| DriveProfile::read(root));
     ExaminedDrive {
         root: root.to_owned(),

@@ -8,7 +8,7 @@ use clap::Args;
 
 use optswap::internals::checkpoint::{self, Finding, VerifyReport};
 use optswap::internals::error::{Error, ErrorKind, Result};
-use optswap::internals::storage::{FoundShard, ShardDirectory};
+use optswap::internals::storage::{FoundShard, Life, ShardDirectory};
 use optswap::internals::telemetry::TextTable;
 use optswap::internals::units::Bytes;
 use optswap_args::{bytes_bar, say};
@@ -96,13 +96,16 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
         for directory in ShardDirectory::all_on(drive, args.job.as_deref())? {
             found += 1;
             let bytes = directory.allocated_bytes();
-            let is_alive =
-                if args.remove { !directory.remove_dead()? } else { directory.is_alive() };
-            let state = match (is_alive, args.remove, directory.owner()) {
-                (true, _, Some(owner)) => format!("alive: process {} on {}", owner.pid, owner.host),
-                (true, _, None) => "alive".to_owned(),
-                (false, true, _) => "removed".to_owned(),
-                (false, false, _) => "dead".to_owned(),
+            let owner = directory.owner();
+            let life = if args.remove { directory.remove_dead()? } else { directory.life() };
+            let state = match (&life, args.remove, owner) {
+                (Life::Alive, _, Some(owner)) => {
+                    format!("alive: process {} on {}", owner.pid, owner.host)
+                }
+                (Life::Alive, _, None) => "alive".to_owned(),
+                (Life::Unknown(why), ..) => format!("unknown: {why}"),
+                (Life::Dead, true, _) => "removed".to_owned(),
+                (Life::Dead, false, _) => "dead".to_owned(),
             };
             let step = committed
                 .iter()
@@ -115,7 +118,7 @@ pub(super) fn clean(args: &CleanArgs) -> Result<()> {
                 state,
                 step.map_or_else(|| "-".to_owned(), |(.., step)| format!("step {step}")),
             ]);
-            if is_alive {
+            if life != Life::Dead {
                 continue;
             }
             dead += 1;

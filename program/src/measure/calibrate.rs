@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::workload::{Workload, synthetic_inventory};
 use optswap::internals::config::{CodecsConfig, Config};
 use optswap::internals::coord::{Communicator, Solo, gather_all};
-use optswap::internals::error::Result;
+use optswap::internals::error::{Error, ErrorKind, Result};
+use optswap::internals::storage::PrivateDirectory;
 use optswap::internals::telemetry::RankRecord;
 use optswap::internals::timers::Timer;
 use optswap::internals::units::Elems;
@@ -55,10 +56,14 @@ pub fn measure_processors(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
 }
 
 fn measure_in_memory(codecs: &CodecsConfig) -> Result<ProcessorSpeed> {
-    let path = Path::new(MEMORY).join(format!("optswap-calibrate-{}", std::process::id()));
-    let directory = Directory(path);
-    // If it cannot be created, the optimizer says so.
-    let _ = std::fs::create_dir_all(&directory.0);
+    let name = format!("optswap-calibrate-{}", std::process::id());
+    // Everybody may write there, so the directory must be this user's.
+    let created = PrivateDirectory::create(Path::new(MEMORY), &[&name]).map_err(|error| {
+        Error::new(ErrorKind::CannotCreate, "no directory in memory can be created")
+            .with("path", Path::new(MEMORY).join(&name).display())
+            .because(error)
+    })?;
+    let directory = Directory(created.path().to_owned());
     let mut config = Config { codecs: codecs.clone(), ..Config::default() };
     config.drives.paths = vec![directory.0.clone()];
     config.drives.allow_filesystems = vec!["tmpfs".to_owned()];

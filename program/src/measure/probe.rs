@@ -107,7 +107,7 @@ fn probe_node(
 ) -> Result<NodeProbe> {
     let mut trials = Vec::new();
     for root in roots {
-        let drive = Drive::inspect(root, &options.allow_filesystems)?;
+        let (drive, _) = Drive::try_out(root, &options.allow_filesystems, "probe")?;
         tracing::info!("measuring {} for about {:.0} s", root.display(), 4.0 * options.seconds);
         let mut trial = Trial::open(drive, options)?;
         trial.measure(comm, options)?;
@@ -149,7 +149,7 @@ impl Trial {
         let fitting = FILE_BYTES.min(drive.free_bytes / 2);
         let file_bytes = options.file_bytes.unwrap_or(fitting);
         let blocks = (file_bytes / BLOCK_BYTES).max(2 * options.depth as u64);
-        let file = scratch_file(&drive.root, blocks * BLOCK_BYTES)?;
+        let file = scratch_file(&drive, blocks * BLOCK_BYTES)?;
         Ok(Self { drive, file, blocks, is_direct: true, profile: DriveProfile::default() })
     }
 

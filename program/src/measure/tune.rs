@@ -2,6 +2,7 @@
 //! as in a step, on all ranks at once. Then real steps are measured with and without what was
 //! found, in turns.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,7 +181,7 @@ impl<'a> Bench<'a> {
         let mine = drives.iter().map(room).min().unwrap_or(0).min(FILE_BYTES);
         let least = gather_all(&**comm, &mine)?.into_iter().min().unwrap_or(0);
         let file_bytes = (least / BLOCK_BYTES).max(BLOCKS_MIN) * BLOCK_BYTES;
-        let files = drives.iter().map(|drive| scratch_file(&drive.root, file_bytes)).collect();
+        let files = drives.iter().map(|drive| scratch_file(drive, file_bytes)).collect();
         Ok(Self { comm, topology, config, files: agree(&**comm, files)?, file_bytes })
     }
 
@@ -304,7 +305,8 @@ fn unequal_speeds(of_ranks: &[Vec<f64>], nodes: &[Vec<Rank>]) -> Vec<f64> {
 
 fn inspect(config: &Config) -> Result<Vec<Drive>> {
     let allowed = &config.drives.allow_filesystems;
-    config.drives.paths.iter().map(|root| Drive::inspect(root, allowed)).collect()
+    let tried = |root: &PathBuf| Drive::try_out(root, allowed, &config.job).map(|(drive, _)| drive);
+    config.drives.paths.iter().map(tried).collect()
 }
 
 /// Parameters of a rank for which this node's drives have room, when two jobs with one slot and

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
-use optswap::internals::config::{AccumulateIn, Config, GradientPlace};
-use optswap::internals::coord::Communicator;
+use optswap::internals::config::{AccumulateIn, Config, GradientPlace, memory_limit};
+use optswap::internals::coord::{Communicator, Topology, agree, gather_all};
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::gradients::{Gradients, MicroBatch};
 use optswap::internals::job::{answer_table_request, stop_request, table_request};
@@ -19,9 +19,14 @@ use optswap::internals::step::{
     CreateOptions, StepOptions, StepOutcome, Stop, SwappedOptimizer, Verifier,
     fill_synthetic_gradients, fill_synthetic_masters,
 };
+use optswap::internals::units::Bytes;
 
 /// The largest synthetic parameter, so that there are several.
 const PARAM_ELEMS_MAX: u64 = 16 << 20;
+
+/// Bytes that comparing with an optimizer in memory takes for each element: its state, and the
+/// gradient as f32.
+const VERIFIER_BYTES: usize = 16;
 
 /// Elements of a piece of gradient, where they are handed over.
 const HANDED_OVER_ELEMS: usize = 1 << 20;
@@ -70,12 +75,14 @@ impl<G: GradElem> Workload<G> {
             Arc::clone(comm),
             CreateOptions::default(),
         )?;
+        let elems = optimizer.partition().elems();
+        check_memory::<G>(&**comm, elems, verifies)?;
         let flat_start = optimizer.partition().flat().start;
         let fill = |run: &Run, masters: &mut [f32]| {
             fill_synthetic_masters(seed, flat_start + run.shard_offset, masters);
             Ok(())
         };
-        let elems = optimizer.partition().elems() as usize;
+        let elems = elems as usize;
         let mut params = vec![bf16::ZERO; elems];
         optimizer.initialize_parameters(&mut params, fill)?;
         let verifier = if verifies { Some(Verifier::new(&optimizer, fill)?) } else { None };
@@ -177,6 +184,28 @@ impl<G: GradElem> Workload<G> {
         }
         self.optimizer.step(&Gradients::handed_over(), &mut self.params, options)
     }
+}
+
+/// Collective: checks that a node's memory holds what its ranks have beside the optimizer:
+/// parameters, two sets of gradients, and an optimizer in memory to compare with.
+fn check_memory<G>(comm: &dyn Communicator, elems: u64, verifies: bool) -> Result<()> {
+    let of_elem =
+        size_of::<bf16>() + 2 * size_of::<G>() + if verifies { VERIFIER_BYTES } else { 0 };
+    let topology = Topology::discover(comm)?;
+    let all: Vec<u64> = gather_all(comm, &elems.saturating_mul(of_elem as u64))?;
+    let needed = topology.local_ranks().map(|rank| all[rank.index()]);
+    let needed = needed.fold(0, u64::saturating_add);
+    let checked = match memory_limit() {
+        Some((limit, source)) if needed > limit.0 => {
+            let message = "the parameters and gradients of this node's ranks exceed its memory";
+            Err(Error::usage(message)
+                .with("needed", Bytes(needed).human())
+                .with(source, limit.human())
+                .hint("measure with fewer --params: a step's bytes per second do not depend on it"))
+        }
+        _ => Ok(()),
+    };
+    agree(comm, checked)
 }
 
 /// A model of so many elements.

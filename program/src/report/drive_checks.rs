@@ -9,6 +9,9 @@ use optswap::internals::error::Error;
 use optswap::internals::storage::{Device, Drive, DriveProfile, DriveTrial, is_local_filesystem};
 use optswap::internals::units::Bytes;
 
+/// Files and directories for some ranks, and for what they have beside their state.
+const INODES_MIN: u64 = 100;
+
 /// One drive, as far as it could be looked at.
 #[derive(Debug)]
 pub struct ExaminedDrive {
@@ -57,6 +60,13 @@ fn one_drive(drive: &Drive, device: Option<&Device>, facts: &MachineFacts) -> Ch
     if drive.free_bytes < 1 << 30 {
         return Check::warning(name, found, "free some space, or name another drive");
     }
+    if let Some(inodes) = drive.free_inodes.filter(|inodes| *inodes < INODES_MIN) {
+        return Check::warning(
+            name,
+            format!("{found}, but only {inodes} free inodes: a rank takes up to six"),
+            "remove small files, or make the file system with more inodes",
+        );
+    }
     if !is_local_filesystem(&drive.filesystem) {
         return Check::warning(
             name,
@@ -82,10 +92,16 @@ fn one_drive(drive: &Drive, device: Option<&Device>, facts: &MachineFacts) -> Ch
 
 fn trial_checks(root: &Path, trial: &DriveTrial) -> Vec<Check> {
     let name = |what: &str| format!("{what} on {}", root.display());
-    if let Err(error) = &trial.buffered {
-        let fix = "look at the kernel's log (dmesg) and at quotas, or name another drive";
-        return vec![Check::problem(name("a small file"), format!("refused: {error}"), fix)];
-    }
+    let locks = match &trial.locks {
+        Ok(()) => Check::ok(name("file locks"), "work"),
+        Err(error) => Check::warning(
+            name("file locks"),
+            format!(
+                "none: {error}; nothing keeps two jobs of one name apart that run on two machines"
+            ),
+            "mount the file system with locks (Lustre: -o flock), or name a local drive",
+        ),
+    };
     let direct = match &trial.direct {
         Ok(()) => Check::ok(name("direct I/O"), "works"),
         Err(error) => Check::warning(
@@ -109,11 +125,28 @@ fn trial_checks(root: &Path, trial: &DriveTrial) -> Vec<Check> {
         Ok(()) => Check::ok(name("preallocation"), "works"),
         Err(error) => Check::warning(
             name("preallocation"),
-            format!("refused: {error}; a full drive would show only when it is written"),
-            "use a file system with fallocate, such as xfs or ext4",
+            format!("refused: {error}; new files are written with zeros instead"),
+            "free space on the drive; use a file system with fallocate, such as xfs or ext4",
         ),
     };
-    vec![direct, alignment, preallocation]
+    let overwriting = if trial.overwrites_in_place {
+        Check::ok(name("overwriting"), "in place")
+    } else {
+        Check::warning(
+            name("overwriting"),
+            "to new places: a job needs twice the space, and none can be set aside",
+            "use a file system that overwrites in place, such as xfs or ext4",
+        )
+    };
+    let flushing = match &trial.flushing {
+        Ok(()) => Check::ok(name("flushing"), "works"),
+        Err(error) => Check::warning(
+            name("flushing"),
+            format!("refused: {error}; commits with durability.sync would fail"),
+            "use a file system that flushes files and directories, such as xfs or ext4",
+        ),
+    };
+    vec![locks, direct, alignment, preallocation, overwriting, flushing]
 }
 
 fn profile_check(root: &Path, profile: &Result<Option<DriveProfile>, Error>) -> Check {

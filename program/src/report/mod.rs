@@ -7,6 +7,7 @@ mod checks;
 mod compare;
 mod drive_checks;
 mod flat_keys;
+mod limits;
 mod page;
 mod plan;
 mod probe;
@@ -23,6 +24,7 @@ pub use bench::{
 pub use checks::{Check, State, machine_checks, mpi_check, mpi_name, uring_check};
 pub use compare::{Comparison, Row, Scaling, compare, compare_table};
 pub use drive_checks::{ExaminedDrive, drive_checks};
+pub use limits::limit_checks;
 pub use page::html_page;
 pub use plan::{PlanResult, plan_tables};
 pub use probe::probe_table;

@@ -93,11 +93,13 @@ pub fn abort_world(exit_code: u8) {
     if initialised == 0 || finalised != 0 {
         return;
     }
-    std::thread::spawn(move || {
+    let end = move || {
         std::thread::sleep(Duration::from_secs(10));
         // SAFETY: ends the process without running anything that might wait for MPI.
         unsafe { libc::_exit(i32::from(exit_code)) }
-    });
+    };
+    // Where no more threads are allowed, MPI_Abort has to do.
+    let _ = std::thread::Builder::new().spawn(end);
     // SAFETY: MPI is running; the world communicator is valid as long as it is.
     unsafe {
         ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, i32::from(exit_code));

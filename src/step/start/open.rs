@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::co_owned::CoOwned;
 use super::placement_log;
-use super::preflight::{check_node_memory, check_space, neighbours};
+use super::preflight::{check_node_memory, check_size, check_space, neighbours};
 use super::resources::{create_files, draw_job_id, reclaim};
 use super::resume;
 use super::sharding::{Sharding, deal, warn_of_drift};
@@ -14,9 +14,9 @@ use crate::config::Config;
 use crate::coord::{Communicator, Group, Topology, agree, agree_on_values};
 use crate::error::{Error, Result};
 use crate::partition::Cut;
-use crate::plan::Plan;
+use crate::plan::{Plan, ShardSize};
 use crate::state::{Inventory, Parameter};
-use crate::storage::{ShardFiles, inspect_drives};
+use crate::storage::{ShardFiles, try_drives};
 
 /// What happens to committed steps of the job that lie on the drives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,33 +75,41 @@ pub(in crate::step) fn open_files(
     warn_of_drift(config, &inventory, &dealt.group);
     let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
     let allotment = dealt.allot(&by_rank, comm.rank());
-    let plan = agree(&**comm, Plan::resolve(config, inventory, &allotment))?;
+    // What closed formulas can judge comes before the tables, which a model that is far too large
+    // would fill memory with.
+    agree(&**comm, ShardSize::resolve(config, &inventory, &allotment))?;
     let drives = &config.drives;
-    let inspected = inspect_drives(&drives.paths, &drives.allow_filesystems);
-    let inspected = agree(&**comm, inspected)?;
+    let tried = try_drives(&drives.paths, &drives.allow_filesystems, &config.job);
+    let tried = agree(&**comm, tried)?;
     placement_log::announce(config, &**comm, topology)?;
-    let weights = starting_weights(config, &inspected, &**comm, topology)?;
-    let plan = agree(&**comm, weighed(plan, &weights))?;
+    let weights = starting_weights(config, &tried, &**comm, topology)?;
+    let weighed = weighed(config, &weights);
+    let size = ShardSize::resolve(&weighed, &inventory, &allotment);
+    check_size(&weighed, &agree(&**comm, size)?, &tried, &**comm, topology)?;
+    let plan = agree(&**comm, Plan::resolve(&weighed, inventory, &allotment))?;
     let found = match options.existing {
-        Existing::GoOn => resume::reopen(config, plan.inventory(), &dealt, &**comm)?,
+        Existing::GoOn => resume::reopen(config, plan.inventory(), &dealt, &tried, &**comm)?,
         Existing::Overwrite => None,
     };
     let comes_back = found.is_some();
     let (plan, files, job_id) = match found {
-        Some(found) => found,
+        Some(found) => {
+            check_node_memory(&found.0, &**comm, topology)?;
+            found
+        }
         None => {
+            check_node_memory(&plan, &**comm, topology)?;
             let job_id = draw_job_id(&**comm)?;
-            let directories = check_space(&plan, &inspected, &**comm, topology)?;
+            let directories = check_space(&plan, &tried, &**comm, topology)?;
             // All ranks remove old files before any rank allocates, since ranks of a node share the
             // drives.
             agree(&**comm, reclaim(config, comm.size() as u32, &directories))?;
-            let created = create_files(&plan, &**comm, directories, &job_id);
+            let created = create_files(&plan, &**comm, directories, &tried, &job_id);
             let files = agree(&**comm, created)?;
             (plan, files, job_id)
         }
     };
     agree(&**comm, neighbours(&plan))?;
-    check_node_memory(&plan, &**comm, topology)?;
     let co_owned = match plan.allotment().cut {
         Cut::Contiguous { .. } => CoOwned::of_ranges(plan.inventory(), plan.ranges(), &dealt.group),
         Cut::Own(_) => dealt.co_owned,
@@ -149,12 +157,11 @@ fn with_groups(config: &Config, inventory: Inventory) -> Result<Inventory> {
     Inventory::new(parameters)
 }
 
-/// The plan with these weights of the drives.
-fn weighed(plan: Plan, weights: &[f64]) -> Result<Plan> {
-    let mut config = plan.config().clone();
-    if config.drive_weights() == weights {
-        return Ok(plan);
+/// The configuration with these weights of the drives.
+fn weighed(config: &Config, weights: &[f64]) -> Config {
+    let mut weighed = config.clone();
+    if config.drive_weights() != weights {
+        weights.clone_into(&mut weighed.drives.weights);
     }
-    weights.clone_into(&mut config.drives.weights);
-    Plan::resolve(&config, plan.inventory().clone(), plan.allotment())
+    weighed
 }

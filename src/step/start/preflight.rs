@@ -3,15 +3,87 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::memory_limit;
+use crate::config::{Config, memory_limit};
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::Plan;
-use crate::storage::{Drive, ShardDirectory};
+use crate::plan::{Plan, ShardSize};
+use crate::storage::{Drive, ShardDirectory, check_file_size};
 use crate::units::Bytes;
 
 /// Device numbers and bytes, one entry per drive.
 type DriveBytes = Vec<(u64, u64)>;
+
+/// Files and directories that a rank has on a drive.
+const INODES_OF_RANK: u64 = 6;
+
+/// Collective: checks that the drives could hold the shards of this node's ranks at all, if nothing
+/// but this job were on them: a coarse check before tables are built, which [`check_space`] follows.
+/// Changes nothing.
+///
+/// # Errors
+/// Cannot create, with what is needed and what is free; unavailable if a directory cannot be read.
+/// Agreed.
+pub(super) fn check_size(
+    config: &Config,
+    size: &ShardSize,
+    drives: &[Drive],
+    comm: &dyn Communicator,
+    topology: &Topology,
+) -> Result<()> {
+    let mine = per_device(drives, &size.drive_bytes());
+    let all: Vec<DriveBytes> = gather_all(comm, &mine)?;
+    let needed = totals(topology.local_ranks().map(|rank| &all[rank.index()]));
+    // A job that goes on has its files already, under whatever number.
+    let allocated = |drive: &Drive| {
+        let shards = ShardDirectory::all_on(&drive.root, Some(&config.job))?;
+        Ok(shards.iter().map(ShardDirectory::allocated_bytes).sum())
+    };
+    let allocated: Result<Vec<u64>> = drives.iter().map(allocated).collect();
+    let taken = totals([&per_device(drives, &agree(comm, allocated)?)].into_iter());
+    let fit = |drive: &Drive| fits(drive, of(&needed, drive), of(&taken, drive));
+    agree(comm, drives.iter().try_for_each(fit))
+}
+
+/// Bytes of each drive, with the number of its device.
+fn per_device(drives: &[Drive], bytes: &[u64]) -> DriveBytes {
+    drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
+}
+
+/// The bytes of each device.
+fn totals<'a>(of_ranks: impl Iterator<Item = &'a DriveBytes>) -> BTreeMap<u64, u64> {
+    let mut totals = BTreeMap::new();
+    for (device, bytes) in of_ranks.flatten() {
+        *totals.entry(*device).or_default() += bytes;
+    }
+    totals
+}
+
+fn of(totals: &BTreeMap<u64, u64>, drive: &Drive) -> u64 {
+    totals.get(&drive.device).copied().unwrap_or(0)
+}
+
+/// An error if a drive has less room than is needed. `reclaimable` is what will be free.
+fn fits(drive: &Drive, need: u64, reclaimable: u64) -> Result<()> {
+    let need = if drive.overwrites_in_place { need } else { need.saturating_mul(2) };
+    let free = drive.free_bytes + reclaimable;
+    if need <= free {
+        return Ok(());
+    }
+    let error = Error::new(ErrorKind::CannotCreate, "the drive is too small")
+        .with("drive", drive.root.display())
+        .with("needed by this node's ranks", format!("{need} B = {}", Bytes(need).human()))
+        .with("free", format!("{free} B = {}", Bytes(free).human()));
+    if drive.overwrites_in_place {
+        return Err(error.hint(
+            "free space on it, give it a smaller weight, lower drives.stripe_headroom, or add \
+             drives",
+        ));
+    }
+    Err(error.with("file system", &drive.filesystem).hint(
+        "this file system writes what is overwritten to new places, so twice the space is needed: \
+         free space, add drives, or use a file system that overwrites in place, such as xfs or ext4",
+    ))
+}
 
 /// Collective: checks that the drives have room for a new job, and changes nothing. Returns this
 /// rank's shard directories.
@@ -27,6 +99,9 @@ pub(super) fn check_space(
     let directory =
         |drive: &Drive| ShardDirectory::new(&drive.root, &plan.config().job, plan.shard());
     let directories: Vec<ShardDirectory> = drives.iter().map(directory).collect();
+    let files = directories.iter().zip(plan.drive_bytes());
+    let mut files = files.map(|(it, bytes)| check_file_size(&it.state_path(), bytes));
+    agree(comm, files.try_for_each(|checked| checked))?;
     // What a dead job of this name holds is free for us once it is removed.
     let reclaimable: Result<Vec<u64>> =
         directories.iter().map(ShardDirectory::reclaimable_bytes).collect();
@@ -40,42 +115,26 @@ pub(super) fn check_space(
             *bytes += surplus.map(|shard| shard.allocated_bytes()).sum::<u64>();
         }
     }
-    let per_device = |bytes: &[u64]| -> DriveBytes {
-        drives.iter().map(|drive| drive.device).zip(bytes.iter().copied()).collect()
-    };
-    let mine = (per_device(&plan.drive_bytes()), per_device(&reclaimable));
+    let mine = (per_device(drives, &plan.drive_bytes()), per_device(drives, &reclaimable));
     let all: Vec<(DriveBytes, DriveBytes)> = gather_all(comm, &mine)?;
-    let local = topology.local_ranks().map(|rank| &all[rank.index()]);
-    agree(comm, compare_space(drives, local))?;
+    let local: Vec<_> = topology.local_ranks().map(|rank| &all[rank.index()]).collect();
+    agree(comm, compare_space(drives, &local))?;
     Ok(directories)
 }
 
-fn compare_space<'a>(
-    drives: &[Drive],
-    local: impl Iterator<Item = &'a (DriveBytes, DriveBytes)>,
-) -> Result<()> {
-    let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut reclaimable: BTreeMap<u64, u64> = BTreeMap::new();
-    for (demand, dead) in local {
-        for (device, bytes) in demand {
-            *needed.entry(*device).or_default() += bytes;
-        }
-        for (device, bytes) in dead {
-            *reclaimable.entry(*device).or_default() += bytes;
-        }
-    }
+fn compare_space(drives: &[Drive], local: &[&(DriveBytes, DriveBytes)]) -> Result<()> {
+    let needed = totals(local.iter().map(|(demand, _)| demand));
+    let reclaimable = totals(local.iter().map(|(_, dead)| dead));
     for drive in drives {
-        let need = needed.get(&drive.device).copied().unwrap_or(0);
-        let free = drive.free_bytes + reclaimable.get(&drive.device).copied().unwrap_or(0);
-        if need > free {
-            return Err(Error::new(ErrorKind::CannotCreate, "the drive is too small")
+        let taken = of(&reclaimable, drive);
+        fits(drive, of(&needed, drive), taken)?;
+        let inodes = INODES_OF_RANK * local.len() as u64;
+        if let Some(free) = drive.free_inodes.filter(|free| *free < inodes && taken == 0) {
+            return Err(Error::new(ErrorKind::CannotCreate, "the drive has too few free inodes")
                 .with("drive", drive.root.display())
-                .with("needed by this node's ranks", format!("{need} B = {}", Bytes(need).human()))
-                .with("free", format!("{free} B = {}", Bytes(free).human()))
-                .hint(
-                    "free space on it, give it a smaller weight, lower \
-                     drives.stripe_headroom, or add drives",
-                ));
+                .with("needed by this node's ranks", inodes)
+                .with("free", free)
+                .hint("remove small files on it, or make its file system with more inodes"));
         }
     }
     Ok(())

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::super::durable::Durable;
 use crate::config::{Config, FaultConfig};
 use crate::coord::{Communicator, gather_all};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveMeters, EngineSpec, allocate_sized};
 use crate::plan::Plan;
-use crate::storage::{Owner, ShardDirectory, ShardFiles, ShardLayout};
+use crate::storage::{Drive, Owner, ShardDirectory, ShardFiles, ShardLayout, StateFile};
 use crate::swap::{Overlap, SpillPort, Swapper, SwapperSpec};
 use crate::timers::Tracer;
 
@@ -25,6 +25,7 @@ pub(super) fn create_files(
     plan: &Plan,
     comm: &dyn Communicator,
     directories: Vec<ShardDirectory>,
+    drives: &[Drive],
     job_id: &str,
 ) -> Result<ShardFiles> {
     let config = plan.config();
@@ -48,10 +49,41 @@ pub(super) fn create_files(
         groups: plan.allotment().groups,
         cut: plan.allotment().cut.clone(),
     });
-    let bytes = plan.drive_bytes();
-    let mut files = ShardFiles::create(directories, &bytes, &owner, layout.as_ref())?;
+    let wanted = state_files(&plan.drive_bytes(), &directories, drives);
+    let on_progress = progress_of(comm);
+    let mut files =
+        ShardFiles::create(directories, &wanted, &owner, layout.as_ref(), &on_progress)?;
     files.keep(config.drives.keep_files);
     Ok(files)
+}
+
+/// The state file of each directory, of so many bytes, opened as the trial of its drive has shown
+/// that it can be.
+pub(super) fn state_files(
+    bytes: &[u64],
+    directories: &[ShardDirectory],
+    drives: &[Drive],
+) -> Vec<StateFile> {
+    let is_direct = |directory: &ShardDirectory| {
+        let mut drives = drives.iter();
+        drives.find(|drive| drive.root == directory.drive()).is_none_or(|drive| drive.is_direct)
+    };
+    let pairs = directories.iter().zip(bytes);
+    let file = |(directory, bytes): (_, &u64)| StateFile {
+        bytes: *bytes,
+        is_direct: is_direct(directory),
+    };
+    pairs.map(file).collect()
+}
+
+/// Bytes that are written while files are created, as progress that the other ranks see.
+pub(super) fn progress_of(comm: &dyn Communicator) -> impl Fn(u64) {
+    let presence = comm.presence().cloned();
+    move |bytes| {
+        if let Some(presence) = &presence {
+            presence.progress(bytes >> 20);
+        }
+    }
 }
 
 /// Removes what a dead job of this name has left on the drives: this rank's shard, and those of
@@ -157,6 +189,6 @@ fn update_pool() -> Result<rayon::ThreadPool> {
         .thread_name(|index| format!("optswap-cpu{index}"))
         .build()
         .map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "update threads cannot be started").because(error)
+            Error::no_thread("update threads cannot be started", error).with("threads", threads)
         })
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::durable::choose_record;
+use super::resources::{progress_of, state_files};
 use super::sharding::{Dealt, Expected};
 use crate::config::{Config, Durability};
 use crate::coord::{Communicator, agree, gather_all};
@@ -10,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
 use crate::state::Inventory;
 use crate::storage::commit::Stamp;
-use crate::storage::{FoundShard, Owner, ShardDirectory, ShardFiles, ShardLayout};
+use crate::storage::{Drive, FoundShard, Owner, ShardDirectory, ShardFiles, ShardLayout};
 use crate::units::{Bytes, Elems};
 
 /// What a rank sees of one shard.
@@ -51,10 +52,11 @@ pub(super) fn reopen(
     config: &Config,
     inventory: &Inventory,
     dealt: &Dealt,
+    drives: &[Drive],
     comm: &dyn Communicator,
 ) -> Result<Option<(Plan, ShardFiles, String)>> {
     let Some(found) = find(config, inventory, dealt, comm)? else { return Ok(None) };
-    let opened = agree(comm, open(config, inventory, dealt, comm, &found))?;
+    let opened = agree(comm, open(config, inventory, dealt, drives, comm, &found))?;
     let (plan, files) = opened;
     let records = files.records(false).and_then(|records| records.read());
     match choose_record(comm, &found.job_id, records)? {
@@ -283,6 +285,7 @@ fn open(
     config: &Config,
     inventory: &Inventory,
     dealt: &Dealt,
+    drives: &[Drive],
     comm: &dyn Communicator,
     found: &Found,
 ) -> Result<(Plan, ShardFiles)> {
@@ -305,7 +308,7 @@ fn open(
     }
     let allotment = dealt.allot(&found.shards, comm.rank());
     let plan = Plan::resolve(&config, inventory.clone(), &allotment)?;
-    let files = reopen_files(&plan, comm, directories)?;
+    let files = reopen_files(&plan, comm, directories, drives)?;
     Ok((plan, files))
 }
 
@@ -335,12 +338,14 @@ fn reopen_files(
     plan: &Plan,
     comm: &dyn Communicator,
     directories: Vec<ShardDirectory>,
+    drives: &[Drive],
 ) -> Result<ShardFiles> {
     let config = plan.config();
     let (rank, ranks) = (comm.rank().0, comm.size() as u32);
     let owner = Owner::this_process(&config.job, rank, ranks, comm.host(), config.drives.exclusive);
-    let files = ShardFiles::reopen(directories, &plan.placement().drive_bytes(), &owner)?;
-    files.extend(&plan.drive_bytes())?;
+    let wanted = state_files(&plan.placement().drive_bytes(), &directories, drives);
+    let files = ShardFiles::reopen(directories, &wanted, &owner)?;
+    files.extend(&plan.drive_bytes(), &progress_of(comm))?;
     Ok(files)
 }
 

@@ -74,7 +74,7 @@ mod tests {
             let root = folder.path().join(name);
             std::fs::create_dir_all(&root).unwrap();
             let (disk, filesystem) = (disk.to_owned(), "ext4".to_owned());
-            Drive { root, device, disk, filesystem, free_bytes: 0 }
+            Drive { root, device, disk, filesystem, ..Drive::default() }
         };
         let drives = [drive("a", "nvme0n1", 1), drive("b", "nvme1n1", 2), drive("c", "nvme1n1", 3)];
         assert_eq!(measured_weights(&drives).0, [1.0, 0.5, 0.5]);
