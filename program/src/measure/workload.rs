@@ -21,8 +21,10 @@ use optswap::internals::step::{
 };
 use optswap::internals::units::Bytes;
 
-/// The largest synthetic parameter, so that there are several.
+/// The largest synthetic parameter, so that there are several; larger only where there would be
+/// more than so many.
 const PARAM_ELEMS_MAX: u64 = 16 << 20;
+const PARAMS_MAX: u64 = 4096;
 
 /// Bytes that comparing with an optimizer in memory takes for each element: its state, and the
 /// gradient as f32.
@@ -213,9 +215,10 @@ fn check_memory<G>(comm: &dyn Communicator, elems: u64, verifies: bool) -> Resul
 /// # Errors
 /// Usage, if there are none or too many.
 pub fn synthetic_inventory(params: u64) -> Result<Inventory> {
-    let count = params.div_ceil(PARAM_ELEMS_MAX);
+    let largest = PARAM_ELEMS_MAX.max(params.div_ceil(PARAMS_MAX));
+    let count = params.div_ceil(largest);
     let parameter = |index: u64| {
-        let elems = PARAM_ELEMS_MAX.min(params - index * PARAM_ELEMS_MAX);
+        let elems = largest.min(params - index * largest);
         Parameter::new(format!("synthetic.{index}"), [elems as usize])
     };
     Inventory::new((0..count).map(parameter).collect())
