@@ -225,7 +225,7 @@ fn after_another_boot_everything_is_verified_before_it_is_trusted() {
     let drives = Drives::new(1);
     let config = durable_config_for(&drives, 1);
     train_and_leave(&config, 1, 3);
-    let records = RecordFiles::open(&shard(&drives, 0), false).unwrap();
+    let records = RecordFiles::open(&shard(&drives, 0), false, 0).unwrap();
     for (place, record) in records.read().unwrap().into_iter().enumerate() {
         let mut record = record.unwrap();
         record.boot_id = "an earlier boot".to_owned();

@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,14 @@ fn through(wrapper: &[&str], arguments: &[&str]) -> Run {
 
 /// The program while strace has a system call fail.
 fn refusing(call: &str, errno: &str, arguments: &[&str]) -> Run {
+    refusing_at(None, call, errno, arguments)
+}
+
+/// The same for one path alone: MPI has files too.
+fn refusing_at(path: Option<&Path>, call: &str, errno: &str, arguments: &[&str]) -> Run {
     let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error={errno}"));
-    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    let mut strace = vec!["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    strace.extend(path.iter().flat_map(|path| ["-P", path.to_str().unwrap()]));
     through(&strace, arguments)
 }
 
@@ -93,10 +100,12 @@ fn without_locks_a_dead_job_is_dead_and_a_living_one_alive() {
 fn a_filter_of_system_calls_says_nothing_about_the_drive() {
     let drives = Drives::new(1);
     let list = drives.list(1);
-    for call in ["faccessat2", "statx", "fallocate", "flock"] {
+    for call in ["faccessat2", "statx", "flock"] {
         refusing(call, "EPERM", &bench(&list, &[])).expect(0, &[]);
         assert!(drives.are_empty(), "{call}");
     }
+    let state = drives.shard("default", 0).join("state");
+    refusing_at(Some(&state), "fallocate", "EPERM", &bench(&list, &[])).expect(0, &[]);
 }
 
 /// A file system that cannot set space aside gets it by writing.
@@ -118,35 +127,35 @@ fn without_fallocate_space_is_written() {
 fn a_quota_that_is_used_up_is_named_and_nothing_is_left() {
     let drives = Drives::new(1);
     let list = drives.list(1);
-    // The trial's file comes first.
-    for when in ["1+", "2+"] {
-        let errno = format!("EDQUOT:when={when}");
-        let run = refusing("fallocate", &errno, &bench(&list, &[]));
-        run.expect(73, &["the state file cannot be preallocated", "quota", "lfs quota", "needed"]);
-        assert!(drives.are_empty());
-    }
-    let run = refusing("mkdirat", "EDQUOT", &bench(&list, &[]));
+    let state = drives.shard("default", 0).join("state");
+    let run = refusing_at(Some(&state), "fallocate", "EDQUOT", &bench(&list, &[]));
+    run.expect(73, &["the state file cannot be preallocated", "quota", "lfs quota", "needed"]);
+    assert!(drives.are_empty());
+    let run = refusing_at(Some(&drives.paths()[0]), "mkdirat", "EDQUOT", &bench(&list, &[]));
     run.expect(73, &["no room for a small file", "of bytes or of files (inodes)"]);
     assert!(drives.are_empty());
 }
 
+/// MPI itself needs files of some megabytes.
 #[test]
 fn a_limit_of_file_sizes_is_an_error_before_anything_is_created() {
     let drives = Drives::new(1);
     let list = drives.list(1);
-    let limited = ["prlimit", "--fsize=1048576", "--"];
-    let run = through(&limited, &bench(&list, &["--params", "1Mi"]));
-    let words = ["larger than this process may write", "file size limit 1.00 MiB", "ulimit -f"];
+    let limited = ["prlimit", "--fsize=10485760", "--"];
+    let run = through(&limited, &["bench", "--params", "1Mi", "--steps", "1", "--drives", &list]);
+    let words = ["larger than this process may write", "file size limit 10.00 MiB", "ulimit -f"];
     run.expect(73, &words);
     assert!(drives.are_empty());
-    // Not even the trial's small file may be written.
-    let run = through(&["prlimit", "--fsize=100", "--"], &bench(&list, &[]));
-    run.expect(73, &["no room for a small file", "File too large", "file size limit 100 B"]);
-    assert!(drives.are_empty());
     let run = through(&limited, &["doctor", "--drives", &list]);
-    assert!(run.stdout.contains("warning  file sizes: limit 1.00 MiB"), "{run:?}");
+    assert!(run.stdout.contains("warning  file sizes: limit 10.00 MiB"), "{run:?}");
+    // Not even the trial's small file may be written.
+    let run = through(&["prlimit", "--fsize=100", "--"], &["doctor", "--drives", &list]);
+    let words = ["no room for a small file", "file size limit 100 B", "File too large"];
+    assert!(run.code == 69 && words.iter().all(|words| run.stdout.contains(words)), "{run:?}");
+    assert!(drives.are_empty());
     // A file system with a largest size of its own.
-    let run = refusing("fallocate", "EFBIG", &bench(&list, &[]));
+    let state = drives.shard("default", 0).join("state");
+    let run = refusing_at(Some(&state), "fallocate", "EFBIG", &bench(&list, &[]));
     run.expect(73, &["cannot be preallocated", "allows no file of this size", "more drives"]);
     assert!(drives.are_empty());
 }
@@ -158,10 +167,11 @@ fn a_write_beyond_the_limit_of_file_sizes_is_an_error() {
     let list = drives.list(2);
     let saved = drives.path().join("saved").display().to_string();
     // Each of two drives has half of the state, the checkpoint has all of it.
-    let config = drives.write("small.toml", "[drives]\nstripe_unit = \"64KiB\"\n");
+    let config = drives.write("small.toml", "[drives]\nstripe_headroom = 0.0\n");
     let mut command = Command::new("timeout");
-    command.args(["-k", "5", "60", "prlimit", "--fsize=400000", "--"]).arg(support::train_lm());
-    command.args(["--drives", &list, "--config", &config, "--steps", "2"]).args(support::TINY);
+    command.args(["-k", "5", "60", "prlimit", "--fsize=10485760", "--"]).arg(support::train_lm());
+    command.args(["--drives", &list, "--config", &config, "--steps", "1", "--batch", "1"]);
+    command.args(["--layers", "5", "--dim", "128", "--heads", "2", "--context", "16"]);
     command.args(["--checkpoint-dir", &saved]);
     let run = Run::of(&command.output().unwrap());
     run.expect(73, &["larger than this process may write", &saved, "file size limit"]);
@@ -169,11 +179,10 @@ fn a_write_beyond_the_limit_of_file_sizes_is_an_error() {
 
 #[test]
 fn too_few_open_files_are_an_error_and_nothing_is_left() {
-    let drives = Drives::new(12);
-    let list = drives.list(12);
-    let run = through(&["prlimit", "--nofile=24", "--"], &bench(&list, &["--engine", "threads"]));
-    assert!([69, 73].contains(&run.code), "{run:?}");
-    assert!(run.stderr.contains("Too many open files"), "{run:?}");
+    let drives = Drives::new(30);
+    let list = drives.list(30);
+    let run = through(&["prlimit", "--nofile=72", "--"], &bench(&list, &[]));
+    run.expect(69, &["may open too few files", "needed 84", "limit 72", "ulimit -n"]);
     assert!(drives.are_empty());
     let run = through(&["prlimit", "--nofile=64", "--"], &["doctor", "--drives", &drives.list(1)]);
     assert!(run.stdout.contains("warning  open files: limit 64"), "{run:?}");

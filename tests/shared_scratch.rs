@@ -86,6 +86,9 @@ fn a_planted_profile_is_neither_read_nor_written_to() {
 fn what_others_may_change_is_refused() {
     for place in ["optswap", "optswap/default", "optswap/default/shard-00000"] {
         let (drives, _) = shared_drive();
+        // So that directories which are empty stay.
+        std::fs::create_dir_all(drives.paths()[0].join("optswap/default/shard-00000")).unwrap();
+        std::fs::write(drives.paths()[0].join("optswap/default/shard-00000/mine"), "").unwrap();
         let directory = drives.paths()[0].join(place);
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::set_permissions(&directory, Permissions::from_mode(0o770)).unwrap();

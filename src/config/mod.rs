@@ -40,7 +40,7 @@ pub use machine::MachineFacts;
 #[doc(hidden)]
 pub use number_ranges::{cpu_list, number_ranges, parse_ranges};
 #[doc(hidden)]
-pub use probe::{allotted_cpus, file_size_limit, memory_limit};
+pub use probe::{allotted_cpus, file_size_limit, memory_limit, open_files};
 pub use sections::{
     CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
     GroupConfig, IoConfig, OptimizerConfig, ReportConfig, SwapConfig, TimeoutsConfig,

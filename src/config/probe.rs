@@ -19,6 +19,13 @@ pub fn file_size_limit() -> Option<Bytes> {
     getrlimit(Resource::Fsize).current.map(Bytes)
 }
 
+/// How many files this process may have open (`ulimit -n`), and how many it has; `None` for no limit
+/// or where it is not known.
+pub fn open_files() -> Option<(u64, u64)> {
+    let limit = getrlimit(Resource::Nofile).current?;
+    Some((limit, std::fs::read_dir("/proc/self/fd").ok()?.count() as u64))
+}
+
 fn total_memory() -> Option<Bytes> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;

@@ -13,7 +13,7 @@ use super::commit::{Held, Stamp};
 use super::directory::ShardDirectory;
 use super::placement::MovedUnits;
 use super::private::{PrivateDirectory, is_not_ours};
-use super::space::{check_file_size, explained};
+use super::space::{check_file_size, explained, overwrite_in_place, set_aside_beyond_end};
 use crate::error::{Error, ErrorKind, Result};
 use crate::partition::{Allotment, Cut};
 use crate::state::{Codec, LossScalerState, Parameter};
@@ -156,17 +156,28 @@ pub struct RecordFiles {
 }
 
 impl RecordFiles {
-    /// Opens both places; creates them, empty, if `is_new`.
+    /// Opens both places; creates them, empty, if `is_new`. Space for records of so many bytes is set
+    /// aside, so that a drive that others fill does not end commits.
     ///
     /// # Errors
-    /// Cannot create, with the path, if a file cannot be opened.
-    pub fn open(shard: &ShardDirectory, is_new: bool) -> Result<Self> {
+    /// Cannot create, with the path, if a file cannot be opened, or a new one has no room.
+    pub fn open(shard: &ShardDirectory, is_new: bool, bytes: u64) -> Result<Self> {
         let directory = shard.enter()?.ok_or_else(|| shard.missing())?;
         let flags =
             OFlags::RDWR | OFlags::CREATE | if is_new { OFlags::TRUNC } else { OFlags::empty() };
         let paths = shard.record_paths();
         let open = |place: usize| {
-            directory.open_file(RECORDS[place], flags).map_err(|error| {
+            let opened = directory.open_file(RECORDS[place], flags).and_then(|file| {
+                if is_new {
+                    overwrite_in_place(&file, directory.path());
+                }
+                match set_aside_beyond_end(&file, bytes) {
+                    Err(error) if is_new => Err(error),
+                    // An older job's records have been written to their length.
+                    _ => Ok(file),
+                }
+            });
+            opened.map_err(|error| {
                 let refused = Error::new(ErrorKind::CannotCreate, "a record file cannot be opened");
                 explained(refused.with("path", paths[place].display()), error, directory.path())
             })

@@ -107,14 +107,15 @@ impl ShardFiles {
         self.keep = keep;
     }
 
-    /// Opens the two places for records, on the first drive.
+    /// Opens the two places for records, on the first drive, with space set aside for records of so
+    /// many bytes.
     ///
     /// # Errors
     /// Cannot create, with the path, if one cannot be opened.
-    pub fn records(&self, is_new: bool) -> Result<RecordFiles> {
+    pub fn records(&self, is_new: bool, bytes: u64) -> Result<RecordFiles> {
         let first = self.directories.first();
         let first = first.ok_or_else(|| Error::internal("a shard without a drive"))?;
-        let records = RecordFiles::open(first, is_new)?;
+        let records = RecordFiles::open(first, is_new, bytes)?;
         if is_new {
             first.sync_names();
         }

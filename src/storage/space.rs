@@ -41,6 +41,18 @@ pub(super) fn set_aside(file: &File, bytes: u64) -> io::Result<()> {
     Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
 }
 
+/// The same, and leaves the file as long as it is. Where the file system cannot do that, nothing is
+/// set aside.
+pub(super) fn set_aside_beyond_end(file: &File, bytes: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    match fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes).map_err(io::Error::from) {
+        Err(error) if is_unknown(&error) => Ok(()),
+        result => result,
+    }
+}
+
 /// Whether the file system, or a filter of system calls (seccomp), does not know fallocate.
 fn is_unknown(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::co_owned::CoOwned;
 use super::placement_log;
-use super::preflight::{check_node_memory, check_size, check_space, neighbours};
+use super::preflight::{check_node_memory, check_open_files, check_size, check_space, neighbours};
 use super::resources::{create_files, draw_job_id, reclaim};
 use super::resume;
 use super::sharding::{Sharding, deal, warn_of_drift};
@@ -79,6 +79,7 @@ pub(in crate::step) fn open_files(
     // would fill memory with.
     agree(&**comm, ShardSize::resolve(config, &inventory, &allotment))?;
     let drives = &config.drives;
+    agree(&**comm, check_open_files(drives.paths.len()))?;
     let tried = try_drives(&drives.paths, &drives.allow_filesystems, &config.job);
     let tried = agree(&**comm, tried)?;
     placement_log::announce(config, &**comm, topology)?;

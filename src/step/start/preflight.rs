@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{Config, memory_limit};
+use crate::config::{Config, memory_limit, open_files};
 use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Plan, ShardSize};
@@ -12,6 +12,11 @@ use crate::units::Bytes;
 
 /// Device numbers and bytes, one entry per drive.
 type DriveBytes = Vec<(u64, u64)>;
+
+/// A drive's state file is open for the job and for its engine.
+const FILES_OF_DRIVE: u64 = 2;
+/// Records, metrics, the engine's own, and directories while they are looked at.
+const FILES_BESIDE: u64 = 24;
 
 /// Files and directories that a rank has on a drive.
 const INODES_OF_RANK: u64 = 6;
@@ -42,6 +47,24 @@ pub(super) fn check_size(
     let taken = totals([&per_device(drives, &agree(comm, allocated)?)].into_iter());
     let fit = |drive: &Drive| fits(drive, of(&needed, drive), of(&taken, drive));
     agree(comm, drives.iter().try_for_each(fit))
+}
+
+/// Checks that the files of a job on so many drives may be open at the same time.
+///
+/// # Errors
+/// Unavailable, with the limit and what is open now.
+pub(super) fn check_open_files(drives: usize) -> Result<()> {
+    let needed = FILES_OF_DRIVE * drives as u64 + FILES_BESIDE;
+    match open_files() {
+        Some((limit, open)) if open + needed > limit => {
+            Err(Error::new(ErrorKind::Unavailable, "this process may open too few files")
+                .with("needed", needed)
+                .with("open now", open)
+                .with("limit", limit)
+                .hint("raise the limit of open files (ulimit -n)"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of each drive, with the number of its device.

@@ -12,6 +12,9 @@ use crate::storage::{Drive, Owner, ShardDirectory, ShardFiles, ShardLayout, Stat
 use crate::swap::{Overlap, SpillPort, Swapper, SwapperSpec};
 use crate::timers::Tracer;
 
+/// Room in a record's file for a caller's value; a longer one has room from its first commit on.
+const RECORD_MORE_BYTES: u64 = 64 << 10;
+
 /// Collective: a name for this creation of the job; names sort by the time of creation.
 pub(super) fn draw_job_id(comm: &dyn Communicator) -> Result<String> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -111,7 +114,19 @@ pub(in crate::step) fn open_records(
     if !plan.config().is_durable() {
         return Ok(None);
     }
-    Ok(Some(Durable::new(files.records(!comes_back)?, job_id)))
+    let records = files.records(!comes_back, record_bytes(plan))?;
+    Ok(Some(Durable::new(records, job_id)))
+}
+
+/// Bytes of the longest record, when every chunk has moved, with some for a caller's value. Numbers
+/// of 32 bits take up to five bytes, those of 64 bits nine.
+fn record_bytes(plan: &Plan) -> u64 {
+    let chunks = plan.partition().chunks().len() as u64;
+    let pieces = plan.partition().pieces().len() as u64;
+    let bytes = plan.placement().drive_bytes();
+    let units = bytes.iter().sum::<u64>() / plan.config().drives.stripe_unit.0;
+    let of_chunk = 2 + plan.sums_per_chunk() as u64;
+    5 * (chunks * of_chunk + units) + 9 * (pieces + bytes.len() as u64) + RECORD_MORE_BYTES
 }
 
 /// The threads of a rank, and the buffers that they work with.

@@ -58,7 +58,7 @@ pub(super) fn reopen(
     let Some(found) = find(config, inventory, dealt, comm)? else { return Ok(None) };
     let opened = agree(comm, open(config, inventory, dealt, drives, comm, &found))?;
     let (plan, files) = opened;
-    let records = files.records(false).and_then(|records| records.read());
+    let records = files.records(false, 0).and_then(|records| records.read());
     match choose_record(comm, &found.job_id, records)? {
         Some(_) => Ok(Some((plan, files, found.job_id))),
         None => {
