@@ -1,6 +1,6 @@
 //! What the environment refuses or limits says nothing about the job or the drive: file systems
-//! without locks, filters of system calls, limits of the process, quotas, inodes. strace, ulimit and
-//! small file systems make them.
+//! without locks, filters of system calls, limits of the process, quotas, inodes. strace, prlimit
+//! and small file systems make them.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 

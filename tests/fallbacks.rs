@@ -71,14 +71,14 @@ fn registered_buffers_refused() {
     run.expect(0, &["registered buffers refused", "ulimit -l", "unregistered buffers"]);
 }
 
-/// Which of a start's opens in the job's directory is the first with direct I/O, counted from 1: that
-/// of the trial, by which the job goes.
+/// Which of a start's opens in the job's directory is the first with direct I/O, counted from 1:
+/// that of the trial, by which the job goes.
 fn first_direct_open(drives: &Drives, directory: &str) -> usize {
     let log = tempfile::NamedTempFile::new().unwrap();
     let trace = ["-o", log.path().to_str().unwrap(), "-e", "trace=openat", "-P", directory];
     digest(&bench(drives, &trace, &[]));
     let opens = std::fs::read_to_string(log.path()).unwrap();
-    1 + opens.lines().position(|open| open.contains("O_DIRECT")).expect(&opens)
+    1 + opens.lines().position(|open| open.contains("O_DIRECT|")).expect(&opens)
 }
 
 #[test]

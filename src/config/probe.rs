@@ -19,8 +19,8 @@ pub fn file_size_limit() -> Option<Bytes> {
     getrlimit(Resource::Fsize).current.map(Bytes)
 }
 
-/// How many files this process may have open (`ulimit -n`), and how many it has; `None` for no limit
-/// or where it is not known.
+/// How many files this process may have open (`ulimit -n`), and how many it has; `None` for no
+/// limit, or where it is not known.
 pub fn open_files() -> Option<(u64, u64)> {
     let limit = getrlimit(Resource::Nofile).current?;
     Some((limit, std::fs::read_dir("/proc/self/fd").ok()?.count() as u64))

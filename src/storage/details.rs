@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::device::Device;
-use super::drive::filesystem_of;
+use super::filesystem::filesystem_of;
 
 /// A drive with everything that may explain its speed. What is not known is empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

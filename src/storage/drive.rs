@@ -1,13 +1,13 @@
 //! Inspecting a drive, which a user names by a directory on it, and trying it out.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 
 use super::device::Device;
+use super::filesystem::{filesystem_name, is_local_filesystem, is_memory_filesystem};
 use super::private::is_not_ours;
 use super::space::explained;
 use super::trial::DriveTrial;
@@ -35,14 +35,6 @@ pub struct Drive {
     /// room for what it writes beside what it overwrites.
     pub overwrites_in_place: bool,
 }
-
-const MEMORY_FILESYSTEMS: [&str; 2] = ["tmpfs", "ramfs"];
-
-/// File systems of other machines, of programs, and of containers.
-const REMOTE_FILESYSTEMS: [&str; 12] = [
-    "nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "orangefs", "panfs", "9p", "fuse",
-    "overlay",
-];
 
 impl Drive {
     /// Inspects one drive, without trying it.
@@ -217,22 +209,6 @@ fn warn_of(drive: &Drive, trial: &DriveTrial) {
     }
 }
 
-/// The name of the file system that a path lies on, such as `ext4`; `None` if that cannot be found
-/// out.
-pub fn filesystem_of(path: &Path) -> Option<String> {
-    Some(filesystem_name(rustix::fs::statfs(path).ok()?.f_type as u64))
-}
-
-/// Whether a file system of this name keeps its files in memory.
-pub fn is_memory_filesystem(name: &str) -> bool {
-    MEMORY_FILESYSTEMS.contains(&name)
-}
-
-/// Whether a file system of this name keeps its files on drives of this machine.
-pub fn is_local_filesystem(name: &str) -> bool {
-    !REMOTE_FILESYSTEMS.contains(&name)
-}
-
 /// Whether two paths are known to lie on the same disk.
 pub fn same_disk(a: &Path, b: &Path) -> bool {
     matches!((Device::of(a), Device::of(b)), (Ok(a), Ok(b)) if a.disk == b.disk)
@@ -248,43 +224,4 @@ pub fn is_forbidden(directory: &Path) -> bool {
 
 fn same_directory(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-/// The alignment in bytes that direct I/O on a file needs, where the kernel knows it (statx
-/// `STATX_DIOALIGN`, Linux 6.1).
-pub(super) fn direct_io_alignment(file: &File) -> Option<u64> {
-    let asked = StatxFlags::from_bits_retain(0x2000);
-    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, asked).ok()?;
-    let is_known = found.stx_mask & asked.bits() != 0;
-    let align = u64::from(found.stx_dio_offset_align.max(found.stx_dio_mem_align));
-    (is_known && align > 0).then_some(align)
-}
-
-/// The name of a file system by its magic number in statfs(2).
-fn filesystem_name(magic: u64) -> String {
-    let name = match magic & 0xffff_ffff {
-        0xef53 => "ext4",
-        0x5846_5342 => "xfs",
-        0x9123_683e => "btrfs",
-        0x0102_1994 => "tmpfs",
-        0x8584_58f6 => "ramfs",
-        0x794c_7630 => "overlay",
-        0x6969 => "nfs",
-        0x0bd0_0bd0 => "lustre",
-        0x4750_4653 => "gpfs",
-        0x1983_0326 => "beegfs",
-        0x00c3_6400 => "ceph",
-        0xff53_4d42 => "cifs",
-        0xfe53_4d42 => "smb",
-        0x2003_0528 => "orangefs",
-        0xaad7_aaea => "panfs",
-        0x0102_1997 => "9p",
-        0x2fc1_2fc1 => "zfs",
-        0xca45_1a4e => "bcachefs",
-        0x3434 => "nilfs2",
-        0xf2f5_2010 => "f2fs",
-        0x6573_5546 => "fuse",
-        other => return format!("0x{other:x}"),
-    };
-    name.to_owned()
 }

@@ -18,6 +18,7 @@ mod device;
 mod directory;
 mod drive;
 mod extent;
+mod filesystem;
 mod found;
 mod lock;
 mod owner;
@@ -36,11 +37,9 @@ mod trial;
 pub use details::DriveDetails;
 pub use device::Device;
 pub use directory::ShardDirectory;
-pub use drive::{
-    Drive, filesystem_of, is_forbidden, is_local_filesystem, is_memory_filesystem, same_disk,
-    try_drives,
-};
+pub use drive::{Drive, is_forbidden, same_disk, try_drives};
 pub use extent::ExtentLayout;
+pub use filesystem::{filesystem_of, is_local_filesystem, is_memory_filesystem};
 pub use found::FoundShard;
 pub use lock::Life;
 pub use owner::{Owner, boot_id};

@@ -48,7 +48,7 @@ impl fmt::Display for NotOurs {
             }
             Self::Foreign { path, owner, mode } if *owner == user => write!(
                 f,
-                "others may change {0} (owner {owner}, mode {1:04o}): if nobody did, chmod go-w {0}",
+                "others may change {0} (owner {owner}, mode {1:04o}): if none has, chmod go-w {0}",
                 path.display(),
                 mode & 0o7777
             ),

@@ -156,8 +156,8 @@ pub struct RecordFiles {
 }
 
 impl RecordFiles {
-    /// Opens both places; creates them, empty, if `is_new`. Space for records of so many bytes is set
-    /// aside, so that a drive that others fill does not end commits.
+    /// Opens both places; creates them, empty, if `is_new`. Space for records of so many bytes is
+    /// set aside, so that a drive that others fill does not end commits.
     ///
     /// # Errors
     /// Cannot create, with the path, if a file cannot be opened, or a new one has no room.

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, IFlags, fallocate};
 use rustix::io::Errno;
 
-use super::drive::filesystem_of;
+use super::filesystem::filesystem_of;
 use crate::config::file_size_limit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Bytes;

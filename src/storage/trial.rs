@@ -8,10 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use super::directory::{TOP, remove_empty};
-use super::drive::direct_io_alignment;
 use super::lock::Lock;
 use super::private::PrivateDirectory;
 use super::space::{overwrite_in_place, set_aside};
@@ -117,6 +116,16 @@ fn create(directory: &PrivateDirectory, prefix: &str) -> io::Result<(String, Fil
             created => return Ok((name, created?)),
         }
     }
+}
+
+/// The alignment in bytes that direct I/O on a file needs, where the kernel knows it (statx
+/// `STATX_DIOALIGN`, Linux 6.1).
+fn direct_io_alignment(file: &File) -> Option<u64> {
+    let asked = StatxFlags::from_bits_retain(0x2000);
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, asked).ok()?;
+    let is_known = found.stx_mask & asked.bits() != 0;
+    let align = u64::from(found.stx_dio_offset_align.max(found.stx_dio_mem_align));
+    (is_known && align > 0).then_some(align)
 }
 
 fn sector_through(file: &File) -> io::Result<()> {

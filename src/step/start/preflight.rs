@@ -22,7 +22,7 @@ const FILES_BESIDE: u64 = 24;
 const INODES_OF_RANK: u64 = 6;
 
 /// Collective: checks that the drives could hold the shards of this node's ranks at all, if nothing
-/// but this job were on them: a coarse check before tables are built, which [`check_space`] follows.
+/// but this job were on them: a coarse check before tables are built. [`check_space`] follows.
 /// Changes nothing.
 ///
 /// # Errors
@@ -103,8 +103,8 @@ fn fits(drive: &Drive, need: u64, reclaimable: u64) -> Result<()> {
         ));
     }
     Err(error.with("file system", &drive.filesystem).hint(
-        "this file system writes what is overwritten to new places, so twice the space is needed: \
-         free space, add drives, or use a file system that overwrites in place, such as xfs or ext4",
+        "this file system writes what is overwritten to new places, so twice the space is \
+         needed: free space, add drives, or use one that overwrites in place, such as xfs or ext4",
     ))
 }
 
