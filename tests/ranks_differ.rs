@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 
 use optswap::config::{Durability, MissingGradient};
-use optswap::internals::storage::{FoundShard, RecordFiles};
+use optswap::internals::storage::{FoundShard, RecordFiles, ShardDirectory};
 use optswap::{
     Communicator, Config, Error, Gradients, NO_PARAMETERS, NoParameters, ParamIndex, Result,
     StepOptions, SwappedOptimizer,
@@ -232,9 +232,8 @@ fn records_of_one_commit_and_different_steps_are_not_gone_on_from() {
     };
     all(on_ranks(2, body(2)));
     // As two ranks leave them that committed after different numbers of steps.
-    let directory = drives.shard("default", 1);
-    let files = RecordFiles::open([0, 1].map(|it| directory.join(format!("record-{it}"))), false);
-    let files = files.unwrap();
+    let shard = ShardDirectory::new(&drives.paths()[0], "default", 1);
+    let files = RecordFiles::open(&shard, false, 0).unwrap();
     for (place, record) in files.read().unwrap().into_iter().enumerate() {
         let mut record = record.unwrap();
         record.attempts *= 2;
