@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::gradients::GradientPlan;
-use super::tables::Tables;
 use super::size::{BUFFERS_MIN, ShardSize, buffer_count};
+use super::tables::Tables;
 use crate::config::{CacheSize, Config};
 use crate::error::Result;
 use crate::optim::Rounder;

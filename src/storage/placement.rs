@@ -6,7 +6,7 @@
 //! gives up is free when its replacement has been written. So the units of a committed slot, which
 //! is never written, stay the same.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};

@@ -112,7 +112,9 @@ pub(in crate::step) fn open_files(
     };
     agree(&**comm, neighbours(&plan))?;
     let co_owned = match plan.allotment().cut {
-        Cut::Contiguous { .. } => CoOwned::of_ranges(plan.inventory(), plan.ranges(), &dealt.group),
+        Cut::Contiguous { .. } => {
+            CoOwned::of_ranges(plan.inventory(), &plan.ranges(), &dealt.group)
+        }
         Cut::Own(_) => dealt.co_owned,
     };
     Ok(Opened { plan, files, job_id, group: dealt.group, co_owned, comes_back })
