@@ -29,10 +29,10 @@ pub use agree::agree;
 pub use alike::{ALIKE_WORDS, Alike, agree_on_values, differing_values, rank_words};
 pub use bulk::{all_gather_ranges, mean_over_ranks, reduce_scatter_ranges};
 pub use checked::{Call, Calls, Checked};
-pub use gather::gather_all;
+pub use gather::{draw_id, gather_all};
 pub use group::Group;
 pub use local::{Solo, ThreadCommunicator};
-pub use presence::{Activity, Collective, Phase, Presence, Waits};
+pub use presence::{Activity, Collective, Phase, Presence, Pulse, Waits};
 pub use topology::Topology;
 
 /// The target of stall warnings in the log. They come from any rank that knows which one is late,

@@ -187,8 +187,12 @@ impl Presence {
     /// of them: the page is written only if its last change is some time ago, or with the next
     /// change.
     pub fn progress(&self, completed_ops: u64) {
+        self.get_on(|record| record.completed_ops = completed_ops);
+    }
+
+    fn get_on(&self, change: impl FnOnce(&mut Record)) {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        record.completed_ops = completed_ops;
+        change(&mut record);
         let now_ms = now_ms();
         if now_ms >= record.changed_ms + PROGRESS_EVERY_MS {
             record.changed_ms = now_ms;
@@ -310,5 +314,24 @@ impl Activity {
 impl Drop for Activity {
     fn drop(&mut self) {
         self.turn_to(Phase::BetweenSteps);
+    }
+}
+
+/// Publishes that a rank gets on with what is no I/O operation of its drives, such as writing or
+/// comparing a checkpoint, so that those who wait for it wait on.
+#[derive(Clone, Debug)]
+pub struct Pulse(Option<Arc<Presence>>);
+
+impl Pulse {
+    /// That of this rank. Nothing is published if the communicator has no [`Presence`].
+    pub fn of(comm: &dyn Communicator) -> Self {
+        Self(comm.presence().cloned())
+    }
+
+    /// To be called whenever something is done, as often as one likes.
+    pub fn beat(&self) {
+        if let Some(presence) = &self.0 {
+            presence.get_on(|_| ());
+        }
     }
 }

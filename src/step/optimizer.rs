@@ -41,6 +41,7 @@ pub struct SwappedOptimizer {
     pub(super) gradients: GradientSink,
     /// `None` for a scratch job.
     pub(super) durable: Option<Durable>,
+    job_id: String,
     pub(super) resumed: Option<Resumed>,
     pub(super) snapshot: Option<Snapshot>,
     /// The update by the caller that is under way.
@@ -88,7 +89,7 @@ impl SwappedOptimizer {
         let (threads, durable) = agree(
             &*comm,
             threads
-                .and_then(|it| Ok((it, start::open_records(&plan, &files, job_id, comes_back)?))),
+                .and_then(|it| Ok((it, start::open_records(&plan, &files, &job_id, comes_back)?))),
         )?;
         let has_own_weights = !config.drives.weights.is_empty();
         let balance = Balance::new(&plan, &files, meters, &topology, has_own_weights);
@@ -100,6 +101,7 @@ impl SwappedOptimizer {
             watch: Watch::open(config, &*comm, &plan, recorder, balance)?,
             gradients: GradientSink::new(&plan, Arc::clone(&threads.pool), gradients, tracer),
             durable,
+            job_id,
             resumed: None,
             snapshot: None,
             pass: None,
@@ -185,6 +187,11 @@ impl SwappedOptimizer {
     /// The number of steps attempted so far, skipped ones included, over all starts of the job.
     pub fn attempts(&self) -> u64 {
         self.progress.attempts
+    }
+
+    /// What tells this creation of the job from all others of its name.
+    pub(crate) fn job_id(&self) -> &str {
+        &self.job_id
     }
 
     /// The bytes that were given as [`StepOptions::user_blob`](super::StepOptions) with the last

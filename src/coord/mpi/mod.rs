@@ -21,10 +21,10 @@ use mpi::traits::{Communicator as _, Group as _};
 use self::inspector::{Inspector, timed_out};
 use self::mail::Mail;
 use self::thread::Handle;
-use super::Communicator;
 use super::local::host_name;
 use super::presence::{Collective, Presence, Waits};
 use super::stall::Limits;
+use super::{Communicator, agree};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timers::Patience;
 use crate::units::Rank;
@@ -239,13 +239,13 @@ impl Communicator for MpiCommunicator {
         self.inspector.get().map(Inspector::presence)
     }
 
-    /// MPI_Comm_split, MPI 3.1 section 6.4.2. The call has no deadline, so all ranks meet in a
-    /// barrier first, which has one. In collectives of the new communicator late ranks are not
-    /// named.
+    /// MPI_Comm_split, MPI 3.1 section 6.4.2. The call has no deadline, so all ranks agree first,
+    /// which has one, and no rank calls it unless all do. In collectives of the new communicator
+    /// late ranks are not named.
     fn split(&self, color: u32) -> Result<Arc<dyn Communicator>> {
-        self.barrier()?;
-        let color = i32::try_from(color)
-            .map_err(|_| Error::usage("a color is beyond 2^31").with("color", color))?;
+        let number = i32::try_from(color)
+            .map_err(|_| Error::usage("a color is not below 2^31").with("color", color));
+        let color = agree(self, number)?;
         let turn = thread::turn();
         let comm = self.comm.get().and_then(|comm| comm.split_by_color(Color::with_value(color)));
         let comm = comm.ok_or_else(|| Error::internal("MPI has divided a rank from all others"))?;

@@ -100,7 +100,7 @@ pub(in crate::step) fn open_files(
         }
         None => {
             check_node_memory(&plan, &**comm, topology)?;
-            let job_id = draw_job_id(&**comm)?;
+            let job_id = draw_job_id(config, &**comm)?;
             let directories = check_space(&plan, &tried, &**comm, topology)?;
             // All ranks remove old files before any rank allocates, since ranks of a node share the
             // drives.

@@ -4,24 +4,31 @@ use std::sync::Arc;
 
 use super::super::durable::Durable;
 use crate::config::{Config, FaultConfig};
-use crate::coord::{Communicator, gather_all};
+use crate::coord::{Communicator, draw_id, gather_all};
 use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveMeters, EngineSpec, allocate_sized};
 use crate::plan::Plan;
-use crate::storage::{Drive, Owner, ShardDirectory, ShardFiles, ShardLayout, StateFile};
+use crate::storage::{
+    Drive, FoundShard, Owner, ShardDirectory, ShardFiles, ShardLayout, StateFile,
+};
 use crate::swap::{Overlap, SpillPort, Swapper, SwapperSpec};
 use crate::timers::Tracer;
 
 /// Room in a record's file for a caller's value; a longer one has room from its first commit on.
 const RECORD_MORE_BYTES: u64 = 64 << 10;
 
-/// Collective: a name for this creation of the job; names sort by the time of creation.
-pub(super) fn draw_job_id(comm: &dyn Communicator) -> Result<String> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seconds = now.map_or(0, |now| now.as_secs());
-    let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
-    let mine = format!("{seconds:010x}-{}", random.trim());
-    Ok(gather_all(comm, &mine)?.swap_remove(0))
+/// Collective: a name for this creation of the job: a number above those of all creations that any
+/// rank sees on its drives, and random bits. So names sort by creation, whatever the clocks say.
+pub(super) fn draw_job_id(config: &Config, comm: &dyn Communicator) -> Result<String> {
+    // What cannot be read here is about to be overwritten.
+    let seen = FoundShard::all_on(&config.drives.paths, Some(&config.job)).unwrap_or_default();
+    let number_of = |shard: &FoundShard| {
+        let number = shard.layout.job_id.split('-').next().unwrap_or_default();
+        u64::from_str_radix(number, 16).unwrap_or(0)
+    };
+    let newest = seen.iter().map(number_of).max().unwrap_or(0);
+    let newest = gather_all(comm, &newest)?.into_iter().max().unwrap_or(0);
+    Ok(format!("{:010x}-{}", newest.saturating_add(1), draw_id(comm)?))
 }
 
 pub(super) fn create_files(
@@ -108,14 +115,14 @@ pub(super) fn reclaim(config: &Config, ranks: u32, directories: &[ShardDirectory
 pub(in crate::step) fn open_records(
     plan: &Plan,
     files: &ShardFiles,
-    job_id: String,
+    job_id: &str,
     comes_back: bool,
 ) -> Result<Option<Durable>> {
     if !plan.config().is_durable() {
         return Ok(None);
     }
     let records = files.records(!comes_back, record_bytes(plan))?;
-    Ok(Some(Durable::new(records, job_id)))
+    Ok(Some(Durable::new(records, job_id.to_owned())))
 }
 
 /// Bytes of the longest record, when every chunk has moved, with some for a caller's value. Numbers

@@ -86,8 +86,8 @@ fn find(
         .iter()
         .flatten()
         .filter_map(|sight| sight.newest.map(|(stamp, attempts)| (&sight.job_id, stamp, attempts)));
-    // Ids begin with the time of creation. The newest job counts, since a node that was away may
-    // still have an older one.
+    // Ids begin with the number of the creation. The newest job counts, since a node that was away
+    // may still have an older one.
     let Some((job_id, stamp, attempts)) = newest.max() else {
         return agree(comm, refuse_headless(&all)).map(|()| None);
     };
