@@ -376,3 +376,66 @@ fn places_and_steps_that_make_no_sense_are_refused() {
     support::alone(&optswap(), &["top", "--once", &missing]).expect(64, &["no metrics of a job"]);
     support::alone(&optswap(), &["report", &file]).expect(64, &["no result", "bench --json"]);
 }
+
+#[test]
+fn files_that_are_full_do_not_stop_training_and_each_is_told_once() {
+    let _turn = one_at_a_time();
+    let drives = Drives::new(1);
+    let dir = |name: &str| drives.path().join(name);
+    let full = |name: &str, files: &[&str]| {
+        std::fs::create_dir(dir(name)).unwrap();
+        let link = |file: &&str| std::os::unix::fs::symlink("/dev/full", dir(name).join(file));
+        files.iter().for_each(|file| link(file).unwrap());
+    };
+    full("logs", &["log-rank00000.jsonl", "log-rank00001.jsonl"]);
+    let new = ["trace.json.new", "table.new", "ranks.new", "result.new"];
+    let metrics = ["metrics-rank00000.jsonl", "metrics-rank00001.jsonl"];
+    full("report", &[&new[..], &metrics].concat());
+    full("textfiles", &["optswap-default-rank00000.new", "optswap-default-rank00001.new"]);
+    let mut command = ranks(2, &train_lm());
+    command.args(support::TINY).args([
+        "--steps",
+        "4",
+        "--trace-steps",
+        "2-3",
+        "--log-ranks",
+        "all",
+    ]);
+    command.args(["--drives", &drives.list(1)]).arg("--log-dir").arg(dir("logs"));
+    command.arg("--report-dir").arg(dir("report")).arg("--prometheus-dir").arg(dir("textfiles"));
+    let run = Run::of(&command.output().unwrap());
+    run.expect(0, &[]);
+    for (what, ranks) in [
+        ("the log", 2),
+        ("metrics", 2),
+        ("the Prometheus file", 2),
+        ("the trace", 1),
+        ("the result", 1),
+    ] {
+        let said = format!("warn: {what} cannot be written, the job goes on without: ");
+        let lines: Vec<&str> = run.stderr.lines().filter(|line| line.contains(&said)).collect();
+        assert_eq!(lines.len(), ranks, "{what}: {}", run.stderr);
+        assert!(lines.iter().all(|line| line.contains("No space left")), "{lines:?}");
+    }
+    // By default, one rank of each node tells.
+    let mut command = ranks(2, &train_lm());
+    command.args(support::TINY).args(["--steps", "1", "--drives", &drives.list(1)]);
+    let run = Run::of(&command.arg("--log-dir").arg(dir("logs")).output().unwrap());
+    run.expect(0, &[]);
+    assert_eq!(run.stderr.matches("the log cannot be written").count(), 1, "{}", run.stderr);
+}
+
+#[test]
+fn a_line_that_was_cut_off_does_not_spoil_the_next_one() {
+    let drives = Drives::new(1);
+    let logs = drives.path().join("logs");
+    std::fs::create_dir(&logs).unwrap();
+    let file = logs.join("log-rank00000.jsonl");
+    std::fs::write(&file, "{\"ts\":\"2026").unwrap();
+    let bench = ["bench", "--params", "4096", "--steps", "1", "--drives", &drives.list(1)];
+    let logged = ["--log-dir", logs.to_str().unwrap()];
+    support::alone(&optswap(), &[&bench[..], &logged].concat()).expect(0, &[]);
+    let text = read(&file);
+    assert!(text.lines().skip(1).all(|line| serde_json::from_str::<Value>(line).is_ok()), "{text}");
+    assert!(text.lines().count() > 2, "{text}");
+}

@@ -1,6 +1,6 @@
 //! Progress on rank 0's stderr: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -43,9 +43,11 @@ impl Progress {
             "step {step}/{}: validation loss {loss:.4} nats per byte (entropy {byte_entropy:.4})",
             self.steps
         );
+        // A terminal that is gone, or a file that is full, is no reason to stop training.
+        let show = || drop(writeln!(std::io::stderr(), "{line}"));
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(show),
+            None => show(),
         }
     }
 

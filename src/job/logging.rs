@@ -2,8 +2,7 @@
 //! wanted, in a file of each rank, as JSON.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
@@ -11,17 +10,18 @@ use std::str::FromStr;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use super::complain;
 use crate::config::parse_ranges;
 use crate::coord::STALL_TARGET;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::DRIVES_TARGET;
+use crate::telemetry::{LOSSES_TARGET, LineFile, is_passing, utc_now};
 use crate::units::Rank;
 
 /// Which ranks log to the terminal: `all`, or numbers and ranges such as `0,3-5`.
@@ -73,26 +73,26 @@ fn colour(level: &Level) -> Option<&'static str> {
 
 /// A rank's file of log lines.
 pub(super) struct LogFile {
-    file: File,
+    file: LineFile,
     rank: u32,
 }
 
 /// Writes events as objects of JSON, one a line: ts, level, host, rank, target, message, and the
 /// event's other fields.
 struct JsonLines {
-    file: File,
+    file: LineFile,
     rank: u32,
     host: String,
+    /// What a warning on the terminal begins with; `None` where this rank gives none.
+    tag: Option<String>,
 }
 
 impl<S: Subscriber> Layer<S> for JsonLines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let mut ts = String::new();
-        let _ = SystemTime.format_time(&mut Writer::new(&mut ts));
         let mut line = serde_json::json!({
-            "ts": ts,
+            "ts": utc_now(),
             "level": event.metadata().level().as_str().to_lowercase(),
             "host": self.host,
             "rank": self.rank,
@@ -102,9 +102,13 @@ impl<S: Subscriber> Layer<S> for JsonLines {
         for (name, value) in fields.others {
             line[name] = value;
         }
-        // One write, so that lines of two threads do not mix. A failure cannot be reported
-        // anywhere.
-        let _ = (&self.file).write_all(format!("{line}\n").as_bytes());
+        // A warning would come back to this layer.
+        if let (Err(error), Some(tag)) = (self.file.add(&format!("{line}\n")), &self.tag) {
+            let path = self.file.path().display();
+            complain(format_args!(
+                "{tag} warn: the log cannot be written, the job goes on without: {path}: {error}"
+            ));
+        }
     }
 }
 
@@ -171,35 +175,38 @@ where
 }
 
 /// Opens this rank's file of log lines in a directory, which is created if it is missing. Lines of
-/// an earlier start of the job stay.
-pub(super) fn open_file(dir: &Path, rank: Rank) -> Result<LogFile> {
+/// an earlier start of the job stay. `Err` within `Ok` says that the file system is full or broken:
+/// the job goes on without.
+///
+/// # Errors
+/// Cannot create, where the name is at fault.
+pub(super) fn open_file(dir: &Path, rank: Rank) -> Result<std::io::Result<LogFile>> {
     let path = dir.join(format!("log-rank{:05}.jsonl", rank.0));
-    let open = || {
-        std::fs::create_dir_all(dir)?;
-        OpenOptions::new().append(true).create(true).open(&path)
-    };
-    let file = open().map_err(|error| {
-        Error::new(ErrorKind::CannotCreate, "the log cannot be written")
+    match std::fs::create_dir_all(dir).and_then(|()| LineFile::open(path.clone())) {
+        Ok(file) => Ok(Ok(LogFile { file, rank: rank.0 })),
+        Err(error) if is_passing(&error) => Ok(Err(error)),
+        Err(error) => Err(Error::new(ErrorKind::CannotCreate, "the log cannot be written")
             .with("file", path.display())
             .because(error)
-            .hint("name another directory with --log-dir")
-    })?;
-    Ok(LogFile { file, rank: rank.0 })
+            .hint("name another directory with --log-dir")),
+    }
 }
 
 /// Starts logging to stderr, and to a file if there is one. `RUST_LOG` sets the level (default
 /// `info`).
 ///
 /// On stderr, a rank with `is_logging` false writes only which rank it waits for, since rank 0 may
-/// be the one that is late, and which drive of its node has changed, which the node's first rank
-/// reports. Colours appear only on a terminal, and not if `NO_COLOR` is set. A subscriber that the
+/// be the one that is late, which drive of its node has changed, which the node's first rank
+/// reports, and, if it is `first_of_node`, which files beside training cannot be written: on a large
+/// job one rank of each node is enough. Colours appear only on a terminal, and not if `NO_COLOR` is set. A subscriber that the
 /// program has set up itself stays.
-pub(super) fn start(tag: &str, is_logging: bool, file: Option<LogFile>) {
+pub(super) fn start(tag: &str, is_logging: bool, first_of_node: bool, file: Option<LogFile>) {
     let wanted = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = if is_logging {
         wanted()
     } else {
-        EnvFilter::new(format!("{STALL_TARGET}=warn,{DRIVES_TARGET}=warn"))
+        let losses = if first_of_node { "warn" } else { "off" };
+        EnvFilter::new(format!("{STALL_TARGET}=warn,{DRIVES_TARGET}=warn,{LOSSES_TARGET}={losses}"))
     };
     let no_color = std::env::var("NO_COLOR").is_ok_and(|value| !value.is_empty());
     let lines = tracing_subscriber::fmt::layer()
@@ -210,7 +217,8 @@ pub(super) fn start(tag: &str, is_logging: bool, file: Option<LogFile>) {
         .with_filter(filter);
     let file = file.map(|file| {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        JsonLines { file: file.file, rank: file.rank, host }.with_filter(wanted())
+        let tag = (is_logging || first_of_node).then(|| tag.to_owned());
+        JsonLines { file: file.file, rank: file.rank, host, tag }.with_filter(wanted())
     });
     let _ = tracing_subscriber::registry().with(lines).with(file).try_init();
 }

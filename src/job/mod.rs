@@ -21,6 +21,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::coord::{Checked, Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
+use crate::telemetry::LOSSES_TARGET;
 use crate::units::Rank;
 
 pub use chosen::ChosenDrives;
@@ -90,7 +91,19 @@ pub fn run_main(
         Ok(file) => file,
         Err(error) => return end(&tag, &*comm, &error),
     };
-    logging::start(&tag, launch.log_ranks.includes(comm.rank()), file);
+    let (file, lost) = match file.transpose() {
+        Ok(file) => (file, None),
+        Err(error) => (None, Some(error)),
+    };
+    let first_of_node = launcher.local_rank == Some(0);
+    logging::start(&tag, launch.log_ranks.includes(comm.rank()), first_of_node, file);
+    if let (Some(error), Some(dir)) = (lost, &launch.log_dir) {
+        let dir = dir.display();
+        tracing::warn!(
+            target: LOSSES_TARGET,
+            "the log cannot be written, the job goes on without: {dir}: {error}"
+        );
+    }
     install_panic_hook(tag.clone());
     if let Err(error) = signals::listen(|signal| abort(128 + signal as u8)) {
         tracing::warn!("signals cannot be listened to: {error}");
@@ -147,8 +160,8 @@ fn cross_check(launcher: &Launcher, comm: &dyn Communicator) -> Result<()> {
 
 /// Runs a tool that needs no other ranks: logs, and the exit code.
 pub fn run_tool(body: impl FnOnce() -> Result<()>) -> ExitCode {
-    logging::start("optswap", true, None);
     signals::survive_size_limit();
+    logging::start("optswap", true, true, None);
     match body() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use super::records::DriveLimit;
 use super::series::{DriveSample, StepSample};
@@ -174,4 +176,12 @@ impl StepLine {
 pub(super) fn unix_seconds() -> f64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0.0, |now| now.as_secs_f64())
+}
+
+/// The time now, in UTC, as people read it.
+pub fn utc_now() -> String {
+    let mut text = String::new();
+    // Writing into a text does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut text));
+    text
 }

@@ -7,6 +7,7 @@
 mod alignment;
 mod drive_use;
 mod lines;
+mod losses;
 mod outlet;
 mod process_io;
 mod prometheus;
@@ -22,7 +23,8 @@ mod world;
 
 pub use alignment::Alignment;
 pub use drive_use::DriveUse;
-pub use lines::{DriveLine, EndLine, Line, SectionTimes, StartLine, StepLine};
+pub use lines::{DriveLine, EndLine, Line, SectionTimes, StartLine, StepLine, utc_now};
+pub use losses::{LOSSES_TARGET, LineFile, is_passing};
 pub use outlet::Outlet;
 pub use process_io::{ProcessIo, ProcessIoBytes};
 pub use rank_table::{bytes_per_param, overlap, rank_table, slowest};

@@ -2,8 +2,8 @@
 //! a trace when its steps are over, results at the end. Metrics are written by a thread of its own,
 //! so that a slow file system delays no step. If it cannot write them, it warns once.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::alignment::{Alignment, Reading, read_clocks};
 use super::lines::{EndLine, Line, StartLine, StepLine, unix_seconds};
+use super::losses::{LineFile, is_passing, tell};
 use super::prometheus::{self, Labels, Lifetime};
 use super::records::{DriveLimit, RankRecord};
 use super::result::RunResult;
@@ -91,9 +92,9 @@ impl Outlet {
         let labels =
             Labels { job: config.job.clone(), rank, host: comm.host().to_owned(), drives: names };
         let report = &config.report;
-        let lines = report.dir.as_deref().map(|dir| open_lines(dir, rank)).transpose()?;
+        let lines = report.dir.as_deref().map(|dir| open_lines(dir, rank)).transpose()?.flatten();
         if let Some(dir) = &report.prometheus_dir {
-            make_directory(dir)?;
+            may_be_missing(fs::create_dir_all(dir), dir)?;
         }
         let prometheus_dir = report.prometheus_dir.as_ref().or(report.dir.as_ref());
         let prometheus = prometheus_dir
@@ -182,10 +183,10 @@ impl Outlet {
         for (from, after) in after.into_iter().enumerate() {
             // One rank after the other, so that rank 0 needs memory for the spans of one rank only.
             let received = send_to_rank_0(comm, from, &mine)?;
-            if let (Some(Ok(file)), Some(of)) = (&mut file, received) {
+            if let (Some(Ok(open)), Some(of)) = (&mut file, received) {
                 let alignment = Alignment::new(self.clocks[from], after);
-                if let Err(error) = file.rank(&of, &alignment) {
-                    tracing::warn!("the trace cannot be written: {error}");
+                if let Err(error) = open.rank(&of, &alignment) {
+                    file = Some(Err(error));
                 }
             }
         }
@@ -195,11 +196,11 @@ impl Outlet {
                  fewer steps"
             );
         }
-        let ended = match (file, path) {
-            (Some(file), Some(path)) => file.and_then(|file| end_trace(file, &path)),
-            _ => Ok(()),
-        };
-        ended.unwrap_or_else(|error| tracing::warn!("the trace cannot be written: {error}"));
+        if let (Some(file), Some(path)) = (file, path)
+            && let Err(error) = file.and_then(|file| end_trace(file, &path))
+        {
+            tell("the trace", &path, &error);
+        }
         Ok(())
     }
 
@@ -224,14 +225,18 @@ impl Outlet {
             let result = RunResult::new(&self.config, command, records);
             let csv = result.csv().map_err(io::Error::other);
             let json = serde_json::to_string(&result).map_err(io::Error::other);
-            for (name, text) in [
+            let files = [
                 ("table.txt", Ok(table + "\n")),
                 ("ranks.csv", csv),
                 ("result.json", json.map(|text| text + "\n")),
-            ] {
-                if let Err(error) = text.and_then(|text| replace(&dir.join(name), &text)) {
-                    tracing::warn!("{name} cannot be written to {}: {error}", dir.display());
-                }
+            ];
+            // All are tried; one warning is enough.
+            let lost = files.map(|(name, text)| {
+                let path = dir.join(name);
+                text.and_then(|text| replace(&path, &text)).err().map(|error| (path, error))
+            });
+            if let Some((path, error)) = lost.iter().flatten().next_back() {
+                tell("the result", path, error);
             }
         }
         Ok(())
@@ -280,23 +285,41 @@ fn start_line(job: &str, comm: &dyn Communicator, elems: u64, drives: &[PathBuf]
     }
 }
 
-/// Opens a rank's file of metrics. Lines of an earlier start of the job stay.
-fn open_lines(dir: &Path, rank: u32) -> Result<File> {
-    make_directory(dir)?;
+/// Opens a rank's file of metrics.
+fn open_lines(dir: &Path, rank: u32) -> Result<Option<LineFile>> {
     let path = dir.join(format!("metrics-rank{rank:05}.jsonl"));
-    let opened = OpenOptions::new().append(true).create(true).open(&path);
-    opened.map_err(|error| refused(&path, error))
+    may_be_missing(fs::create_dir_all(dir).and_then(|()| LineFile::open(path)), dir)
+}
+
+/// The value, or `None` with a warning where the file system is full or broken.
+///
+/// # Errors
+/// Cannot create, where the name is at fault.
+fn may_be_missing<T>(opened: io::Result<T>, dir: &Path) -> Result<Option<T>> {
+    match opened {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_passing(&error) => {
+            tell("metrics", dir, &error);
+            Ok(None)
+        }
+        Err(error) => {
+            Err(Error::new(ErrorKind::CannotCreate, "a place for reports cannot be made")
+                .with("path", dir.display())
+                .because(error)
+                .hint("name another directory with --report-dir or --prometheus-dir"))
+        }
+    }
 }
 
 /// Starts the thread that writes metrics.
 fn start_writer(
-    lines: Option<File>,
+    lines: Option<LineFile>,
     prometheus: Option<PathBuf>,
 ) -> Result<(Sender<Message>, JoinHandle<()>)> {
     let (sender, messages) = channel();
     let spawned = std::thread::Builder::new()
         .name("optswap-report".to_owned())
-        .spawn(move || write_all(messages, lines, prometheus.as_deref()));
+        .spawn(move || write_all(messages, lines.as_ref(), prometheus.as_deref()));
     let writer = spawned.map_err(|error| {
         let failed = "the thread that writes metrics cannot be started";
         Error::no_thread(failed, error)
@@ -304,30 +327,24 @@ fn start_writer(
     Ok((sender, writer))
 }
 
-fn refused(path: &Path, error: io::Error) -> Error {
-    Error::new(ErrorKind::CannotCreate, "a place for reports cannot be made")
-        .with("path", path.display())
-        .because(error)
-        .hint("name another directory with --report-dir or --prometheus-dir")
-}
-
-fn make_directory(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|error| refused(dir, error))
-}
-
 /// The body of the thread: writes all messages until the sender is gone.
-fn write_all(messages: Receiver<Message>, mut lines: Option<File>, prometheus: Option<&Path>) {
-    let mut has_warned = false;
+fn write_all(messages: Receiver<Message>, lines: Option<&LineFile>, prometheus: Option<&Path>) {
+    let mut has_told = false;
     for message in messages {
-        let written = match (message, &mut lines, prometheus) {
-            (Message::Line(text), Some(file), _) => file.write_all(text.as_bytes()),
-            (Message::Prometheus(text), _, Some(path)) => replace(path, &text),
-            _ => Ok(()),
-        };
-        if let Err(error) = written
-            && !std::mem::replace(&mut has_warned, true)
-        {
-            tracing::warn!("metrics cannot be written, the job goes on without: {error}");
+        match (message, lines, prometheus) {
+            (Message::Line(text), Some(file), _) => {
+                if let Err(error) = file.add(&text) {
+                    tell("metrics", file.path(), &error);
+                }
+            }
+            (Message::Prometheus(text), _, Some(path)) => {
+                if let Err(error) = replace(path, &text)
+                    && !std::mem::replace(&mut has_told, true)
+                {
+                    tell("the Prometheus file", path, &error);
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -336,8 +353,9 @@ fn write_all(messages: Receiver<Message>, mut lines: Option<File>, prometheus: O
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     // Programs that read the directory take only files whose names end in `.prom`.
     let new = path.with_extension("new");
-    fs::write(&new, text)?;
-    fs::rename(&new, path)
+    fs::write(&new, text).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
 }
 
 fn begin_trace(path: &Path, job: &str) -> io::Result<TraceWriter<BufWriter<File>>> {
