@@ -103,6 +103,35 @@ fn wildcards_in_a_configuration_are_matched() {
     bench(&["--config", &config], &[]).expect(64, &["matches no directory", "/no/such*"]);
 }
 
+#[test]
+fn brackets_of_an_array_job_are_no_wildcards() {
+    let drives = Drives::new(0);
+    let job = "pbs.1234[5].server";
+    for drive in ["nv0", "nv1"] {
+        std::fs::create_dir_all(drives.path().join(drive).join(job)).unwrap();
+    }
+    let root = drives.path().display();
+    let both = format!("drives: {root}/nv0/{job}, {root}/nv1/{job}");
+    let variables = [("SOME_JOB", "1234[5].server")];
+    for (path, said) in [
+        (format!("{root}/nv[0-1]/pbs.$SOME_JOB"), both.clone()),
+        (format!("{root}/nv0/pbs.${{SOME_JOB}}"), format!("drives: {root}/nv0/{job} (")),
+    ] {
+        let site = site(&drives, "brackets", &path);
+        bench(&["--site", &site], &variables).expect(0, &[&said]);
+    }
+    // Beside a wildcard, as a shell makes it of a variable, and quoted as in a shell.
+    for name in [job, "pbs.1234[[]5].server", "pbs.1234[[]5[]].s*"] {
+        let paths = format!("{root}/nv*/{name}");
+        bench(&[], &[("OPTSWAP_DRIVES", &paths)]).expect(0, &[&both]);
+        bench(&["--drives", &paths], &[]).expect(0, &["nv0", "nv1"]);
+    }
+    // A variable has no wildcards, whatever is in it.
+    let site = site(&drives, "star", &format!("{root}/nv[0-1]/$SOME_JOB"));
+    let run = bench(&["--site", &site], &[("SOME_JOB", "pbs*")]);
+    run.expect(64, &["matches no directory"]);
+}
+
 /// A description whose first entry is of another host, and whose second names these drives.
 fn site(drives: &Drives, name: &str, pattern: &str) -> String {
     let text = format!(

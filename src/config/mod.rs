@@ -9,6 +9,7 @@ mod hosts;
 mod machine;
 mod number_ranges;
 mod probe;
+mod safe_name;
 mod sections;
 mod shared;
 mod site;
@@ -41,6 +42,8 @@ pub use machine::MachineFacts;
 pub use number_ranges::{cpu_list, number_ranges, parse_ranges};
 #[doc(hidden)]
 pub use probe::{allotted_cpus, file_size_limit, memory_limit, open_files};
+#[doc(hidden)]
+pub use safe_name::safe_name;
 pub use sections::{
     CacheSize, CheckpointConfig, DrivesConfig, Durability, DurabilityConfig, EngineName,
     GroupConfig, IoConfig, OptimizerConfig, ReportConfig, SwapConfig, TimeoutsConfig,
@@ -52,7 +55,7 @@ pub use site::{Site, SiteCheckpoints, SiteDrive, SiteNodes};
 pub use sourced::EffectiveValue;
 pub use sourced::{Note, Sourced};
 #[doc(hidden)]
-pub use wildcards::expand_wildcards;
+pub use wildcards::{escape_wildcards, expand_wildcards, has_wildcards};
 
 /// Everything that can be set. A key that is missing in the file has the default that its field
 /// states.
@@ -199,15 +202,14 @@ impl Config {
     }
 
     fn validate_job(&self) -> Result<()> {
-        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        let is_name = !self.job.is_empty() && self.job.len() <= 100 && !self.job.starts_with('.');
-        let allowed = is_name && self.job.chars().all(is_allowed);
+        let safe = safe_name(&self.job);
         demand(
-            allowed,
+            safe == self.job,
             "job",
             format!("`{}`", self.job),
             "1 to 100 letters, digits, `.`, `_` or `-`, not beginning with `.`",
         )
+        .map_err(|error| error.hint(format!("this name is allowed: {safe}")))
     }
 
     fn validate_drives(&self) -> Result<()> {

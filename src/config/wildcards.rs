@@ -1,47 +1,85 @@
 //! Wildcards in the paths of drives.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Replaces each pattern by the directories that it matches, sorted. A path without wildcards, or
-/// one that exists under just that name, stays as it is.
+/// Replaces each pattern by the directories that it matches, sorted. As in a shell, `*` matches no
+/// hidden names and no slash, and a character in brackets stands for itself: `[[]`. A path without
+/// wildcards stays as it is. So does a part of a path that exists under just that name, since job
+/// schedulers make names such as `pbs.1234[5]`.
 ///
 /// # Errors
 /// Usage if a pattern is malformed or matches no directory.
 pub fn expand_wildcards(patterns: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for pattern in patterns {
-        // glob takes text. A path that is no valid text is taken to have no wildcards.
-        let text = pattern.to_str().filter(|text| text.contains(['*', '?', '[']));
-        match text {
-            Some(text) if !pattern.exists() => paths.extend(matches(text)?),
+        match pattern.to_str() {
+            Some(text) if has_wildcards(pattern) && !pattern.exists() => {
+                paths.extend(matches(text)?);
+            }
             _ => paths.push(pattern.clone()),
         }
     }
     Ok(paths)
 }
 
+/// Whether a path is a pattern. One that is no valid text is taken to be none.
+pub fn has_wildcards(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.contains(['*', '?', '[']))
+}
+
+/// A text as a pattern that matches this text alone.
+pub fn escape_wildcards(text: &str) -> String {
+    glob::Pattern::escape(text)
+}
+
 fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
-    // As in a shell: `*` matches no hidden names and no slash.
+    let malformed = |error: glob::PatternError| {
+        Error::usage("a pattern of drives is malformed").with("pattern", pattern).because(error)
+    };
+    let mut found = vec![PathBuf::new()];
+    for part in Path::new(pattern).components() {
+        let part = part.as_os_str().to_str().unwrap_or_default();
+        let mut below = Vec::new();
+        for directory in found {
+            let named = directory.join(part);
+            if !has_wildcards(Path::new(part)) || named.exists() {
+                below.push(named);
+            } else {
+                below.extend(names_in(&directory, part).map_err(malformed)?);
+            }
+        }
+        found = below;
+    }
+    // A directory that cannot be read is no drive of this user, and a file is no drive.
+    found.retain(|path| path.is_dir());
+    found.sort();
+    found.dedup();
+    if found.is_empty() {
+        glob::Pattern::new(pattern).map_err(malformed)?;
+        return Err(Error::usage("a pattern of drives matches no directory")
+            .with("pattern", pattern)
+            .hint("name one directory on each drive with --drives DIR,DIR"));
+    }
+    Ok(found)
+}
+
+/// The paths in a directory whose names match a pattern.
+fn names_in(directory: &Path, pattern: &str) -> Result<Vec<PathBuf>, glob::PatternError> {
     let options = glob::MatchOptions {
         case_sensitive: true,
         require_literal_separator: true,
         require_literal_leading_dot: true,
     };
-    let found = glob::glob_with(pattern, options).map_err(|error| {
-        Error::usage("a pattern of drives is malformed").with("pattern", pattern).because(error)
-    })?;
-    // A directory that cannot be read is no drive of this user, and a file is no drive.
-    let mut paths: Vec<PathBuf> = found.flatten().filter(|path| path.is_dir()).collect();
-    paths.sort();
-    if paths.is_empty() {
-        return Err(Error::usage("a pattern of drives matches no directory")
-            .with("pattern", pattern)
-            .hint("name one directory on each drive with --drives DIR,DIR"));
-    }
-    Ok(paths)
+    let pattern = glob::Pattern::new(pattern)?;
+    let here = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let entries = std::fs::read_dir(here).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name());
+    let names =
+        names.filter(|name| name.to_str().is_some_and(|name| pattern.matches_with(name, options)));
+    Ok(names.map(|name| directory.join(name)).collect())
 }
 
 /// How many names a pattern matches at most; `None` if that depends on which files exist.
@@ -108,6 +146,16 @@ mod tests {
         let pattern = |name: &str| expand_wildcards(&[root.join(name)]);
         assert_eq!(pattern("*/me").unwrap(), [root.join("nvme0/me"), root.join("nvme1/me")]);
         assert_eq!(pattern("nvme[12]/*").unwrap(), [root.join("nvme1/me"), root.join("nvme2/you")]);
+        // Parts that exist as they are written, beside wildcards, and quoted as in a shell.
+        for job in ["a/pbs.1[5].x", "b/pbs.1[5].x"] {
+            std::fs::create_dir_all(root.join(job)).unwrap();
+        }
+        let both = [root.join("a/pbs.1[5].x"), root.join("b/pbs.1[5].x")];
+        for quoted in ["[ab]/pbs.1[5].x", "[ab]/pbs.1[[]5].x", "[ab]/pbs.1[[]5[]].x"] {
+            assert_eq!(pattern(quoted).unwrap(), both, "{quoted}");
+        }
+        let escaped = escape_wildcards("pbs.1[5].x");
+        assert_eq!(pattern(&format!("[ab]/{escaped}")).unwrap(), both);
         // Names without wildcards, and names that only look like patterns.
         assert_eq!(pattern("missing").unwrap(), [root.join("missing")]);
         assert_eq!(pattern("odd[1]").unwrap(), [root.join("odd[1]")]);

@@ -5,7 +5,7 @@ use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::chosen::ChosenDrives;
-use crate::config::{Site, SiteDrive, expand_wildcards};
+use crate::config::{Site, SiteDrive, escape_wildcards, expand_wildcards, has_wildcards};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A description, and this node's name.
@@ -78,7 +78,7 @@ impl NodeSite {
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Option<PathBuf>> {
         let Some(checkpoints) = &self.site.checkpoints else { return Ok(None) };
-        substitute(&checkpoints.dir, variable).map(Some)
+        literal(&checkpoints.dir, variable).map(Some)
     }
 }
 
@@ -98,7 +98,7 @@ pub fn directories_of(
     drive: &SiteDrive,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<PathBuf>> {
-    let paths = expand_wildcards(&[substitute(&drive.path, variable)?])?;
+    let paths = expand(&drive.path, variable)?;
     if let Some(count) = drive.count.filter(|count| *count != paths.len() as u64) {
         let refused = "there are not as many drives as the site description tells";
         return Err(Error::new(ErrorKind::Unavailable, refused)
@@ -108,7 +108,7 @@ pub fn directories_of(
             .hint("mount the missing drive, or correct `count` in the site description"));
     }
     let Some(mount) = &drive.mount else { return Ok(paths) };
-    let mounts = expand_wildcards(&[substitute(mount, variable)?])?;
+    let mounts = expand(mount, variable)?;
     for path in &paths {
         if !mounts.iter().any(|mount| path.starts_with(mount) && is_mount_point(mount)) {
             let refused = "no drive is mounted where the site description says";
@@ -128,8 +128,26 @@ fn is_mount_point(directory: &Path) -> bool {
     device(directory).is_some_and(|own| device(&above).is_some_and(|other| other != own))
 }
 
-/// Replaces `$NAME` and `${NAME}` by the variables' values.
-fn substitute(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
+/// The directories that a path with variables and wildcards names. The values of variables have no
+/// wildcards, whatever is in them: a job's name may have brackets.
+fn expand(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<Vec<PathBuf>> {
+    if !has_wildcards(path) {
+        return Ok(vec![literal(path, variable)?]);
+    }
+    expand_wildcards(&[substitute(path, variable, &escape_wildcards)?])
+}
+
+/// A path with the variables' values as they are.
+fn literal(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
+    substitute(path, variable, &str::to_owned)
+}
+
+/// Replaces `$NAME` and `${NAME}` by the variables' values, quoted.
+fn substitute(
+    path: &Path,
+    variable: &dyn Fn(&str) -> Option<String>,
+    quote: &dyn Fn(&str) -> String,
+) -> Result<PathBuf> {
     // A path that is no valid text is taken to have no variables.
     let Some(text) = path.to_str().filter(|text| text.contains('$')) else {
         return Ok(path.to_owned());
@@ -151,7 +169,7 @@ fn substitute(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<
         }
         let value = variable(name).filter(|value| !value.is_empty());
         let unset = "a variable in the site description is not set";
-        result.push_str(&value.ok_or_else(|| wrong(unset, name))?);
+        result.push_str(&quote(&value.ok_or_else(|| wrong(unset, name))?));
         rest = after;
     }
     result.push_str(rest);
@@ -175,7 +193,7 @@ mod tests {
             ("$USER", "me"),
             ("/plain", "/plain"),
         ] {
-            assert_eq!(substitute(Path::new(path), &me).unwrap(), Path::new(expected));
+            assert_eq!(literal(Path::new(path), &me).unwrap(), Path::new(expected));
         }
         for (path, words) in [
             ("/x/$NOBODY", "variable NOBODY"),
@@ -184,7 +202,7 @@ mod tests {
             ("/x/${USER", "has no `}`"),
             ("/x/${US ER}", "no name"),
         ] {
-            let error = substitute(Path::new(path), &me).unwrap_err().to_string();
+            let error = literal(Path::new(path), &me).unwrap_err().to_string();
             assert!(error.contains(words), "{path}: {error}");
         }
     }
