@@ -13,7 +13,7 @@ use std::sync::Arc;
 use half::bf16;
 use optswap::internals::checkpoint::{scrub, verify_drives};
 use optswap::internals::config::Durability;
-use optswap::internals::storage::{RecordFiles, ShardDirectory};
+use optswap::internals::storage::{FoundShard, RecordFiles, ShardDirectory};
 use optswap::{
     Checkpoints, Communicator, Config, CreateOptions, Elems, Error, ErrorKind, Gradients,
     NO_PARAMETERS, Origin, Result, StepOptions, SwappedOptimizer, Training,
@@ -249,7 +249,8 @@ fn a_corrupt_chunk_is_named_never_trained_on_and_repaired_from_a_checkpoint() {
     let saved = all(on_ranks(2, |comm: Arc<dyn Communicator>| {
         let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 3)?;
-        Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"", NO_PARAMETERS)
+        let mut checkpoints = Checkpoints::open(&config, comm)?.unwrap();
+        checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)
     }));
     let report = verify_drives(&drives.paths(), None).unwrap();
     assert!(report.findings.is_empty() && report.chunks == 7, "{report:?}");
@@ -290,12 +291,8 @@ fn a_scrub_writes_nothing_that_the_record_does_not_promise() {
     let saved = all(on_ranks(1, |comm| {
         let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
-        let saved = Checkpoints::open(&config, comm).unwrap().save(
-            &mut optimizer,
-            None,
-            b"",
-            NO_PARAMETERS,
-        )?;
+        let mut checkpoints = Checkpoints::open(&config, comm)?.unwrap();
+        let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
         step_until(&mut optimizer, 3)?;
         Ok(saved)
     }));
@@ -426,4 +423,21 @@ fn a_job_with_fewer_ranks_removes_what_the_larger_one_left() {
             .map(drop)
     }));
     assert!(drives.are_empty());
+}
+
+#[test]
+fn the_name_of_a_creation_sorts_after_all_that_lie_on_the_drives() {
+    let drives = Drives::new(1);
+    let mut config = durable_config_for(&drives, 1);
+    config.drives.keep_files = true;
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        all(on_ranks(2, |comm| {
+            let options = CreateOptions::default();
+            SwappedOptimizer::create(&config, inventory(&SIZES), comm, options).map(drop)
+        }));
+        let found = FoundShard::all_on(&drives.paths(), None).unwrap();
+        names.extend(found.into_iter().map(|shard| shard.layout.job_id).next());
+    }
+    assert!(names.len() == 3 && names.is_sorted_by(|a, b| a < b), "{names:?}");
 }

@@ -7,7 +7,7 @@ mod support;
 
 use std::process::Command;
 
-use support::{Drives, Run, optswap};
+use support::{Drives, Run, TINY, optswap, train_lm};
 
 /// A verified benchmark during which strace tampers with system calls; gives what it did.
 fn bench(drives: &Drives, tamper: &[&str], more: &[&str]) -> Run {
@@ -91,4 +91,19 @@ fn direct_io_refused() {
     let run = bench(&drives, &["-e", "trace=openat", "-P", directory, "-e", &inject], &[]);
     digest(&run);
     run.expect(0, &["direct I/O refused by the file system, falling back to buffered I/O"]);
+}
+
+#[test]
+fn locks_of_the_checkpoints_refused() {
+    let drives = Drives::new(1);
+    let saved = drives.path().join("checkpoints");
+    let lock = saved.join("default/owner");
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", "60", "strace", "-f", "-qq", "-o", "/dev/null"]);
+    command.args(["-e", "trace=flock", "-P"]).arg(&lock);
+    command.args(["-e", "inject=flock:error=ENOLCK"]).arg(train_lm()).args(TINY);
+    command.args(["--steps", "2", "--drives", &drives.list(1), "--checkpoint-dir"]).arg(&saved);
+    let run = Run::of(&command.output().unwrap());
+    run.expect(0, &["the checkpoints cannot be locked", "No locks available", "no second job"]);
+    assert!(saved.join("default/step-00000002/manifest.json").exists());
 }

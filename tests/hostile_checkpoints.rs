@@ -28,7 +28,12 @@ fn saved(drives: &Drives) -> (PathBuf, PathBuf) {
     let saved = on_ranks(2, |comm| {
         let mut optimizer = start(&config, &SIZES, Arc::clone(&comm))?;
         step_until(&mut optimizer, 2)?;
-        Checkpoints::open(&config, comm).unwrap().save(&mut optimizer, None, b"blob", NO_PARAMETERS)
+        Checkpoints::open(&config, comm).unwrap().unwrap().save(
+            &mut optimizer,
+            None,
+            b"blob",
+            NO_PARAMETERS,
+        )
     });
     let directory = saved.into_iter().next().unwrap().unwrap().directory;
     let export = drives.path().join("export");
@@ -41,7 +46,7 @@ fn saved(drives: &Drives) -> (PathBuf, PathBuf) {
 struct Content {
     attempts: u64,
     update_counts: Vec<u64>,
-    blob: Vec<u8>,
+    blobs: Vec<Vec<u8>>,
     bits: Vec<Vec<u32>>,
 }
 
@@ -56,7 +61,7 @@ fn read(directory: &Path) -> Option<Content> {
     let bits = values.iter().map(|values| values.iter().map(|value| value.to_bits()).collect());
     Some(Content {
         attempts: manifest.attempts,
-        blob: manifest.user_blob(),
+        blobs: Checkpoints::user_blobs(directory).ok()?,
         bits: bits.collect(),
         update_counts: manifest.update_counts,
     })

@@ -210,7 +210,7 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
     let saved = all(on_ranks(4, |comm| {
         let mut optimizer = begin(&config, &comm, true)?;
         go_on(&mut optimizer)?;
-        let mut checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap();
+        let mut checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap().unwrap();
         let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
         let found = checkpoints.newest_whole(&half(number(&*comm)), optimizer.shard_group())?;
         assert_eq!(found, Some((1, saved.directory.clone())));
@@ -230,7 +230,7 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
                 Arc::clone(&comm),
                 CreateOptions::sharded(sharding),
             )?;
-            let checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap();
+            let checkpoints = Checkpoints::open(&config, Arc::clone(&comm)).unwrap().unwrap();
             checkpoints.load(&mut optimizer, &directory, &mut NoParameters)?;
             go_on(&mut optimizer)?;
             let digest = optimizer.element_digest(NO_PARAMETERS)?;
@@ -250,7 +250,7 @@ fn a_checkpoint_holds_all_inventories_for_any_number_of_ranks() {
     assert!(models.len() == 2 && models[1].starts_with(out.join("inventory-00001")));
     let alone = on_ranks(1, |comm| {
         let mut optimizer = start(&config, &half(0), &comm, &Sharding::default(), 0)?;
-        let checkpoints = Checkpoints::open(&config, comm).unwrap();
+        let checkpoints = Checkpoints::open(&config, comm).unwrap().unwrap();
         checkpoints.load(&mut optimizer, &directory, &mut NoParameters).map(drop)
     });
     let error = alone.into_iter().next().unwrap().unwrap_err().to_string();

@@ -154,7 +154,7 @@ fn a_checkpoint_brings_the_scale_to_any_number_of_ranks() {
         for overflows in [true, false, false, false] {
             scale_after(&mut optimizer, overflows)?;
         }
-        let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
+        let mut checkpoints = Checkpoints::open(&config, comm).unwrap().unwrap();
         let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
         optimizer.close();
         Ok(saved.directory)
@@ -163,7 +163,7 @@ fn a_checkpoint_brings_the_scale_to_any_number_of_ranks() {
     let load = |ranks: usize, config: &Config| {
         all(on_ranks(ranks, |comm: Arc<dyn Communicator>| {
             let mut optimizer = start(config, &SIZES, Arc::clone(&comm))?;
-            let checkpoints = Checkpoints::open(config, comm).unwrap();
+            let checkpoints = Checkpoints::open(config, comm).unwrap().unwrap();
             checkpoints.load(&mut optimizer, &directory, &mut NoParameters)?;
             let before = optimizer.loss_scaler().scale();
             step_until(&mut optimizer, 5)?;

@@ -354,7 +354,7 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
         let mut params = vec![(); shard.len()];
         let options = StepOptions::default();
         update_all(optimizer.begin_update(&gradients, &mut params, options)?, rmsprop)?;
-        let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
+        let mut checkpoints = Checkpoints::open(&config, comm).unwrap().unwrap();
         let saved = checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?;
         let digest = optimizer.state_digest(NO_PARAMETERS)?;
         optimizer.close();
@@ -363,7 +363,7 @@ fn checkpoints_hold_declared_state_and_load_on_other_ranks() {
     let (directory, digest) = &saved[0];
     let load = |config: &Config, comm: Arc<dyn Communicator>| {
         let mut optimizer = create(config, 1, Arc::clone(&comm))?;
-        let checkpoints = Checkpoints::open(config, comm).unwrap();
+        let checkpoints = Checkpoints::open(config, comm).unwrap().unwrap();
         checkpoints.load(&mut optimizer, directory, &mut NoParameters)?;
         optimizer.state_digest(NO_PARAMETERS)
     };

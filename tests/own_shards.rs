@@ -160,7 +160,7 @@ fn save(config: &Config, ranks: usize, is_own: bool) -> PathBuf {
         let sharding = if is_own { own(inventory, &*comm, 7) } else { Sharding::default() };
         let mut optimizer = start(config, inventory, &comm, &sharding, SEED)?;
         step(&mut optimizer, SEED, None)?;
-        let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap();
+        let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap().unwrap();
         checkpoints.begin(&mut optimizer, None, b"blob", NO_PARAMETERS)?;
         // The step hands over what it was before.
         step(&mut optimizer, SEED, None)?;
@@ -182,7 +182,7 @@ fn go_on(config: &Config, directory: &Path, ranks: usize, is_own: bool) -> Strin
             Arc::clone(&comm),
             CreateOptions::sharded(sharding),
         )?;
-        let checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap();
+        let checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap().unwrap();
         assert_eq!(checkpoints.load(&mut optimizer, directory, &mut NoParameters)?, b"blob");
         assert_eq!(optimizer.attempts(), 1);
         for _ in 0..2 {
@@ -298,7 +298,7 @@ fn a_checkpoint_repairs_and_replaces_shards_of_other_pieces() {
             let origin = job.origin().clone();
             let shard = gradients(job.optimizer(), origin.attempt() + 1, SEED);
             job.step_on(&Gradients::Shard(&shard))?;
-            let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
+            let mut checkpoints = Checkpoints::open(&config, comm).unwrap().unwrap();
             let saved = checkpoints.save(job.optimizer_mut(), None, b"", NO_PARAMETERS)?;
             Ok((origin, saved.directory))
         }))

@@ -325,3 +325,31 @@ fn an_error_of_the_rule_on_one_rank_is_one_on_all() {
         assert!(error.is_agreed() && error.to_string().contains("no such rule"), "{error}");
     }
 }
+
+#[test]
+fn every_rank_goes_on_with_its_own_user_state_and_other_numbers_of_ranks_can_have_all() {
+    let drives = Drives::new(1);
+    let mut config = config_for(&drives);
+    config.checkpoint.dir = Some(drives.path().join("checkpoints"));
+    let run = |ranks: usize, steps: u64| {
+        all(on_ranks(ranks, |comm| {
+            let rank = u64::from(comm.rank().0);
+            let mut job = job(&config, &comm, Sharding::default())?;
+            let before: (Option<u64>, Vec<u64>) = (job.user_state()?, job.saved_user_states()?);
+            while let Some(step) = job.next_step(steps) {
+                job.reduce_gradients(&backward(&*comm, step))?;
+                job.set_user_state(&(1000 * step + rank))?;
+                job.step()?;
+            }
+            let large = "x".repeat(StepOptions::USER_BLOB_BYTES_MAX);
+            assert_eq!(job.set_user_state(&large).unwrap_err().exit_code(), 64);
+            job.finish()?;
+            Ok(before)
+        }))
+    };
+    assert_eq!(run(2, 1), [(None, vec![]), (None, vec![])]);
+    let saved = vec![1000, 1001];
+    assert_eq!(run(2, 2), [(Some(1000), saved.clone()), (Some(1001), saved)]);
+    let saved = vec![2000, 2001];
+    assert_eq!(run(1, 3), [(Some(2000), saved)]);
+}

@@ -4,26 +4,31 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::directories::{create_directory, list, remove_old, remove_other_generations};
-use super::manifest::{Manifest, hexadecimal};
+use super::claim::Claim;
+use super::directories::{
+    automatic_name, create_directory, list, remove_old, remove_other_generations, remove_unfinished,
+};
+use super::manifest::Manifest;
 use super::reader::CheckpointReader;
 use super::save::{ShardWriter, WriterSink};
-use super::shares::{flat_pieces, gather_entries, with_others};
-use super::{Progress, copy};
+use super::shares::{flat_pieces, gather_entries, manifest_of, with_others};
+use super::{Progress, blobs, copy};
 use crate::config::Config;
-use crate::coord::{Call, Checked, Communicator, Group, agree, gather_all};
+use crate::coord::{Call, Checked, Communicator, Group, Pulse, agree, draw_id, gather_all};
 use crate::error::{Error, Result};
 use crate::optim::ParamElem;
-use crate::state::{Codec, Inventory, StateTensor};
-use crate::step::{NO_PARAMETERS, ParameterSink, SwappedOptimizer};
-use crate::units::{ChunkIndex, ParamIndex};
+use crate::step::{NO_PARAMETERS, ParameterSink, SwappedOptimizer, check_user_blob};
+use crate::units::ChunkIndex;
 
-/// The checkpoints of one job, in one directory that all ranks see. Every rank has such a value.
+/// The checkpoints of one job, in one directory that all ranks see. Every rank has such a value. As
+/// long as rank 0 has its own, no other job of the name can have one.
 pub struct Checkpoints {
     comm: Arc<dyn Communicator>,
     job: String,
     /// `DIR/JOB`
     directory: PathBuf,
+    /// On rank 0.
+    claim: Option<Claim>,
     keep_last: usize,
     reflink: bool,
     progress: Option<Progress>,
@@ -49,18 +54,39 @@ pub struct Saved {
 }
 
 impl Checkpoints {
-    /// The checkpoints of the configured job; `None` without `checkpoint.dir`.
-    pub fn open(config: &Config, comm: Arc<dyn Communicator>) -> Option<Self> {
-        let directory = config.checkpoint.dir.as_ref()?.join(&config.job);
-        Some(Self {
-            comm: Checked::over(comm),
+    /// Collective: opens the checkpoints of the configured job, and locks their directory for it,
+    /// so that no other job of the name saves there; `None` without `checkpoint.dir`. Where the file
+    /// system has no locks, a warning says so.
+    ///
+    /// # Errors
+    /// Agreed. Unavailable if another living job holds the lock, with its process. Cannot create if
+    /// something else than a directory is there, or it cannot be read.
+    pub fn open(config: &Config, comm: Arc<dyn Communicator>) -> Result<Option<Self>> {
+        let Some(directory) = config.checkpoint.dir.as_ref() else { return Ok(None) };
+        let comm = Checked::over(comm);
+        let _call = Call::enter(&*comm, "Checkpoints::open", String::new);
+        let directory = directory.join(&config.job);
+        let is_first = comm.rank().0 == 0;
+        let claim = is_first.then(|| Claim::take(&directory, &config.job, &*comm));
+        let claim = agree(&*comm, claim.transpose())?;
+        Ok(Some(Self {
+            comm,
             job: config.job.clone(),
             directory,
+            claim,
             keep_last: config.checkpoint.keep_last,
             reflink: config.checkpoint.reflink,
             progress: None,
             under_way: None,
-        })
+        }))
+    }
+
+    pub(super) fn communicator(&self) -> &Arc<dyn Communicator> {
+        &self.comm
+    }
+
+    pub(super) fn pulse(&self) -> Pulse {
+        Pulse::of(&*self.comm)
     }
 
     /// Sets the function to be called while bytes move.
@@ -75,16 +101,21 @@ impl Checkpoints {
 
     /// Collective: begins to save the state as it is now, under the name `step-N` if none is given.
     /// The following steps write it, and [`Self::poll`] after each of them makes it a checkpoint
-    /// when all of it is written. `user_blob` is saved with it: that of rank 0. A save that is
-    /// under way is finished first.
+    /// when all of it is written. `user_blob` is saved with it: every shard keeps the bytes that its
+    /// rank gives. A save that is under way is finished first.
+    ///
+    /// A checkpoint with a name of the caller's stays until the caller removes it;
+    /// `checkpoint.keep_last` counts the others.
     ///
     /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
     /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
     /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: usage for a name that is not a plain file name; cannot create if there is no room.
-    /// Training may go on.
+    /// Agreed: usage for a name that is not a plain file name, or a `user_blob` beyond
+    /// [`StepOptions::USER_BLOB_BYTES_MAX`](crate::StepOptions::USER_BLOB_BYTES_MAX); unavailable
+    /// if another job of this name saves here as well; cannot create if there is no room. Training
+    /// may go on.
     pub fn begin<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -96,23 +127,27 @@ impl Checkpoints {
         if self.under_way.is_some() {
             self.finish(optimizer, params)?;
         }
-        let attempts = optimizer.attempts();
-        let name = name.map_or_else(|| format!("step-{attempts:08}"), str::to_owned);
+        let name = name.map_or_else(|| automatic_name(optimizer.attempts()), str::to_owned);
         let directory = self.directory.join(&name);
         let bytes = self.full_bytes(optimizer)?;
-        let is_first = self.comm.rank().0 == 0;
-        let created = if is_first { create_directory(&directory, &name, bytes) } else { Ok(()) };
-        agree(&*self.comm, created)?;
-        let generation = gather_all(&*self.comm, &draw_generation())?.swap_remove(0);
-        let file = directory.join(format!("shard-{:05}.{generation}", self.comm.rank().0));
-        let plan = optimizer.plan();
-        let pieces = flat_pieces(plan);
-        let writer = ShardWriter::create(file, &generation, plan.partition(), pieces, |chunk| {
-            plan.saved_layout(chunk)
+        let created = check_user_blob(user_blob).and_then(|()| match &mut self.claim {
+            Some(claim) => {
+                claim.name_run(optimizer.job_id());
+                claim.check_alone().and_then(|()| create_directory(&directory, &name, bytes))
+            }
+            None => Ok(()),
         });
+        agree(&*self.comm, created)?;
+        let generation = draw_id(&*self.comm)?;
+        let plan = optimizer.plan();
+        let file = directory.join(blobs::file_of_shard(plan.shard(), &generation));
+        let pieces = flat_pieces(plan);
+        let writer = ShardWriter::create(file, &generation, plan, pieces, user_blob, self.pulse());
         let writer = Arc::new(Mutex::new(agree(&*self.comm, writer)?));
-        let manifest = self.manifest_of(optimizer, generation, user_blob);
-        let manifest = agree(&*self.comm, manifest)?;
+        let differ = blobs::differ(&*self.comm, user_blob)?;
+        let saved_by = self.claim.as_ref().map(Claim::run);
+        let manifest = manifest_of(optimizer, &self.job, generation)?;
+        let manifest = Manifest { saved_by, user_blobs_differ: differ, ..manifest };
         self.under_way = Some(UnderWay { directory, writer: Arc::clone(&writer), manifest });
         if self.reflink {
             // Blocks are shared of what lies on the drives, so chunks that are newer in memory must
@@ -208,24 +243,32 @@ impl Checkpoints {
         agree(&*self.comm, written).inspect_err(|error| {
             writer.lock().unwrap_or_else(PoisonError::into_inner).keep(!error.is_agreed());
         })?;
-        if is_first {
-            remove_other_generations(&directory, &manifest);
-            remove_old(&self.directory, &directory, self.keep_last);
+        let pulse = self.pulse();
+        if let Some(claim) = &mut self.claim {
+            claim.note(&manifest.generation);
+            remove_other_generations(&directory, &manifest, &pulse);
+            if claim.is_locked() {
+                // Without a lock, they may be those of a job that lives.
+                remove_unfinished(&self.directory, &directory, &pulse);
+            }
+            remove_old(&self.directory, &directory, self.keep_last, &pulse);
         }
         self.comm.barrier()?;
         Ok(Saved { directory, attempts: manifest.attempts, bytes })
     }
 
     /// Collective: saves the state as it is now, under the name `step-N` if none is given, with the
-    /// `user_blob` of rank 0, and waits until all of it is written.
+    /// `user_blob` of each rank, and waits until all of it is written.
     ///
     /// `params` are the parameters of the shard, in shard order, as they were emitted last. Only a
     /// scratch job with the codec remainder16 needs them, since they hold the upper halves of its
     /// masters; [`NO_PARAMETERS`](crate::NO_PARAMETERS) does for all others.
     ///
     /// # Errors
-    /// Agreed: usage for a name that is not a plain file name; cannot create if there is no room;
-    /// I/O. Training may go on unless a drive has failed.
+    /// Agreed: usage for a name that is not a plain file name, or a `user_blob` beyond
+    /// [`StepOptions::USER_BLOB_BYTES_MAX`](crate::StepOptions::USER_BLOB_BYTES_MAX); unavailable
+    /// if another job of this name saves here as well; cannot create if there is no room; I/O.
+    /// Training may go on unless a drive has failed.
     pub fn save<P: ParamElem>(
         &mut self,
         optimizer: &mut SwappedOptimizer,
@@ -249,58 +292,37 @@ impl Checkpoints {
     /// attempted up to it; `None` if there is no checkpoint.
     ///
     /// # Errors
-    /// Peer, not agreed, if another rank does not come in time.
+    /// Agreed: cannot create, if the directory of checkpoints cannot be read. Peer, not agreed, if
+    /// another rank does not come in time.
     pub fn newest(&self) -> Result<Option<(u64, PathBuf)>> {
         let _call = Call::enter(&*self.comm, "Checkpoints::newest", String::new);
         Ok(self.all()?.pop())
     }
 
     /// Collective: the checkpoints of this job, oldest first.
-    fn all(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let mine = if self.comm.rank().0 == 0 { list(&self.directory) } else { Vec::new() };
-        Ok(gather_all(&*self.comm, &mine)?.swap_remove(0))
+    pub(super) fn all(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let is_first = self.comm.rank().0 == 0;
+        let found = if is_first { list(&self.directory) } else { Ok(Vec::new()) };
+        let found = agree(&*self.comm, found)?;
+        let found = found.into_iter().map(|it| (it.attempts, it.directory)).collect();
+        Ok(gather_all::<Vec<_>>(&*self.comm, &found)?.swap_remove(0))
     }
 
-    /// Collective: the newest checkpoint of this job that is whole and of this model, with the
-    /// number of steps attempted up to it. Every chunk is compared with its checksums, so it may
-    /// take the place of state on the drives. Others are passed over with a warning.
+    /// The bytes that every rank gave when a checkpoint was saved, in the order of ranks, for jobs
+    /// that go on with another number of them. (A checkpoint of an older version has those of rank
+    /// 0 alone.)
     ///
     /// # Errors
-    /// Peer, not agreed, if another rank does not come in time.
-    pub fn newest_whole(
-        &self,
-        inventory: &Inventory,
-        group: &Group,
-    ) -> Result<Option<(u64, PathBuf)>> {
-        let _call = Call::enter(&*self.comm, "Checkpoints::newest_whole", String::new);
-        for (attempts, directory) in self.all()?.into_iter().rev() {
-            match agree(&*self.comm, self.check_share(&directory, inventory, group)) {
-                Ok(()) => return Ok(Some((attempts, directory))),
-                Err(error) if error.is_agreed() => {
-                    tracing::warn!("a checkpoint is passed over: {error}");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Compares this rank's share of a checkpoint's shards.
-    fn check_share(&self, directory: &Path, inventory: &Inventory, group: &Group) -> Result<()> {
-        let mut reader = open_part(directory, group)?;
-        reader.check_model(inventory)?;
-        let (ranks, rank) = (group.ranks().len(), group.communicator().rank().index());
-        for shard in (rank..reader.manifest().shards.len()).step_by(ranks) {
-            for chunk in 0..reader.chunks_of(shard)? {
-                reader.check_chunk(shard, chunk)?;
-            }
-        }
-        Ok(())
+    /// Unavailable if there is no checkpoint, or its version is not known; I/O if it is damaged.
+    pub fn user_blobs(directory: &Path) -> Result<Vec<Vec<u8>>> {
+        blobs::read_all(directory)
     }
 
     /// Collective: starts an optimizer from a checkpoint, instead of initialising it, and emits the
-    /// parameters of the shard, in shard order, into `params`. Returns the `user_blob` that rank 0
-    /// gave when the checkpoint was saved.
+    /// parameters of the shard, in shard order, into `params`. Returns the `user_blob` that was
+    /// saved with this rank's shard: on as many ranks as saved the checkpoint, this rank's own. On
+    /// another number of ranks, all get that of rank 0, with a warning if the others differed;
+    /// [`Self::user_blobs`] gives all of them.
     ///
     /// # Errors
     /// Agreed: usage if it is of another model or optimizer, or `params` does not fit the shard;
@@ -313,8 +335,12 @@ impl Checkpoints {
     ) -> Result<Vec<u8>> {
         let _call = Call::enter(&*self.comm, "load", String::new);
         let mut reader = agree(&*self.comm, open_for(optimizer, directory))?;
+        let (shard, shards) = (optimizer.plan().shard(), self.comm.size() as u32);
+        let blob = agree(&*self.comm, blobs::read_for(directory, shard, shards))?;
         let manifest = reader.manifest().clone();
-        let blob = manifest.user_blob();
+        if let Some(run) = manifest.saved_by.as_ref().filter(|run| run.id != optimizer.job_id()) {
+            tracing::info!("the checkpoint was saved by {run}");
+        }
         let inventory = manifest.inventory()?;
         let elem_bytes = 4 * optimizer.plan().tensors().len() as u64;
         let (mut bytes, all_bytes) = (0, elem_bytes * optimizer.partition().elems());
@@ -329,34 +355,6 @@ impl Checkpoints {
         Ok(blob)
     }
 
-    fn manifest_of(
-        &self,
-        optimizer: &SwappedOptimizer,
-        generation: String,
-        user_blob: &[u8],
-    ) -> Result<Manifest> {
-        let inventory = optimizer.plan().inventory();
-        let pieces = optimizer.partition().pieces().iter();
-        let counts = pieces.map(|piece| (piece.param, optimizer.update_count(piece.param)));
-        let sharing = &**optimizer.shard_group().communicator();
-        let counts = gather_all(sharing, &counts.collect::<Vec<_>>())?;
-        let blobs = gather_all(&*self.comm, &hexadecimal(user_blob))?;
-        Ok(Manifest {
-            job: self.job.clone(),
-            generation,
-            attempts: optimizer.attempts(),
-            parameters: inventory.parameters().to_vec(),
-            update_counts: join_update_counts(inventory, counts.concat())?,
-            tensors: optimizer.plan().tensors().iter().map(in_manifest).collect(),
-            groups: optimizer.param_groups().to_vec(),
-            loss_scale: optimizer.loss_scale(),
-            loss_scaler: Some(optimizer.loss_scaler().state()),
-            user_blob: blobs.into_iter().next().unwrap_or_default(),
-            shards: Vec::new(),
-            others: Vec::new(),
-        })
-    }
-
     /// Collective: bytes of a checkpoint, all ranks together: what a file system must have free.
     fn full_bytes(&self, optimizer: &SwappedOptimizer) -> Result<u64> {
         let plan = optimizer.plan();
@@ -368,7 +366,7 @@ impl Checkpoints {
 }
 
 /// This rank's inventory in a checkpoint of as many as the job has.
-fn open_part(directory: &Path, group: &Group) -> Result<CheckpointReader> {
+pub(super) fn open_part(directory: &Path, group: &Group) -> Result<CheckpointReader> {
     let saved = Manifest::read(directory)?.inventories();
     if saved != group.count() {
         return Err(Error::usage("the checkpoint is of another number of inventories")
@@ -386,32 +384,4 @@ fn open_for(optimizer: &SwappedOptimizer, directory: &Path) -> Result<Checkpoint
     reader.check_model(optimizer.plan().inventory())?;
     reader.check_tensors(optimizer.plan().tensors())?;
     Ok(reader)
-}
-
-/// The update count of every parameter, from what the ranks that hold a part of it have counted.
-///
-/// # Errors
-/// Internal, naming the parameter, if ranks have counted differently.
-fn join_update_counts(inventory: &Inventory, counted: Vec<(ParamIndex, u64)>) -> Result<Vec<u64>> {
-    let mut counts = vec![None; inventory.parameters().len()];
-    for (param, count) in counted {
-        let known = *counts[param.index()].get_or_insert(count);
-        if known != count {
-            return Err(Error::internal("ranks disagree about the updates of a parameter")
-                .with("parameter", &inventory.parameter(param).name)
-                .with("updates", format!("{known} and {count}"))
-                .hint("hand its gradient over on all ranks that hold a part, or on none"));
-        }
-    }
-    Ok(counts.into_iter().map(Option::unwrap_or_default).collect())
-}
-
-/// A state tensor as a manifest names it.
-fn in_manifest(tensor: &StateTensor) -> (String, Codec) {
-    (tensor.name.clone().into_owned(), tensor.codec)
-}
-
-fn draw_generation() -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    format!("{:016x}", now.map_or(0, |now| now.as_nanos()))
 }

@@ -8,16 +8,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::places::{Places, ShardEntry};
+use super::private::open_private;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Codec, Hyperparameters, Inventory, LossScalerState, Parameter};
 use crate::wire::{Frame, Unsealed, crc32c};
 
 const FORMAT: &str = "optswap checkpoint";
-/// The version of manifests of one inventory with the default cut.
-const VERSION: u32 = 1;
-/// The version of manifests of several inventories, or of shards in pieces.
-const VERSION_OF_PIECES: u32 = 2;
-const INDEX: Frame = Frame { magic: *b"OPTSWIDX", version: 1 };
+/// The version that is written. Older ones are read: 1 had one inventory with the default cut, 2
+/// several or shards in pieces; both had one user blob, that of rank 0, in the manifest.
+const VERSION: u32 = 3;
+const INDEX: Frame = Frame { magic: *b"OPTSWIDX", version: 2 };
+/// That of manifests before version 3.
+const INDEX_WITHOUT_BLOB: Frame = Frame { magic: *b"OPTSWIDX", version: 1 };
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// The description of a checkpoint.
@@ -45,13 +47,40 @@ pub struct Manifest {
     /// versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scaler: Option<LossScalerState>,
-    /// The bytes that the caller handed over, in hexadecimal digits.
-    pub user_blob: String,
+    /// Who saved it; `None` in checkpoints that were imported, and in those of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_by: Option<Run>,
+    /// Whether the bytes that the caller handed over differ between ranks. They are in the indexes
+    /// of the shards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub user_blobs_differ: bool,
+    /// In checkpoints that were imported, and in those of older versions: what all ranks get, in
+    /// hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_blob: Option<String>,
     /// One entry per shard, in the order of the flat space, or of ranks if they are in pieces.
     pub shards: Vec<ShardEntry>,
     /// The job's other inventories, from number 1 on. The fields above describe number 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<OtherInventory>,
+}
+
+/// The process that saved a checkpoint, for messages, and to notice another living job.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Drawn when its job was created on the drives.
+    pub id: String,
+    /// The host of rank 0.
+    pub host: String,
+    /// Rank 0's process.
+    pub process: u32,
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "run {}, process {} on {}", self.id, self.process, self.host)
+    }
 }
 
 /// One more inventory in a checkpoint.
@@ -72,6 +101,15 @@ pub(super) struct ShardIndex {
     /// The generation that it belongs to.
     pub generation: String,
     pub chunks: Vec<ChunkEntry>,
+    /// The bytes that the shard's rank handed over.
+    pub user_blob: Vec<u8>,
+}
+
+/// An index as it was before it had the user's bytes.
+#[derive(Serialize, Deserialize)]
+struct IndexWithoutBlob {
+    generation: String,
+    chunks: Vec<ChunkEntry>,
 }
 
 /// One chunk in a data file.
@@ -122,9 +160,8 @@ impl Manifest {
         if signed.format != FORMAT {
             return Err((ErrorKind::Unavailable, format!("its format is `{}`", signed.format)));
         }
-        if ![VERSION, VERSION_OF_PIECES].contains(&signed.version) {
-            let known = VERSION_OF_PIECES;
-            let why = format!("its version is {}, known is {known}", signed.version);
+        if !(1..=VERSION).contains(&signed.version) {
+            let why = format!("its version is {}, known is {VERSION}", signed.version);
             return Err((ErrorKind::Unavailable, why));
         }
         if format!("{:08x}", crc32c(signed.checkpoint.get().as_bytes())) != signed.crc32c {
@@ -141,14 +178,14 @@ impl Manifest {
         let text = serde_json::to_string(self).map_err(failed)?;
         let signed = Signed {
             format: FORMAT.to_owned(),
-            version: if self.has_pieces() { VERSION_OF_PIECES } else { VERSION },
+            version: VERSION,
             crc32c: format!("{:08x}", crc32c(text.as_bytes())),
             checkpoint: RawValue::from_string(text).map_err(failed)?,
         };
         serde_json::to_string_pretty(&signed).map(|text| text + "\n").map_err(failed)
     }
 
-    /// Whether it needs version 2.
+    /// Whether neighbouring elements may lie far from each other.
     pub(super) fn has_pieces(&self) -> bool {
         !self.others.is_empty() || self.shards.iter().any(|shard| !shard.pieces.is_empty())
     }
@@ -209,11 +246,18 @@ impl Manifest {
         Inventory::new(self.parameters.clone())
     }
 
-    /// The bytes that the caller had handed over.
-    pub fn user_blob(&self) -> Vec<u8> {
-        let digits = self.user_blob.as_bytes().chunks(2);
+    /// What all ranks get back, in a checkpoint of an older version; `None` if each shard has its
+    /// own.
+    pub(super) fn blob_of_all(&self) -> Option<Vec<u8>> {
+        let digits = self.user_blob.as_ref()?.as_bytes().chunks(2);
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        digits.filter_map(byte).collect()
+        Some(digits.filter_map(byte).collect())
+    }
+
+    /// Number of shards of all inventories together.
+    pub(super) fn shards_of_all(&self) -> usize {
+        let others = self.others.iter().map(|other| other.shards.len());
+        self.shards.len() + others.sum::<usize>()
     }
 }
 
@@ -238,6 +282,15 @@ impl ShardIndex {
         write_durably(&Self::path(data), &INDEX.seal(self)?)
     }
 
+    fn of_older_version(bytes: &[u8]) -> Option<Self> {
+        match INDEX_WITHOUT_BLOB.unseal(bytes) {
+            Unsealed::Value(IndexWithoutBlob { generation, chunks }) => {
+                Some(Self { generation, chunks, user_blob: Vec::new() })
+            }
+            _ => None,
+        }
+    }
+
     pub fn read(data: &Path) -> Result<Self> {
         let path = Self::path(data);
         let damaged = || {
@@ -248,16 +301,16 @@ impl ShardIndex {
         match INDEX.unseal(&bytes) {
             Unsealed::Value(index) => Ok(index),
             Unsealed::Damaged(why) => Err(damaged().because(why)),
-            Unsealed::OtherVersion(version) => {
-                Err(damaged().because(format!("its version is {version}, which is not known")))
-            }
+            Unsealed::OtherVersion(version) => Self::of_older_version(&bytes).ok_or_else(|| {
+                damaged().because(format!("its version is {version}, which is not known"))
+            }),
         }
     }
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
-        let mut file = File::create(path)?;
+        let mut file = open_private(path, |it| it.write(true).create(true).truncate(true))?;
         file.write_all(bytes)?;
         file.sync_all()
     };
@@ -293,7 +346,9 @@ mod tests {
             groups: vec![Hyperparameters::default()],
             loss_scale: 1.0,
             loss_scaler: None,
-            user_blob: hexadecimal(b"\x00blob\xff"),
+            saved_by: Some(Run { id: "run".to_owned(), host: "node".to_owned(), process: 7 }),
+            user_blobs_differ: true,
+            user_blob: None,
             shards: vec![shard()],
             others: Vec::new(),
         }
@@ -314,7 +369,6 @@ mod tests {
         written.others.push(other());
         written.shards[0].pieces = vec![[5, 10], [0, 5]];
         let text = written.text().unwrap();
-        assert!(text.contains("\"version\": 2"));
         let read = Manifest::parse(text.as_bytes()).unwrap();
         assert_eq!(read, written);
         let second = read.clone().of_inventory(1).unwrap();
@@ -328,7 +382,26 @@ mod tests {
         written.groups[0].lr = 0.1 + 0.2;
         let read = Manifest::parse(written.text().unwrap().as_bytes()).unwrap();
         assert_eq!(read, written);
-        assert_eq!(read.user_blob(), b"\x00blob\xff");
+        assert_eq!(read.blob_of_all(), None);
+    }
+
+    #[test]
+    fn what_older_versions_wrote_is_read() {
+        let mut old = manifest();
+        (old.saved_by, old.user_blobs_differ) = (None, false);
+        old.user_blob = Some(hexadecimal(b"\x00blob\xff"));
+        for version in 1..=2 {
+            let text =
+                old.text().unwrap().replace("\"version\": 3", &format!("\"version\": {version}"));
+            let read = Manifest::parse(text.as_bytes()).unwrap();
+            assert_eq!(read, old);
+            assert_eq!(read.blob_of_all().unwrap(), b"\x00blob\xff");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("shard-00000.1");
+        let index = IndexWithoutBlob { generation: "1".to_owned(), chunks: Vec::new() };
+        std::fs::write(ShardIndex::path(&data), INDEX_WITHOUT_BLOB.seal(&index).unwrap()).unwrap();
+        assert_eq!(ShardIndex::read(&data).unwrap().generation, "1");
     }
 
     #[test]
@@ -350,9 +423,9 @@ mod tests {
         );
         refuse(|m| m.update_counts.clear(), "update count");
         refuse(|m| m.parameters.clear(), "zero parameters");
-        let other = manifest().text().unwrap().replace("\"version\": 1", "\"version\": 3");
+        let other = manifest().text().unwrap().replace("\"version\": 3", "\"version\": 4");
         let (kind, why) = Manifest::parse(other.as_bytes()).unwrap_err();
-        assert_eq!((kind, why.contains("version is 3")), (ErrorKind::Unavailable, true));
+        assert_eq!((kind, why.contains("version is 4")), (ErrorKind::Unavailable, true));
     }
 
     proptest! {

@@ -2,30 +2,36 @@
 //! ranks and drives can start from.
 //!
 //! ```text
-//! DIR/JOB/step-00000040/manifest.json            what it is; a checkpoint exists when this does
-//!                       shard-00000.GENERATION   chunks of rank 0's shard, end to end
-//!                       shard-00000.GENERATION.index   where they begin, and their checksums
+//! DIR/JOB/owner                                  locked by the living job of this name
+//!         step-00000040/manifest.json            what it is; a checkpoint exists when this does
+//!                       shard-00000.GENERATION   chunks of shard 0, end to end
+//!                       shard-00000.GENERATION.index   where they begin, their checksums, and the
+//!                                                      bytes of the caller's own
 //! ```
 //!
 //! A save writes data under a new generation first and renames the manifest last, so that a reader
 //! sees the old checkpoint or the new one, never half of one, also when saving under a name again.
 
+mod blobs;
 mod catalog;
+mod claim;
 mod contents;
 mod copy;
 mod directories;
 mod manifest;
 mod places;
+mod private;
 mod reader;
 mod safetensors;
 mod save;
 mod scrub;
 mod shares;
 mod stored_shard;
+mod whole;
 
 pub use catalog::{Checkpoints, Saved};
 pub use contents::{JobContents, ParameterContents, TensorSummary, contents_of};
-pub use manifest::{Manifest, OtherInventory};
+pub use manifest::{Manifest, OtherInventory, Run};
 pub use places::ShardEntry;
 pub use reader::CheckpointReader;
 pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safetensors};

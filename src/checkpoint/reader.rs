@@ -188,6 +188,14 @@ impl CheckpointReader {
         Ok(self.shard(shard)?.index.chunks.len())
     }
 
+    /// Where each chunk of a shard begins in its file.
+    ///
+    /// # Errors
+    /// I/O if its index cannot be read.
+    pub(super) fn chunk_offsets(&mut self, shard: usize) -> Result<Vec<u64>> {
+        Ok(self.shard(shard)?.index.chunks.iter().map(|chunk| chunk.offset).collect())
+    }
+
     /// Reads one chunk, compares it with its checksums, and returns its bytes.
     pub(super) fn check_chunk(&mut self, shard: usize, chunk: usize) -> Result<u64> {
         self.resident.clear();
@@ -256,6 +264,7 @@ impl CheckpointReader {
         let index = ShardIndex::read(&path)?;
         let is_halved = self.tensors.iter().any(|it| it.codec == Codec::Remainder16);
         let sums = self.tensors.len() + usize::from(is_halved);
+        let file_bytes = file.metadata().map_or(0, |metadata| metadata.len());
         let mut flat = entry.flat_start;
         for chunk in &index.chunks {
             let fits = chunk.flat_start == flat
@@ -264,6 +273,15 @@ impl CheckpointReader {
                 && chunk.checksums.len() == sums;
             if !fits {
                 return Err(damaged("the index of a checkpoint's shard is inconsistent"));
+            }
+            // No memory is taken for what the file cannot hold.
+            let bytes = ExtentLayout::new(chunk.padded_elems, &self.tensors, true).bytes();
+            if chunk.offset.checked_add(bytes).is_none_or(|end| end > file_bytes) {
+                return Err(damaged("a file of the checkpoint is shorter than its index says")
+                    .with("chunk at", chunk.offset)
+                    .with("length", bytes)
+                    .with("file", file_bytes)
+                    .hint("use an older checkpoint"));
             }
             flat += chunk.elems;
         }

@@ -1,8 +1,8 @@
 //! Writing one shard's data: chunks in any order, by a thread of its own, so that a step that hands
 //! them over goes on while they are written.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +13,16 @@ use half::bf16;
 use super::Progress;
 use super::manifest::{ChunkEntry, ShardIndex};
 use super::places::ShardEntry;
+use super::private::open_private;
+use crate::coord::Pulse;
 use crate::error::{Error, ErrorKind, Result};
-use crate::partition::Partition;
+use crate::plan::Plan;
 use crate::step::ChunkSink;
-use crate::storage::{ExtentLayout, check_file_size, overwrite_in_place};
+use crate::storage::{check_file_size, overwrite_in_place};
 use crate::units::ChunkIndex;
+
+/// After so many bytes, they are flushed.
+const FLUSH_BYTES: usize = 256 << 20;
 
 /// The data file of one shard while it is written. If the writer is dropped before a manifest names
 /// the file, the file is removed.
@@ -40,19 +45,20 @@ struct WriterThread {
 }
 
 impl ShardWriter {
-    /// Creates the file for a shard, which is in pieces unless there are none of them.
+    /// Creates the file for the plan's shard, which is in pieces unless there are none of them.
     pub fn create(
         path: PathBuf,
         generation: &str,
-        partition: &Partition,
+        plan: &Plan,
         pieces: Vec<[u64; 2]>,
-        layout: impl Fn(ChunkIndex) -> ExtentLayout,
+        user_blob: &[u8],
+        pulse: Pulse,
     ) -> Result<Self> {
-        let mut bytes = 0;
+        let (mut bytes, partition) = (0, plan.partition());
         let flat_start = if pieces.is_empty() { partition.flat().start } else { 0 };
         let chunks = partition.chunks().iter().enumerate().map(|(chunk, it)| {
             let offset = bytes;
-            bytes += layout(ChunkIndex::from_index(chunk)).bytes();
+            bytes += plan.saved_layout(ChunkIndex::from_index(chunk)).bytes();
             ChunkEntry {
                 flat_start: flat_start + it.shard_offset,
                 elems: it.elems,
@@ -61,7 +67,11 @@ impl ShardWriter {
                 checksums: Vec::new(),
             }
         });
-        let index = ShardIndex { generation: generation.to_owned(), chunks: chunks.collect() };
+        let index = ShardIndex {
+            generation: generation.to_owned(),
+            chunks: chunks.collect(),
+            user_blob: user_blob.to_vec(),
+        };
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let entry = ShardEntry {
             file: name.unwrap_or_default(),
@@ -76,13 +86,12 @@ impl ShardWriter {
                 .because(error)
         };
         check_file_size(&path, bytes)?;
-        let mut options = OpenOptions::new();
-        // The state is its owner's alone; a new file follows no link.
-        options.write(true).create_new(true).mode(0o600);
-        let file = options.open(&path).map_err(refused)?;
+        let file = open_private(&path, |options| options.write(true).create_new(true));
+        let file = file.map_err(refused)?;
         // Padding of upper halves is never written.
         file.set_len(bytes).map_err(refused)?;
-        let thread = WriterThread::start(file.try_clone().map_err(refused)?).map_err(refused)?;
+        let thread =
+            WriterThread::start(file.try_clone().map_err(refused)?, pulse).map_err(refused)?;
         Ok(Self { path, index, entry, file, thread: Some(thread), is_finished: false })
     }
 
@@ -167,16 +176,27 @@ impl Drop for ShardWriter {
 }
 
 impl WriterThread {
-    fn start(file: File) -> std::io::Result<Self> {
+    fn start(file: File, pulse: Pulse) -> std::io::Result<Self> {
         let (filled, to_write) = sync_channel::<(u64, Vec<u8>)>(1);
         let (written, empty) = channel();
         let work = move || {
+            let mut unflushed = 0;
             for (offset, buffer) in to_write {
                 file.write_all_at(&buffer, offset)?;
+                unflushed += buffer.len();
                 // At the end nothing receives the buffer any more.
                 let _ = written.send(buffer);
+                pulse.beat();
+                // The last flush has little left, so that nobody waits long without a sign of life.
+                if unflushed > FLUSH_BYTES {
+                    file.sync_data()?;
+                    unflushed = 0;
+                    pulse.beat();
+                }
             }
-            file.sync_all()
+            file.sync_all()?;
+            pulse.beat();
+            Ok(())
         };
         let handle = std::thread::Builder::new().name("optswap-save".to_owned()).spawn(work)?;
         Ok(Self { filled: Some(filled), empty, buffers_left: 2, handle })

@@ -1,12 +1,68 @@
-//! The parts of a manifest that ranks exchange: the entry of each rank's shard, and each inventory.
+//! The parts of a manifest that ranks exchange: update counts, the entry of each rank's shard, and
+//! each inventory.
 
 use super::manifest::{Manifest, OtherInventory};
 use super::places::ShardEntry;
-use crate::coord::{Communicator, Group, gather_all};
-use crate::error::Result;
+use crate::coord::{Communicator, Group, agree, gather_all};
+use crate::error::{Error, Result};
 use crate::partition::Cut;
 use crate::plan::Plan;
-use crate::state::Parameter;
+use crate::state::{Codec, Inventory, Parameter, StateTensor};
+use crate::step::SwappedOptimizer;
+use crate::units::ParamIndex;
+
+/// Collective: the manifest of this rank's inventory, without shards yet.
+pub(super) fn manifest_of(
+    optimizer: &SwappedOptimizer,
+    job: &str,
+    generation: String,
+) -> Result<Manifest> {
+    let inventory = optimizer.plan().inventory();
+    let pieces = optimizer.partition().pieces().iter();
+    let counts = pieces.map(|piece| (piece.param, optimizer.update_count(piece.param)));
+    let sharing = &**optimizer.shard_group().communicator();
+    let counts = gather_all(sharing, &counts.collect::<Vec<_>>())?;
+    let counts = join_update_counts(inventory, counts.concat());
+    Ok(Manifest {
+        job: job.to_owned(),
+        generation,
+        attempts: optimizer.attempts(),
+        parameters: inventory.parameters().to_vec(),
+        update_counts: agree(&**optimizer.communicator(), counts)?,
+        tensors: optimizer.plan().tensors().iter().map(in_manifest).collect(),
+        groups: optimizer.param_groups().to_vec(),
+        loss_scale: optimizer.loss_scale(),
+        loss_scaler: Some(optimizer.loss_scaler().state()),
+        saved_by: None,
+        user_blobs_differ: false,
+        user_blob: None,
+        shards: Vec::new(),
+        others: Vec::new(),
+    })
+}
+
+/// The update count of every parameter, from what the ranks that hold a part of it have counted.
+///
+/// # Errors
+/// Internal, naming the parameter, if ranks have counted differently.
+fn join_update_counts(inventory: &Inventory, counted: Vec<(ParamIndex, u64)>) -> Result<Vec<u64>> {
+    let mut counts = vec![None; inventory.parameters().len()];
+    for (param, count) in counted {
+        let known = *counts[param.index()].get_or_insert(count);
+        if known != count {
+            return Err(Error::internal("ranks disagree about the updates of a parameter")
+                .with("parameter", &inventory.parameter(param).name)
+                .with("updates", format!("{known} and {count}"))
+                .hint("hand its gradient over on all ranks that hold a part, or on none"));
+        }
+    }
+    Ok(counts.into_iter().map(Option::unwrap_or_default).collect())
+}
+
+/// A state tensor as a manifest names it.
+fn in_manifest(tensor: &StateTensor) -> (String, Codec) {
+    (tensor.name.clone().into_owned(), tensor.codec)
+}
 
 /// The shard's pieces as ranges of the flat space; none with the default cut.
 pub(super) fn flat_pieces(plan: &Plan) -> Vec<[u64; 2]> {

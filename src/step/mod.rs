@@ -46,6 +46,7 @@ pub use durable::Resumed;
 pub(crate) use durable::{ChunkSink, check_steps, place_as_recorded};
 pub(crate) use initialize::encode_chunk;
 pub use optimizer::SwappedOptimizer;
+pub(crate) use outcome::check_user_blob;
 pub use outcome::{StepOptions, StepOutcome, StepResult, Stop};
 pub use parameters::{NO_PARAMETERS, NoParameters, ParameterSink};
 pub use start::{CreateOptions, Existing, Sharding, Shards};

@@ -3,6 +3,29 @@
 use std::time::{Duration, Instant};
 
 use crate::coord::Activity;
+use crate::error::{Error, Result};
+use crate::units::Bytes;
+
+impl StepOptions<'_> {
+    /// The most bytes of its own that a rank may have committed with a step or saved with a
+    /// checkpoint: 64 MiB.
+    pub const USER_BLOB_BYTES_MAX: usize = 64 << 20;
+}
+
+/// Checks that a rank's own bytes are not too many.
+///
+/// # Errors
+/// Usage.
+pub(crate) fn check_user_blob(user_blob: &[u8]) -> Result<()> {
+    let most = StepOptions::USER_BLOB_BYTES_MAX;
+    if user_blob.len() <= most {
+        return Ok(());
+    }
+    Err(Error::usage("the user's own bytes are too many to be kept with every step")
+        .with("given", Bytes(user_blob.len() as u64).human())
+        .with("at most", Bytes(most as u64).human())
+        .hint("write them to a file of your own, and give its name"))
+}
 
 /// What a step may be given beside gradients and parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,7 +34,8 @@ pub struct StepOptions<'a> {
     /// divided by both. Default: 1.
     pub loss_scale: f32,
     /// Bytes that are committed with the step, and returned when the job goes on from it: the
-    /// position in the training data, for instance. Default: none.
+    /// position in the training data, for instance; at most [`Self::USER_BLOB_BYTES_MAX`] of them. Every
+    /// shard keeps those that its rank gave. Default: none.
     pub user_blob: &'a [u8],
 }
 

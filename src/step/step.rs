@@ -7,7 +7,7 @@ use half::bf16;
 use super::chunk_io::ChunkIo;
 use super::decision::{Brought, WorldNorm, decide, reduce};
 use super::optimizer::SwappedOptimizer;
-use super::outcome::{Begun, StepOptions, StepOutcome, StepResult};
+use super::outcome::{Begun, StepOptions, StepOutcome, StepResult, check_user_blob};
 use super::parameters::ParameterSink;
 use super::update::Updates;
 use super::watch::waits_of;
@@ -176,8 +176,10 @@ impl SwappedOptimizer {
         // for the next one.
         let ending = self.ending();
         let shard = &mut self.shard;
-        let ready =
-            accepted.and_then(|it| Ok((it, shard.swapper.sweep(kind, ending, &shard.slots)?)));
+        let ready = accepted.and_then(|it| {
+            check_user_blob(options.user_blob)?;
+            Ok((it, shard.swapper.sweep(kind, ending, &shard.slots)?))
+        });
 
         let timers = &mut self.watch.recorder.timers;
         let norm = timers.time(Timer::SwapOutGradient, || match &ready {

@@ -19,7 +19,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 pub use self::model::ModelFiles;
 use self::source::TensorSource;
-use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardIndex, with_ending};
+use super::Checkpoints;
+use super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardIndex, hexadecimal, with_ending};
 use super::places::ShardEntry;
 use super::reader::CheckpointReader;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,14 +59,19 @@ pub fn export_safetensors(
     directory: &Path,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
-    let count = Manifest::read(checkpoint)?.inventories();
+    let manifest = Manifest::read(checkpoint)?;
+    let count = manifest.inventories();
+    let user_blob = Checkpoints::user_blobs(checkpoint)?.into_iter().next().unwrap_or_default();
+    if manifest.user_blobs_differ {
+        tracing::warn!("the user state differs between ranks: the files get that of rank 0");
+    }
     let mut all = ExportSummary { paths: Vec::new(), parameters: 0, elems: 0, attempts: 0 };
     for number in 0..count {
         // Names may be the same in several inventories, so each gets a directory.
         let own = directory.join(format!("inventory-{number:05}"));
         let directory = if count == 1 { directory } else { own.as_path() };
         let reader = CheckpointReader::open_inventory(checkpoint, number)?;
-        let mut written = export_inventory(reader, directory, on_progress)?;
+        let mut written = export_inventory(reader, directory, &user_blob, on_progress)?;
         all.paths.append(&mut written.paths);
         all.parameters += written.parameters;
         all.elems += written.elems;
@@ -77,6 +83,7 @@ pub fn export_safetensors(
 fn export_inventory(
     mut reader: CheckpointReader,
     directory: &Path,
+    user_blob: &[u8],
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
     let manifest = reader.manifest().clone();
@@ -87,7 +94,7 @@ fn export_inventory(
     if let Some(there) = paths.iter().find(|path| path.exists()) {
         return Err(cannot_create(there).because("it exists"));
     }
-    let header = header_of(&manifest, &inventory)?;
+    let header = header_of(&manifest, &inventory, user_blob)?;
     let mut files = Vec::new();
     for path in &paths {
         files.push(TensorFile::create(path, &header)?);
@@ -122,7 +129,7 @@ fn file_of(directory: &Path, tensor: &str) -> PathBuf {
 
 /// The header of each file: tensors end to end in inventory order, so that the data is the flat
 /// space itself.
-fn header_of(manifest: &Manifest, inventory: &Inventory) -> Result<Vec<u8>> {
+fn header_of(manifest: &Manifest, inventory: &Inventory, user_blob: &[u8]) -> Result<Vec<u8>> {
     let mut at = 0;
     let tensors = inventory.parameters().iter().enumerate().map(|(index, parameter)| {
         let start = at;
@@ -137,7 +144,7 @@ fn header_of(manifest: &Manifest, inventory: &Inventory) -> Result<Vec<u8>> {
         ("optswap.job".to_owned(), manifest.job.clone()),
         ("optswap.attempts".to_owned(), manifest.attempts.to_string()),
         ("optswap.update_counts".to_owned(), counts.join(" ")),
-        ("optswap.user_blob".to_owned(), manifest.user_blob.clone()),
+        ("optswap.user_blob".to_owned(), hexadecimal(user_blob)),
     ]);
     let failed = |why: String| Error::internal("no safetensors header").because(why);
     let metadata =
@@ -260,7 +267,9 @@ fn manifest_of(
         groups: vec![Hyperparameters::default()],
         loss_scale: 1.0,
         loss_scaler: None,
-        user_blob: text("optswap.user_blob").to_owned(),
+        saved_by: None,
+        user_blobs_differ: false,
+        user_blob: Some(text("optswap.user_blob").to_owned()),
         shards: vec![ShardEntry { file, flat_start: 0, elems, bytes, pieces: Vec::new() }],
         others: Vec::new(),
     }
@@ -277,7 +286,7 @@ fn write_shard(
 ) -> Result<()> {
     let path = checkpoint.join(&manifest.shards[0].file);
     let file = File::create(&path).map_err(|error| cannot_create(&path).because(error))?;
-    let mut index = ShardIndex { generation: manifest.generation.clone(), chunks: Vec::new() };
+    let mut index = ShardIndex { generation: manifest.generation.clone(), ..Default::default() };
     let total = model.inventory().total_elems();
     let (mut flat, mut offset) = (0, 0);
     while flat < total {

@@ -62,8 +62,9 @@ impl<'a> TrainingBuilder<'a> {
     /// # Errors
     /// Agreed. Usage: a configuration out of range, no drives, no parameters or two of one name,
     /// shards that do not fit; committed steps, or a checkpoint, of another model. Unavailable: a
-    /// drive is missing and there is no checkpoint, or a job of the name is alive. Cannot create: a
-    /// drive is too small. I/O and lost state; errors of `fill`.
+    /// drive is missing and there is no checkpoint, or a job of the name is alive, on these drives
+    /// or on others with the same directory of checkpoints. Cannot create: a drive is too small.
+    /// I/O and lost state; errors of `fill`.
     pub fn start<P: ParamElem>(
         self,
         fill: impl FnMut(&Run, &mut [f32]) -> Result<()>,
@@ -73,7 +74,7 @@ impl<'a> TrainingBuilder<'a> {
         let _call = Call::enter(&*comm, "Training::start", String::new);
         agree_on_config(&*comm, config)?;
         let inventory = agree(&*comm, Inventory::new(parameters))?;
-        let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm));
+        let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm))?;
         if let (Some(checkpoints), Some(progress)) = (&mut checkpoints, progress) {
             checkpoints.set_progress(progress);
         }

@@ -21,7 +21,7 @@ use crate::coord::{Communicator, agree, mean_over_ranks};
 use crate::error::{Error, Result};
 use crate::gradients::{Gradients, MicroBatch};
 use crate::optim::{GradElem, ParamElem};
-use crate::step::{StepOptions, StepOutcome, SwappedOptimizer, UpdateRun};
+use crate::step::{StepOptions, StepOutcome, SwappedOptimizer, UpdateRun, check_user_blob};
 use crate::units::ParamIndex;
 
 pub use builder::TrainingBuilder;
@@ -133,14 +133,19 @@ impl<P: ParamElem> Training<P> {
     }
 
     /// Sets what is committed with the next step and saved with the next checkpoint, as JSON: the
-    /// position in the training data, for instance. When the job goes on from the drives every rank
-    /// gets its own value back, from a checkpoint that of rank 0.
+    /// position in the training data, for instance. Every rank may give a value of its own. It
+    /// stays with the rank's shard, so on as many ranks everyone gets back what was given for its
+    /// shard, from the drives as from a checkpoint. On another number of ranks all get that of rank
+    /// 0, with a warning if the values differed; [`Self::saved_user_states`] has all of them.
     ///
     /// # Errors
-    /// Usage if the value cannot be written as JSON.
+    /// Usage if the value cannot be written as JSON, or takes more than
+    /// [`StepOptions::USER_BLOB_BYTES_MAX`].
     pub fn set_user_state(&mut self, state: &impl Serialize) -> Result<()> {
-        self.user_blob = serde_json::to_vec(state)
+        let bytes = serde_json::to_vec(state)
             .map_err(|error| Error::usage("the user's state is no JSON").because(error))?;
+        check_user_blob(&bytes)?;
+        self.user_blob = bytes;
         Ok(())
     }
 
@@ -153,10 +158,20 @@ impl<P: ParamElem> Training<P> {
         if self.user_blob.is_empty() {
             return Ok(None);
         }
-        let state = serde_json::from_slice(&self.user_blob).map_err(|error| {
-            Error::usage("the user's state that was committed is of another type").because(error)
-        })?;
-        Ok(Some(state))
+        of_json(&self.user_blob).map(Some)
+    }
+
+    /// What every rank had given before the checkpoint that this job goes on from, in the order of
+    /// ranks, for a job that now has another number of them; empty if it goes on from its drives or
+    /// is new. It is read from the checkpoint, so call this before the next one is saved.
+    ///
+    /// # Errors
+    /// Unavailable or I/O if the checkpoint cannot be read any more; usage if a value is of another
+    /// type.
+    pub fn saved_user_states<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
+        let Origin::Checkpoint { directory, .. } = &self.origin else { return Ok(Vec::new()) };
+        let blobs = Checkpoints::user_blobs(directory)?;
+        blobs.iter().filter(|blob| !blob.is_empty()).map(|blob| of_json(blob)).collect()
     }
 
     /// Collective: adds the gradients of all parameters over the ranks that share them, for the
@@ -352,6 +367,12 @@ impl<P: ParamElem> Training<P> {
         let _call = self.optimizer.enter("agree");
         agree(&**self.optimizer.communicator(), result)
     }
+}
+
+fn of_json<T: DeserializeOwned>(blob: &[u8]) -> Result<T> {
+    serde_json::from_slice(blob).map_err(|error| {
+        Error::usage("the user's state that was committed is of another type").because(error)
+    })
 }
 
 /// The job may be moved to another thread.

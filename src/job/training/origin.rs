@@ -17,7 +17,8 @@ pub enum Origin {
         directory: PathBuf,
         /// Steps attempted up to it.
         attempt: u64,
-        /// The bytes that rank 0 had given with the last step before the save.
+        /// The bytes that had been given for this rank's shard with the last step before the save;
+        /// those of rank 0 if there were not as many ranks.
         user_blob: Vec<u8>,
     },
 }

@@ -96,7 +96,15 @@ impl<P: ParamElem> Training<P> {
         let step = self.optimizer.attempts();
         let is_committed = self.optimizer.epoch().is_some();
         tolerate(self.save_before_end(is_committed, left_ms))?;
-        let newest = self.checkpoints.as_ref().map_or(Ok(None), Checkpoints::newest)?;
+        let newest = self.checkpoints.as_ref().map_or(Ok(None), Checkpoints::newest);
+        let newest = match newest {
+            // What is committed can be gone on with all the same.
+            Err(error) if error.is_agreed() => {
+                tracing::warn!("{error}");
+                None
+            }
+            newest => newest?,
+        };
         let stopped = format!("stopped by {name} (rank {rank}) after step {step}");
         Ok(end_of_job(&stopped, self.optimizer.epoch(), newest, signal).agreed())
     }
