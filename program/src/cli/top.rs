@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Args;
 use ratatui::backend::TestBackend;
@@ -18,8 +18,9 @@ use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::telemetry::median;
 use optswap_args::say;
 
-/// A rank that has written nothing for so long, and has not ended, is shown as silent.
-const SILENT_S: f64 = 10.0;
+/// A rank that has written nothing for so long, while it is watched, and has not ended, is shown as
+/// silent.
+const SILENT: Duration = Duration::from_secs(10);
 /// Lines of the head, and of a table around its rows.
 const HEAD_LINES: u16 = 4;
 const TABLE_LINES: u16 = 3;
@@ -123,17 +124,14 @@ fn draw(frame: &mut Frame<'_>, job: &JobView, first: usize) {
     draw_drives(frame, below, &drives);
 }
 
-fn now_unix_s() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64())
-}
-
 fn draw_head(frame: &mut Frame<'_>, area: Rect, job: &JobView) {
     let (name, ranks) = job.name();
     let steps: Vec<u64> = job.ranks.values().filter_map(|view| Some(view.last()?.step)).collect();
-    let updated = job.ranks.values().map(|view| view.updated_unix_s).fold(0.0, f64::max);
+    let silence = job.ranks.values().map(RankView::silence).min().unwrap_or_default();
     let ended = job.ranks.values().filter(|view| view.has_ended).count();
     let state = match ended {
-        0 => format!("heard {:.0} s ago", (now_unix_s() - updated).max(0.0)),
+        0 if silence > SILENT => format!("silent for {} s", silence.as_secs()),
+        0 => "has not ended".to_owned(),
         all if all == job.ranks.len() => "ended".to_owned(),
         some => format!("{some} ranks have ended"),
     };
@@ -201,11 +199,12 @@ fn draw_ranks(frame: &mut Frame<'_>, area: Rect, job: &JobView, first: usize) {
 
 fn rank_row(rank: u32, view: &RankView) -> Row<'static> {
     let host = view.start.as_ref().map_or("?".to_owned(), |start| start.host.clone());
-    let silent_s = now_unix_s() - view.updated_unix_s;
     let state = match view.has_ended {
         true => Cell::from("ended"),
-        false if silent_s > SILENT_S => Cell::from(format!("silent {silent_s:.0} s")).bold(),
-        false => Cell::from("runs"),
+        false if view.silence() > SILENT => {
+            Cell::from(format!("silent {} s", view.silence().as_secs())).bold()
+        }
+        false => Cell::from("not ended"),
     };
     let cells = match view.last() {
         None => std::array::from_fn(|_| "-".to_owned()),

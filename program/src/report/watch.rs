@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use optswap::internals::error::{Error, ErrorKind, Result};
 use optswap::internals::telemetry::{DriveLimit, Line, StartLine, StepLine};
@@ -21,8 +22,9 @@ pub struct RankView {
     pub steps: VecDeque<StepLine>,
     /// Whether it has ended in order.
     pub has_ended: bool,
-    /// When its last line was written, in seconds since 1970.
-    pub updated_unix_s: f64,
+    /// When a look last found lines that had not been there before, by the clock of this host. The
+    /// times in the lines are those of other hosts.
+    pub heard: Option<Instant>,
     offset: u64,
 }
 
@@ -55,21 +57,22 @@ impl RankView {
     fn apply(&mut self, line: Line) {
         match line {
             Line::Start(start) => {
-                let (offset, updated_unix_s) = (self.offset, start.unix_s);
-                *self = Self { start: Some(start), offset, updated_unix_s, ..Self::default() };
+                let (offset, heard) = (self.offset, self.heard);
+                *self = Self { start: Some(start), offset, heard, ..Self::default() };
             }
             Line::Step(step) => {
-                self.updated_unix_s = step.unix_s;
                 if self.steps.len() == STEPS_KEPT {
                     self.steps.pop_front();
                 }
                 self.steps.push_back(step);
             }
-            Line::End(end) => {
-                self.updated_unix_s = end.unix_s;
-                self.has_ended = true;
-            }
+            Line::End(_) => self.has_ended = true,
         }
+    }
+
+    /// For how long looks have found no new lines.
+    pub fn silence(&self) -> Duration {
+        self.heard.map_or(Duration::ZERO, |heard| heard.elapsed())
     }
 
     /// The last step, if there is one.
@@ -120,10 +123,9 @@ impl JobView {
             let view = self.ranks.entry(rank).or_default();
             read_new_lines(&entry.path(), view).map_err(refused)?;
         }
-        // Ranks of an earlier, larger start of the job are no longer there.
-        let newest = self.ranks.values().filter_map(|view| view.start.as_ref());
-        let newest = newest.max_by(|a, b| a.unix_s.total_cmp(&b.unix_s)).map(|start| start.ranks);
-        if let Some(ranks) = newest {
+        // Ranks of an earlier, larger start of the job are no longer there. Rank 0 is in every start.
+        let first = self.ranks.get(&0).and_then(|view| view.start.as_ref());
+        if let Some(ranks) = first.map(|start| start.ranks) {
             self.ranks.retain(|rank, _| *rank < ranks);
         }
         Ok(())
@@ -180,6 +182,9 @@ fn read_new_lines(path: &Path, view: &mut RankView) -> std::io::Result<()> {
     file.read_to_end(&mut bytes)?;
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     view.offset += whole as u64;
+    if whole > 0 {
+        view.heard = Some(Instant::now());
+    }
     for line in bytes[..whole].split(|byte| *byte == b'\n') {
         // A line that cannot be read, after a full disk for instance, is left out.
         if let Ok(line) = serde_json::from_slice(line) {
