@@ -16,7 +16,9 @@ fn script(drives: &Drives, name: &str, launcher: &str, variables: &[(&str, &str)
     let home = Path::new(env!("CARGO_MANIFEST_DIR"));
     let bin = drives.path().join("bin");
     std::fs::create_dir_all(&bin).unwrap();
-    let stub = "#!/bin/bash\nwhile [[ $1 != */* || $1 == *=* || -f $1 && ! -x $1 ]]; do shift; done\nexec \"$@\"\n";
+    // Flags and the file of nodes are left out.
+    let is_flag = "$1 != */* || $1 == *=* || ! -x $1";
+    let stub = format!("#!/bin/bash\nwhile [[ {is_flag} ]]; do shift; done\nexec \"$@\"\n");
     std::fs::write(bin.join(launcher), stub).unwrap();
     std::fs::set_permissions(bin.join(launcher), PermissionsExt::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());

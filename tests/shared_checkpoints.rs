@@ -1,5 +1,5 @@
-//! A directory of checkpoints that several see: living jobs of one name, starts after a crash, other
-//! users, names of the caller's own, and ranks that share the work of comparing one.
+//! A directory of checkpoints that several see: living jobs of one name, starts after a crash,
+//! other users, names of the caller's own, and ranks that share the work of comparing one.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 

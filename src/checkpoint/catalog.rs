@@ -55,8 +55,8 @@ pub struct Saved {
 
 impl Checkpoints {
     /// Collective: opens the checkpoints of the configured job, and locks their directory for it,
-    /// so that no other job of the name saves there; `None` without `checkpoint.dir`. Where the file
-    /// system has no locks, a warning says so.
+    /// so that no other job of the name saves there; `None` without `checkpoint.dir`. Where the
+    /// file system has no locks, a warning says so.
     ///
     /// # Errors
     /// Agreed. Unavailable if another living job holds the lock, with its process. Cannot create if
@@ -101,8 +101,8 @@ impl Checkpoints {
 
     /// Collective: begins to save the state as it is now, under the name `step-N` if none is given.
     /// The following steps write it, and [`Self::poll`] after each of them makes it a checkpoint
-    /// when all of it is written. `user_blob` is saved with it: every shard keeps the bytes that its
-    /// rank gives. A save that is under way is finished first.
+    /// when all of it is written. `user_blob` is saved with it: every shard keeps the bytes that
+    /// its rank gives. A save that is under way is finished first.
     ///
     /// A checkpoint with a name of the caller's stays until the caller removes it;
     /// `checkpoint.keep_last` counts the others.

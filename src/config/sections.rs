@@ -253,8 +253,8 @@ pub struct CheckpointConfig {
     /// A checkpoint every so many steps, saved while training goes on; 0 means only when the job is
     /// stopped. Default 0.
     pub every: u64,
-    /// How many of this job's checkpoints are kept, not counting those with names of the caller's: at
-    /// least 1. Default 2.
+    /// How many of this job's checkpoints are kept, not counting those with names of the caller's:
+    /// at least 1. Default 2.
     pub keep_last: usize,
     /// Whether a checkpoint shares blocks with the state files, where both lie on the same file
     /// system and that can share blocks (XFS, btrfs). Default false.

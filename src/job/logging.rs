@@ -197,9 +197,9 @@ pub(super) fn open_file(dir: &Path, rank: Rank) -> Result<std::io::Result<LogFil
 ///
 /// On stderr, a rank with `is_logging` false writes only which rank it waits for, since rank 0 may
 /// be the one that is late, which drive of its node has changed, which the node's first rank
-/// reports, and, if it is `first_of_node`, which files beside training cannot be written: on a large
-/// job one rank of each node is enough. Colours appear only on a terminal, and not if `NO_COLOR` is set. A subscriber that the
-/// program has set up itself stays.
+/// reports, and, if it is `first_of_node`, which files beside training cannot be written: on a
+/// large job one rank of each node is enough. Colours appear only on a terminal, and not if
+/// `NO_COLOR` is set. A subscriber that the program has set up itself stays.
 pub(super) fn start(tag: &str, is_logging: bool, first_of_node: bool, file: Option<LogFile>) {
     let wanted = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = if is_logging {

@@ -34,8 +34,8 @@ pub struct StepOptions<'a> {
     /// divided by both. Default: 1.
     pub loss_scale: f32,
     /// Bytes that are committed with the step, and returned when the job goes on from it: the
-    /// position in the training data, for instance; at most [`Self::USER_BLOB_BYTES_MAX`] of them. Every
-    /// shard keeps those that its rank gave. Default: none.
+    /// position in the training data, for instance; at most [`Self::USER_BLOB_BYTES_MAX`] of them.
+    /// Every shard keeps those that its rank gave. Default: none.
     pub user_blob: &'a [u8],
 }
 

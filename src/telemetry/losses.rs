@@ -24,7 +24,10 @@ pub fn is_passing(error: &io::Error) -> bool {
 /// Tells of a file that cannot be written. The caller does so once for each file.
 pub(super) fn tell(what: &str, path: &Path, error: &dyn Display) {
     let path = path.display();
-    tracing::warn!(target: LOSSES_TARGET, "{what} cannot be written, the job goes on without: {path}: {error}");
+    tracing::warn!(
+        target: LOSSES_TARGET,
+        "{what} cannot be written, the job goes on without: {path}: {error}"
+    );
 }
 
 /// A file to which lines are added.

@@ -123,7 +123,7 @@ impl JobView {
             let view = self.ranks.entry(rank).or_default();
             read_new_lines(&entry.path(), view).map_err(refused)?;
         }
-        // Ranks of an earlier, larger start of the job are no longer there. Rank 0 is in every start.
+        // Ranks of an earlier, larger start are no longer there. Rank 0 is in every start.
         let first = self.ranks.get(&0).and_then(|view| view.start.as_ref());
         if let Some(ranks) = first.map(|start| start.ranks) {
             self.ranks.retain(|rank, _| *rank < ranks);
