@@ -144,6 +144,8 @@ fn another_run_that_saves_meanwhile_is_noticed_and_loses_nothing() {
         }
         assert!(own.directory.exists() && !unfinished.exists());
         assert_eq!(checkpoints.newest()?.unwrap().0, 2);
+        // The other has ended: nothing new has come since.
+        assert_eq!(checkpoints.save(&mut optimizer, None, b"", NO_PARAMETERS)?.attempts, 3);
         optimizer.close();
         Ok(())
     }));

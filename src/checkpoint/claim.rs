@@ -105,24 +105,25 @@ impl Claim {
         self.known.insert(generation.to_owned());
     }
 
-    /// Checks that no other run has saved here since this one began. Two that live and save in
-    /// turns would remove each other's checkpoints.
+    /// Checks that no other run has saved here since the last look. Two that live and save in turns
+    /// would remove each other's checkpoints. One that saved once, since it was about to end, is no
+    /// reason to save no more.
     ///
     /// # Errors
     /// Unavailable if one has, with its name; cannot create if the directory cannot be listed.
-    pub fn check_alone(&self) -> Result<()> {
+    pub fn check_alone(&mut self) -> Result<()> {
+        let mut newest = None;
         for found in list(&self.directory)? {
-            let Some(other) = found.saved_by.filter(|_| !self.known.contains(&found.generation))
-            else {
-                continue;
-            };
-            let message = "another job of this name saves its checkpoints here";
-            return Err(Error::new(ErrorKind::Unavailable, message)
-                .with("checkpoint", found.directory.display())
-                .with("saved by", other)
-                .hint("stop one of the two; give it another name with --job"));
+            if self.known.insert(found.generation) {
+                newest = found.saved_by.map(|run| (found.directory, run)).or(newest);
+            }
         }
-        Ok(())
+        let Some((directory, run)) = newest else { return Ok(()) };
+        let message = "another job of this name saves its checkpoints here";
+        Err(Error::new(ErrorKind::Unavailable, message)
+            .with("checkpoint", directory.display())
+            .with("saved by", run)
+            .hint("stop one of the two; give it another name with --job"))
     }
 
     fn write_holder(&mut self) {
