@@ -114,10 +114,10 @@ fn brackets_of_an_array_job_are_no_wildcards() {
     let both = format!("drives: {root}/nv0/{job}, {root}/nv1/{job}");
     let variables = [("SOME_JOB", "1234[5].server")];
     for (path, said) in [
-        (format!("{root}/nv[0-1]/pbs.$SOME_JOB"), both.clone()),
-        (format!("{root}/nv0/pbs.${{SOME_JOB}}"), format!("drives: {root}/nv0/{job} (")),
+        ("nv[0-1]/pbs.$SOME_JOB", both.clone()),
+        ("nv0/pbs.${SOME_JOB}", format!("drives: {root}/nv0/{job} (")),
     ] {
-        let site = site(&drives, "brackets", &path);
+        let site = site(&drives, "brackets", path);
         bench(&["--site", &site], &variables).expect(0, &[&said]);
     }
     // Beside a wildcard, as a shell makes it of a variable, and quoted as in a shell.
@@ -127,7 +127,7 @@ fn brackets_of_an_array_job_are_no_wildcards() {
         bench(&["--drives", &paths], &[]).expect(0, &["nv0", "nv1"]);
     }
     // A variable has no wildcards, whatever is in it.
-    let site = site(&drives, "star", &format!("{root}/nv[0-1]/$SOME_JOB"));
+    let site = site(&drives, "star", "nv[0-1]/$SOME_JOB");
     let run = bench(&["--site", &site], &[("SOME_JOB", "pbs*")]);
     run.expect(64, &["matches no directory"]);
 }
