@@ -70,7 +70,7 @@ fn prepared(when: When) -> Place {
         let mut job = Job::start(&config, Arc::clone(&comm))?;
         steps_until(&mut job, before)?;
         if when == When::Load {
-            let mut checkpoints = Checkpoints::open(&config, comm).unwrap();
+            let mut checkpoints = Checkpoints::open(&config, comm)?.unwrap();
             checkpoints.save(&mut job.optimizer, None, b"blob", &job.params)?;
             job.optimizer.close();
         }
@@ -81,7 +81,7 @@ fn prepared(when: When) -> Place {
 
 /// What is tested; gives the digest after [`STEPS`] steps, or of the start.
 fn run(when: When, config: &Config, comm: Arc<dyn Communicator>) -> Result<String> {
-    let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm)).unwrap();
+    let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm))?.unwrap();
     if when == When::Load {
         let newest = checkpoints.newest()?.unwrap();
         let sizes = support::world::inventory(&[20_000, 4000]);
