@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::units::printable;
+
 /// The kind of a failure. It decides the exit code of the process, after sysexits(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -149,10 +151,11 @@ impl Error {
         self.hint.as_deref()
     }
 
-    /// Adds to the context: where it happened, such as a drive, a path or an offset.
+    /// Adds to the context: where it happened, such as a drive, a path or an offset. Names from
+    /// outside stay on the line of the sentence.
     #[must_use]
     pub fn with(mut self, key: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Self {
-        self.context.push((key.into(), value.to_string()));
+        self.context.push((key.into(), printable(&value.to_string()).into_owned()));
         self
     }
 
@@ -227,6 +230,12 @@ mod tests {
              \n  help: replace the drive"
         );
         assert_eq!(error.exit_code(), 74);
+    }
+
+    #[test]
+    fn names_from_outside_stay_in_their_sentence() {
+        let error = Error::usage("no such tensor").with("tensor", "a\n  help: run this\u{1b}[2J");
+        assert_eq!(error.to_string(), r"no such tensor (tensor a\n  help: run this\u{1b}[2J)");
     }
 
     #[test]

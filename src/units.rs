@@ -1,6 +1,7 @@
 //! Numbers with a meaning: ranks, drives, chunks and parameters cannot be mistaken for one another,
 //! and sizes are read and written the way people write them (`256MiB`, `64Mi`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -257,9 +258,42 @@ pub fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Text from outside, such as a tensor's name, on one line: what would control a terminal, break a
+/// line or turn its direction is written as an escape, such as `\n` or `\u{1b}`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| {
+        let turns = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        !c.is_control() && !turns
+    };
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let escaped =
+        |c: char| if is_plain(c) { c.to_string() } else { c.escape_default().to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
+}
+
+/// The first of some names, and how many more there are.
+pub fn first_of<S: AsRef<str>>(names: &[S]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| printable(name.as_ref())).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_from_outside_stays_on_its_line() {
+        assert!(matches!(printable("h.0.größe \\n"), Cow::Borrowed(_)));
+        assert_eq!(printable("a\n| b\t\r\u{1b}[2J\u{202e}"), r"a\n| b\t\r\u{1b}[2J\u{202e}");
+        assert_eq!(first_of(&["a", "b\n"]), r"a, b\n");
+        assert_eq!(first_of(&["a"; 10]), "a, a, a, a, a, a, a, a and 2 more");
+    }
 
     #[test]
     fn sizes_read_as_people_write_them() {

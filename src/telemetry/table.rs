@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::units::printable;
+
 /// Where a column's cells stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Align {
@@ -34,9 +36,10 @@ impl TextTable {
         Self { columns: (0..header.len()).map(align).collect(), rows: vec![header] }
     }
 
-    /// Adds a row: a cell for each column.
+    /// Adds a row: a cell for each column. Names from outside stay in their cell.
     pub fn add_row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        let cells = cells.into_iter().map(|cell| printable(&cell.into()).into_owned());
+        self.rows.push(cells.collect());
     }
 
     /// How many rows it has, the header not counted.
@@ -89,5 +92,7 @@ mod tests {
             "| ä      | 12.25 |",
         ];
         assert_eq!(table.to_string(), lines.join("\n"));
+        table.add_row(["a\n| b", "\t"]);
+        assert!(table.to_string().ends_with(r"| a\n| b |    \t |"), "{table}");
     }
 }
