@@ -39,6 +39,30 @@ impl Parameter {
         Self { replicated: true, ..self }
     }
 
+    /// Checks values that a state tensor of the parameter is given to begin with, the first of
+    /// which is element `offset`.
+    ///
+    /// # Errors
+    /// Usage, if a value is NaN or infinite.
+    pub(crate) fn check_finite(&self, tensor: &str, offset: u64, values: &[f32]) -> Result<()> {
+        // No branch for each value, so that a look costs no more than reading memory.
+        if values.iter().fold(true, |all, value| all & value.is_finite()) {
+            return Ok(());
+        }
+        let mut wrong = values.iter().enumerate().filter(|(_, value)| !value.is_finite());
+        let Some((first, value)) = wrong.next() else { return Ok(()) };
+        let end = offset + values.len() as u64;
+        Err(Error::usage("an initial value is NaN or infinite")
+            .with("parameter", &self.name)
+            .with("state tensor", tensor)
+            .with("element", offset + first as u64)
+            .with("value", value)
+            .with("such values", format!("{} of elements {offset}..{end}", 1 + wrong.count()))
+            .hint(
+                "training cannot begin from it: mend the weights, or leave out what is no weight",
+            ))
+    }
+
     /// Number of elements, if it fits 64 bits.
     fn elems(&self) -> Option<u64> {
         self.shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim as u64))

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::optim::ParamElem;
 use crate::partition::Run;
 use crate::plan::Plan;
-use crate::state::LossScaler;
+use crate::state::{LossScaler, MASTER, Parameter};
 use crate::swap::{Ending, SweepKind};
 use crate::units::ChunkIndex;
 
@@ -23,8 +23,8 @@ impl SwappedOptimizer {
     /// # Errors
     /// Agreed. Usage if there are committed steps to go on from ([`Self::resumed`]), which would be
     /// lost; nothing has changed then ([`Self::restart_training`] overwrites them). Usage if
-    /// `params` does not fit the shard, or the codec of the master needs bf16 parameters. Errors of
-    /// `fill`, and of the drives.
+    /// `params` does not fit the shard, or the codec of the master needs bf16 parameters. Usage if
+    /// a master is NaN or infinite; nothing is committed then. Errors of `fill`, and of the drives.
     pub fn initialize_parameters<S: ParameterSink + ?Sized>(
         &mut self,
         params: &mut S,
@@ -40,7 +40,7 @@ impl SwappedOptimizer {
     ///
     /// # Errors
     /// Agreed. Usage if `params` does not fit the shard, or the codec of the master needs bf16
-    /// parameters. Errors of `fill`, and of the drives.
+    /// parameters; usage if a master is NaN or infinite. Errors of `fill`, and of the drives.
     pub fn restart_training<S: ParameterSink + ?Sized>(
         &mut self,
         params: &mut S,
@@ -48,8 +48,11 @@ impl SwappedOptimizer {
     ) -> Result<()> {
         let _call = self.enter("restart_training");
         self.progress.unusable = Some("its initialisation failed");
-        let result = self.write_all(params, &mut |run, arrays| match arrays {
-            [master, ..] => fill(run, master),
+        let result = self.write_all(params, &mut |parameter, run, arrays| match arrays {
+            [master, ..] => {
+                fill(run, master)?;
+                parameter.check_finite(MASTER, run.param_offset, master)
+            }
             [] => Ok(()),
         });
         agree(&*self.comm, result)?;
@@ -78,7 +81,7 @@ impl SwappedOptimizer {
     ) -> Result<()> {
         let _call = self.enter("load");
         self.progress.unusable = Some("its initialisation failed");
-        let result = self.write_all(params, &mut fill);
+        let result = self.write_all(params, &mut |_, run, arrays| fill(run, arrays));
         agree(&*self.comm, result)?;
         (self.progress.update_counts, self.progress.attempts) = (update_counts, attempts);
         self.progress.user_blob = user_blob.to_vec();
@@ -99,7 +102,7 @@ impl SwappedOptimizer {
     fn write_all<S: ParameterSink + ?Sized>(
         &mut self,
         params: &mut S,
-        fill: &mut impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
+        fill: &mut impl FnMut(&Parameter, &Run, &mut [&mut [f32]]) -> Result<()>,
     ) -> Result<()> {
         self.forget_pass();
         // A snapshot that is under way would mix old and new state.
@@ -139,7 +142,7 @@ fn fill_chunk(
     plan: &Plan,
     index: ChunkIndex,
     values: &mut [Vec<f32>],
-    fill: &mut impl FnMut(&Run, &mut [&mut [f32]]) -> Result<()>,
+    fill: &mut impl FnMut(&Parameter, &Run, &mut [&mut [f32]]) -> Result<()>,
 ) -> Result<()> {
     let chunk = plan.partition().chunk(index);
     for (values, tensor) in values.iter_mut().zip(plan.tensors()) {
@@ -151,7 +154,7 @@ fn fill_chunk(
         let at = run.in_chunk(chunk);
         let mut arrays: Vec<&mut [f32]> =
             values.iter_mut().map(|values| &mut values[at.clone()]).collect();
-        fill(run, &mut arrays)?;
+        fill(plan.inventory().parameter(run.param), run, &mut arrays)?;
     }
     Ok(())
 }
