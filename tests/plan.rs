@@ -5,8 +5,11 @@
 
 mod support;
 
+use std::path::Path;
+
 use optswap::internals::storage::DriveProfile;
 use serde_json::Value;
+use support::tensors::{f32s, tensor, write, write_index};
 use support::{Drives, Run, alone, optswap};
 
 fn plan(arguments: &[&str]) -> Run {
@@ -177,6 +180,58 @@ fn checkpoints_and_spilled_gradients_are_planned_for() {
     let read =
         |value: &Value| value["forecast"]["kinds"][0]["drives"][0]["read_bytes"].as_f64().unwrap();
     assert!((read(&spilled) / read(&plain) - 16.0 / 12.0).abs() < 1e-6);
+}
+
+#[test]
+fn a_model_is_known_by_its_index_where_its_files_are_missing() {
+    let drives = Drives::new(1);
+    let folder = drives.path();
+    let named = |path: &Path| {
+        let path = path.display().to_string();
+        plan(&["--model", &path, "--drive-mbps", "300", "--json"])
+    };
+    let files = [("a", "model-1.safetensors"), ("b.weight_scale_inv", "model-2.safetensors")];
+    for (metadata, files, params, words) in [
+        (serde_json::json!({"total_size": 14483464192.0}), &files[..1], 7_241_732_096u64, "16-bit"),
+        (serde_json::json!({"total_size": 1000}), &files[..], 1000, "taken for fp8"),
+        (
+            serde_json::json!({"total_parameters": 70_553_706_496u64, "total_size": 7}),
+            &files[..],
+            70_553_706_496,
+            "metadata.total_parameters",
+        ),
+    ] {
+        let index = write_index(folder, metadata, files);
+        for path in [&index, folder] {
+            let model = json(&named(path))["model"].clone();
+            assert_eq!(model["params"], params, "{model}");
+            let note = model["notes"][0].as_str().unwrap();
+            let missing = format!("{0} of {0} files that the index names are missing", files.len());
+            assert!(note.contains(words) && note.contains(&missing), "{note}");
+        }
+    }
+    // Pointers of git-lfs are no files, and people see what was assumed.
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4976698672\n";
+    std::fs::write(folder.join("model-1.safetensors"), pointer).unwrap();
+    let index = write_index(folder, serde_json::json!({"total_size": 2000}), &files[..1]);
+    let run = plan(&["--model", &index.display().to_string(), "--drive-mbps", "300"]);
+    run.expect(0, &[]);
+    assert!(run.stdout.contains("1 of 1 files that the index names are missing"), "{}", run.stdout);
+    named(&folder.join("model-1.safetensors")).expect(64, &["git-lfs pointer", "git lfs pull"]);
+    // What an index cannot tell.
+    write_index(folder, serde_json::json!({}), &files);
+    named(&index).expect(64, &["does not tell how large", "model-1.safetensors", "such as 7G"]);
+    let packed = [("a.qweight", "model-1.safetensors")];
+    write_index(folder, serde_json::json!({"total_size": 2000}), &packed);
+    named(&index).expect(64, &["packed", "such as 7G"]);
+    // With their files, tensors count as a job would take them.
+    let scale = ("b.weight_scale_inv", f32s(0, &[1, 1]));
+    let weights = ("b.weight", tensor("F8_E4M3", &[64, 64], [0; 4096]));
+    let more = ("ids", tensor("I64", &[4], [0; 32]));
+    write(&folder.join("model.safetensors"), &[weights, scale, more]);
+    std::fs::remove_file(&index).unwrap();
+    let model = json(&named(folder))["model"].clone();
+    assert_eq!((&model["params"], &model["tensors"]), (&4096.into(), &1.into()), "{model}");
 }
 
 #[test]

@@ -34,7 +34,9 @@ pub use contents::{JobContents, ParameterContents, TensorSummary, contents_of};
 pub use manifest::{Manifest, OtherInventory, Run};
 pub use places::ShardEntry;
 pub use reader::CheckpointReader;
-pub use safetensors::{ExportSummary, ModelFiles, export_safetensors, import_safetensors};
+pub use safetensors::{
+    ExportSummary, ModelFiles, ModelSize, export_safetensors, import_safetensors, model_size,
+};
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};
 pub use stored_shard::StoredShard;
 

@@ -5,6 +5,7 @@
 pub mod by_hand;
 pub mod cluster;
 pub mod shards;
+pub mod tensors;
 pub mod world;
 
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ pub(super) struct InitArgs {
     pub swap: SwapArgs,
 
     /// The model: a safetensors file, an index of several (`model.safetensors.index.json`), or a
-    /// directory that holds either.
+    /// directory that holds either; the index decides where it holds both.
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
 }
@@ -77,9 +77,7 @@ fn print_summary(optimizer: &SwappedOptimizer, model: &ModelFiles, config: &Conf
         config.drives.paths.len(),
         config.job,
     ))?;
-    if !model.skipped().is_empty() {
-        say(format_args!("left out, not floating-point: {}", model.skipped().join(", ")))?;
-    }
+    model.notes().iter().try_for_each(say)?;
     say(format_args!(
         "a training program with --job {} --durability step, the same drives and number of ranks \
          goes on from here",

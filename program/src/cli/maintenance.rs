@@ -75,7 +75,8 @@ enum Format {
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// A directory that `optswap export` wrote, or one safetensors file with the weights alone.
+    /// A directory that `optswap export` wrote, or a model as `optswap init` takes it: its weights
+    /// alone.
     from: PathBuf,
 
     /// The checkpoint's directory, such as DIR/JOB/step-00000000 below checkpoint.dir.
@@ -201,6 +202,7 @@ pub(super) fn import(args: &ImportArgs) -> Result<()> {
     let mut progress = |elems: u64, all: u64| bar(12 * elems, 12 * all);
     let (from, to) = (&args.from, &args.checkpoint);
     let written = checkpoint::import_safetensors(from, &args.job, to, &mut progress)?;
+    written.notes.iter().try_for_each(say)?;
     say(format_args!(
         "{}: {} parameters, {} elements, after step {}",
         to.display(),

@@ -1,21 +1,16 @@
 //! What is to be trained: a preset, a number of parameters, a safetensors file or its index, or a
 //! list of shapes in JSON. Of safetensors only the heads are read.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::presets::{PRESETS, preset};
+use optswap::internals::checkpoint::{ModelSize, model_size};
 use optswap::internals::error::{Error, Result};
 use optswap::internals::state::{Inventory, Parameter};
 use optswap::internals::units::Elems;
-
-/// A longer head of a safetensors file is taken for damage.
-const HEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// A model as far as its optimizer state is concerned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,12 +21,16 @@ pub struct Model {
     pub tensors: u64,
     /// Elements of all of them.
     pub params: u64,
+    /// What a person should know of how this was found out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Model {
     fn of(name: String, parameters: Vec<Parameter>) -> Result<Self> {
         let tensors = parameters.len() as u64;
-        Ok(Self { name, tensors, params: Inventory::new(parameters)?.total_elems() })
+        let params = Inventory::new(parameters)?.total_elems();
+        Ok(Self { name, tensors, params, notes: Vec::new() })
     }
 }
 
@@ -44,84 +43,43 @@ pub fn read_model(text: &str) -> Result<Model> {
         return Model::of((*what).to_owned(), parameters());
     }
     let path = Path::new(text);
-    if path.is_file() {
-        let in_file = |error: Error| error.with("file", path.display());
-        let parameters = read_file(path).map_err(in_file)?;
-        return Model::of(text.to_owned(), parameters).map_err(in_file);
+    if path.exists() {
+        return read_path(path, text);
     }
     match text.parse::<Elems>() {
         Ok(elems) if elems.0 > 0 && elems.0 < 1 << 48 => {
-            Ok(Model { name: format!("{text} parameters"), tensors: 0, params: elems.0 })
+            let name = format!("{text} parameters");
+            Ok(Model { name, tensors: 0, params: elems.0, notes: Vec::new() })
         }
         _ => {
             let names = PRESETS.map(|(name, ..)| name);
-            Err(Error::usage("this names no model").with("model", text).hint(format!(
-                "a preset ({}), a number such as 7G, a .safetensors file or its index, or a JSON \
-                 list of names and shapes",
+            Err(Error::usage("this names no model and no file").with("model", text).hint(format!(
+                "a preset ({}), a number such as 7G, a .safetensors file, its index or a directory \
+                 with either, or a JSON list of names and shapes",
                 names.join(", ")
             )))
         }
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<Parameter>> {
-    if path.extension().is_some_and(|extension| extension == "safetensors") {
-        return read_safetensors(path);
+/// A list of shapes in JSON, or else a model's own files.
+fn read_path(path: &Path, text: &str) -> Result<Model> {
+    let in_file = |error: Error| error.with("file", path.display());
+    if path.is_file() && path.extension().is_some_and(|extension| extension == "json") {
+        let value = read_json(path).map_err(in_file)?;
+        if value.get("weight_map").is_none() {
+            let parameters = read_list(&value).map_err(in_file)?;
+            return Model::of(text.to_owned(), parameters).map_err(in_file);
+        }
     }
+    let ModelSize { tensors, elems, notes } = model_size(path)?;
+    Ok(Model { name: text.to_owned(), tensors, params: elems, notes })
+}
+
+fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::usage("the model cannot be read").because(error))?;
-    let value: Value = serde_json::from_str(&text)
-        .map_err(|error| Error::usage("the model is no JSON").because(error))?;
-    match value.get("weight_map").and_then(Value::as_object) {
-        Some(weights) => read_index(path, weights),
-        None => read_list(&value),
-    }
-}
-
-/// The files that an index names lie beside it.
-fn read_index(index: &Path, weights: &Map<String, Value>) -> Result<Vec<Parameter>> {
-    let files: BTreeSet<&str> = weights.values().filter_map(Value::as_str).collect();
-    let mut parameters = Vec::with_capacity(weights.len());
-    for file in files {
-        let path = index.with_file_name(file);
-        let of_file = read_safetensors(&path).map_err(|error| error.with("part", file))?;
-        parameters.extend(of_file.into_iter().filter(|it| weights.contains_key(&it.name)));
-    }
-    if parameters.len() != weights.len() {
-        return Err(Error::usage("the index names weights that its files do not have")
-            .with("weights", weights.len())
-            .with("found", parameters.len()));
-    }
-    Ok(parameters)
-}
-
-fn read_safetensors(path: &Path) -> Result<Vec<Parameter>> {
-    #[derive(Deserialize)]
-    struct Tensor {
-        shape: Vec<usize>,
-    }
-    let damaged = |why: &str| Error::usage("this is no safetensors file").because(why.to_owned());
-    let unreadable =
-        |error: std::io::Error| Error::usage("a safetensors file cannot be read").because(error);
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(unreadable)?;
-    let length = u64::from_le_bytes(length);
-    if length > HEAD_BYTES_MAX {
-        return Err(damaged("its head has an impossible length"));
-    }
-    let mut head = Vec::new();
-    file.take(length).read_to_end(&mut head).map_err(unreadable)?;
-    let head: Map<String, Value> =
-        serde_json::from_slice(&head).map_err(|error| damaged(&error.to_string()))?;
-    let tensors = head.into_iter().filter(|(name, _)| name != "__metadata__");
-    let mut parameters = Vec::new();
-    for (name, value) in tensors {
-        let tensor: Tensor =
-            serde_json::from_value(value).map_err(|error| damaged(&error.to_string()))?;
-        parameters.push(Parameter::new(name, tensor.shape));
-    }
-    Ok(parameters)
+    serde_json::from_str(&text).map_err(|error| Error::usage("the model is no JSON").because(error))
 }
 
 /// `[{"name": "w", "shape": [2, 3]}]`, or `{"w": [2, 3]}`, or either below `parameters`.
@@ -197,10 +155,10 @@ mod tests {
         let missing = put("missing.json", br#"{"weight_map": {"c": "c.safetensors"}}"#);
         let lacking = put("lacking.json", br#"{"weight_map": {"c": "a.safetensors"}}"#);
         for (name, words) in [
-            (bad, "no safetensors file"),
-            (put("huge.safetensors", &[255; 16]), "impossible length"),
+            (bad, "no whole safetensors file"),
+            (put("huge.safetensors", &[255; 16]), "18446744073709551615 bytes"),
             (missing, "c.safetensors"),
-            (lacking, "do not have"),
+            (lacking, "does not have a tensor"),
             (put("number.json", b"7"), "no list of shapes"),
             (put("text.json", b"x"), "no JSON"),
             ("llama9".to_owned(), "llama3-405b"),

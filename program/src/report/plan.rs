@@ -8,7 +8,7 @@ use crate::forecast::{
 };
 use optswap::internals::config::GradientPlace;
 use optswap::internals::telemetry::TextTable;
-use optswap::internals::units::{Bytes, counted};
+use optswap::internals::units::{Bytes, counted, printable};
 
 /// A forecast with the question that it answers.
 #[derive(Clone, Debug, Serialize)]
@@ -36,6 +36,7 @@ pub struct PlanResult {
 /// Everything that people want to see.
 pub fn plan_tables(plan: &PlanResult) -> String {
     let mut lines = vec![question(plan)];
+    lines.extend(plan.model.notes.iter().map(|note| format!("model: {note}")));
     for (kind, forecast) in kinds(plan) {
         lines.push(drive_table(kind, forecast));
     }
@@ -75,7 +76,7 @@ fn question(plan: &PlanResult) -> String {
     format!(
         "{}: {} parameters{tensors} on {} of {} {with}\n{}: {:.2} B read and {:.2} B written \
          per parameter that moves in a step; {commits}",
-        model.name,
+        printable(&model.name),
         model.params,
         counted(cluster.nodes(), "node"),
         counted(cluster.ranks_per_node, "rank"),

@@ -1,67 +1,75 @@
 //! A model's weights in safetensors files, to begin with as masters: one file, or several with an
 //! index.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
-use serde::Deserialize;
-
+use super::find::{Found, Index, MODEL, find};
+use super::sorted::{Listing, Sorted, Source};
 use super::source::TensorSource;
 use crate::error::{Error, Result};
-use crate::state::{Inventory, Parameter};
-use crate::units::ParamIndex;
-
-const MODEL: &str = "model.safetensors";
-const INDEX_ENDING: &str = ".index.json";
+use crate::state::Inventory;
+use crate::units::{ParamIndex, first_of, printable};
 
 /// The files of a model, open for reading.
 pub struct ModelFiles {
     files: Vec<TensorSource>,
     inventory: Inventory,
-    /// The file of every parameter, in inventory order.
-    file_of: Vec<usize>,
+    /// Where every parameter comes from, in inventory order.
+    sources: Vec<Source>,
     skipped: Vec<String>,
-}
-
-/// An index beside several files, as Hugging Face's libraries write it.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
+    notes: Vec<String>,
+    /// What was taken, and the names of the safetensors files beside it.
+    taken: String,
+    unused: Vec<String>,
 }
 
 impl ModelFiles {
     /// Opens one file, or an index (`model.safetensors.index.json`) with all files that it names,
-    /// or a directory that holds either. Tensors that are no floating-point numbers are left out.
+    /// or a directory that holds either; where it holds both, the index decides. Weights of eight
+    /// bits are multiplied by the scales that lie beside them. What is no weight is left out:
+    /// [`Self::notes`] tells it, and is to be shown to whoever starts the program.
     ///
     /// # Errors
-    /// Usage if a file is missing, cut short or has overlapping offsets, if the index names a
-    /// tensor that its file does not have, if a name is in two files, or if there is no parameter
-    /// at all.
+    /// Usage, with the name: if a file is missing, cut short, of another format or has overlapping
+    /// offsets; if the index names a tensor that its file does not have; if a tensor is packed, of
+    /// a type that is not known, or has a scale of a kind that is not known; if there is no
+    /// parameter at all.
     pub fn open(from: &Path) -> Result<Self> {
-        let (paths, named) = find(from)?;
+        let model = Self::of_heads(from)?;
+        model.files.iter().try_for_each(TensorSource::check_whole)?;
+        Ok(model)
+    }
+
+    /// The same by the headers of the files alone, which may lack their data.
+    pub(super) fn of_heads(from: &Path) -> Result<Self> {
+        let Found { paths, index, unused } = find(from)?;
+        if let Some(index) = &index {
+            index.check_fetched()?;
+        }
         let files =
             paths.iter().map(|path| TensorSource::open(path)).collect::<Result<Vec<_>>>()?;
-        let (mut parameters, mut file_of, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, file) in files.iter().enumerate() {
-            for name in file.names() {
-                if !file.is_float(&name) {
-                    skipped.push(name);
-                } else if let Some(shape) = file.shape(&name) {
-                    parameters.push(Parameter::new(&name, shape.clone()));
-                    file_of.push(number);
-                }
-            }
+        let (listing, others) = match &index {
+            Some(index) => indexed(&files, index)?,
+            None => (files[0].names().into_iter().map(|name| (name, 0)).collect(), Vec::new()),
+        };
+        let in_model = |error: Error| error.with("model", from.display());
+        let mut sorted = Sorted::new(&files, &listing)?;
+        let other_names = others.iter().map(|(name, _)| name.as_str()).collect();
+        sorted.check_scales(&other_names).map_err(in_model)?;
+        let inventory = sorted.inventory().map_err(in_model)?;
+        let taken = match &index {
+            Some(index) => format!("what the index {} names", index.path.display()),
+            None => from.join(MODEL).display().to_string(),
+        };
+        let mut notes = sorted.notes(&inventory);
+        if !others.is_empty() {
+            let others = others.iter().map(|(name, file)| format!("{name} in {file}"));
+            let others: Vec<String> = others.collect();
+            notes.push(format!("left out, not named by the index: {}", first_of(&others)));
         }
-        let all: HashSet<&str> = names_of(&parameters, &skipped).collect();
-        if let Some(missing) = named.keys().find(|name| !all.contains(name.as_str())) {
-            return Err(Error::usage("a file does not have a tensor that the index names")
-                .with("index", from.display())
-                .with("tensor", missing)
-                .with("file", &named[missing]));
-        }
-        let inventory =
-            Inventory::new(parameters).map_err(|error| error.with("model", from.display()))?;
-        Ok(Self { files, inventory, file_of, skipped })
+        let (skipped, sources) = (sorted.skipped(), sorted.sources);
+        Ok(Self { files, inventory, sources, skipped, notes, taken, unused })
     }
 
     /// The model's parameters, in the order of the files.
@@ -69,9 +77,24 @@ impl ModelFiles {
         &self.inventory
     }
 
-    /// Names of the tensors that were left out because they are no floating-point numbers.
+    /// Names of the tensors that were left out because they are no weights.
     pub fn skipped(&self) -> &[String] {
         &self.skipped
+    }
+
+    /// What a person should know: which files were taken and which were not, which tensors were
+    /// left out and why, and which were dequantised. One line each, safe to print.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes_beside(&[])
+    }
+
+    /// The same where these of the files beside it are used by the caller.
+    pub(super) fn notes_beside(&self, used: &[String]) -> Vec<String> {
+        let unused = self.unused.iter().filter(|name| !used.contains(name));
+        let unused: Vec<&String> = unused.collect();
+        let taken = format!("taken: {}; beside it, not used: ", printable(&self.taken));
+        let taken = (!unused.is_empty()).then(|| taken + &first_of(&unused));
+        taken.into_iter().chain(self.notes.iter().cloned()).collect()
     }
 
     /// The description in the first file.
@@ -86,41 +109,37 @@ impl ModelFiles {
     /// Usage if the file cannot be read.
     pub fn read(&self, param: ParamIndex, offset: u64, out: &mut [f32]) -> Result<()> {
         let name = &self.inventory.parameter(param).name;
-        self.files[self.file_of[param.index()]].read(name, offset, out)
+        let Source { file, scale } = &self.sources[param.index()];
+        self.files[*file].read(name, offset, out)?;
+        match scale {
+            Some((file, scale)) => scale.apply(&self.files[*file], offset, out),
+            None => Ok(()),
+        }
     }
 }
 
-fn names_of<'a>(
-    parameters: &'a [Parameter],
-    skipped: &'a [String],
-) -> impl Iterator<Item = &'a str> {
-    parameters.iter().map(|it| it.name.as_str()).chain(skipped.iter().map(String::as_str))
-}
-
-/// The files, each once and sorted by name, and the file of each tensor if there is an index.
-fn find(from: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>)> {
-    let path = if from.is_dir() {
-        let (one, several) = (from.join(MODEL), from.join(format!("{MODEL}{INDEX_ENDING}")));
-        if several.exists() && !one.exists() { several } else { one }
-    } else {
-        from.to_owned()
-    };
-    if !path.to_string_lossy().ends_with(INDEX_ENDING) {
-        return Ok((vec![path], BTreeMap::new()));
+/// The tensors that an index takes from its files, and what else is in which of these.
+fn indexed(files: &[TensorSource], index: &Index) -> Result<(Listing, Vec<(String, String)>)> {
+    let (mut listing, mut others) = (Vec::new(), Vec::new());
+    for (number, file) in files.iter().enumerate() {
+        let file_name = file.path().file_name().unwrap_or_default().to_string_lossy();
+        for name in file.names() {
+            if index.file_of.get(&name).is_some_and(|named| *named == file_name) {
+                listing.push((name, number));
+            } else {
+                others.push((name, file_name.clone().into_owned()));
+            }
+        }
     }
-    let wrong = |why: String| {
-        Error::usage("the index of a model cannot be read")
-            .with("path", path.display())
-            .because(why)
-    };
-    let text = std::fs::read_to_string(&path).map_err(|error| wrong(error.to_string()))?;
-    let index: Index = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let mut names: Vec<&String> = index.weight_map.values().collect();
-    names.sort_unstable();
-    names.dedup();
-    if let Some(name) = names.iter().find(|name| name.contains('/')) {
-        return Err(wrong(format!("it names `{name}`, which is not beside it")));
+    if listing.len() == index.file_of.len() {
+        return Ok((listing, others));
     }
-    let directory = path.parent().unwrap_or(Path::new(""));
-    Ok((names.iter().map(|name| directory.join(name)).collect(), index.weight_map.clone()))
+    let found: HashMap<&str, usize> =
+        listing.iter().map(|(name, file)| (name.as_str(), *file)).collect();
+    let missing = index.file_of.iter().filter(|(name, _)| !found.contains_key(name.as_str()));
+    let names: Vec<String> = missing.map(|(name, file)| format!("{name} in {file}")).collect();
+    Err(Error::usage("a file does not have a tensor that the index names")
+        .with("index", index.path.display())
+        .with("missing", format!("{} of {} tensors", names.len(), index.file_of.len()))
+        .with("tensors", first_of(&names)))
 }

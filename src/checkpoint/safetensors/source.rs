@@ -1,15 +1,18 @@
 //! One safetensors file, open for reading: its tensors by name, in pieces, converted to f32.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::Value;
 
+use super::number_formats::{elem_bytes, widen};
+use super::other_formats::{FIRST_BYTES, is_lfs_pointer, recognise};
 use crate::error::{Error, Result};
+use crate::units::printable;
 
 /// The largest header that the format allows.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -18,38 +21,52 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 pub(super) struct TensorSource {
     path: PathBuf,
     file: File,
+    file_bytes: u64,
     metadata: Metadata,
     data_start: u64,
 }
 
 impl TensorSource {
+    /// Opens a file and reads its header alone: [`Self::check_whole`] compares it with the data.
     pub fn open(path: &Path) -> Result<Self> {
-        let wrong = |why: String| {
-            Error::usage("this is no whole safetensors file")
-                .with("path", path.display())
-                .because(why)
-        };
-        let io = |error: std::io::Error| wrong(error.to_string());
+        let io = |error: std::io::Error| no_source(path, error.to_string());
+        // Opening a pipe would wait for somebody who writes to it.
+        let found = std::fs::metadata(path).map_err(io)?;
+        if !found.is_file() {
+            let what = if found.is_dir() { "a directory" } else { "no regular file" };
+            return Err(no_source(path, format!("it is {what}")));
+        }
         let file = File::open(path).map_err(io)?;
-        let file_bytes = file.metadata().map_err(io)?.len();
-        let mut length = [0u8; 8];
-        file.read_exact_at(&mut length, 0).map_err(io)?;
-        let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > HEADER_BYTES_MAX.min(file_bytes.saturating_sub(8)) {
-            return Err(wrong(format!("its header claims {header_bytes} bytes")));
+        let file_bytes = found.len();
+        let mut first = vec![0; FIRST_BYTES.min(file_bytes as usize)];
+        file.read_exact_at(&mut first, 0).map_err(io)?;
+        let header_bytes = match first.first_chunk() {
+            Some(length) => u64::from_le_bytes(*length),
+            None => 0,
+        };
+        if header_bytes < 2 || header_bytes > HEADER_BYTES_MAX.min(file_bytes.saturating_sub(8)) {
+            return Err(headless(path, &first, file_bytes, header_bytes));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact_at(&mut header, 8).map_err(io)?;
         // The crate checks offsets, overlaps and sizes as it reads.
-        let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|error| wrong(error.to_string()))?;
+        let metadata = serde_json::from_slice(&header)
+            .map_err(|error| bad_header(path, &first, &header, &error.to_string()))?;
         let data_start = 8 + header_bytes;
-        let needed = data_start.checked_add(metadata.data_len() as u64);
-        if needed != Some(file_bytes) {
-            let data_bytes = metadata.data_len();
-            return Err(wrong(format!("{data_bytes} bytes of data in a file of {file_bytes}")));
+        Ok(Self { path: path.to_owned(), file, file_bytes, metadata, data_start })
+    }
+
+    /// Checks that the file has all the data that its header describes, and nothing else.
+    pub fn check_whole(&self) -> Result<()> {
+        let data_bytes = self.metadata.data_len() as u64;
+        let there = self.file_bytes - self.data_start;
+        if data_bytes == there {
+            return Ok(());
         }
-        Ok(Self { path: path.to_owned(), file, metadata, data_start })
+        let why = format!("its header describes {data_bytes} bytes of data, and {there} are there");
+        let wrong = no_source(&self.path, why);
+        let cut = "it is cut short, as by a download that has not finished: fetch it again";
+        Err(if there < data_bytes { wrong.hint(cut) } else { wrong })
     }
 
     /// The file's path.
@@ -67,14 +84,9 @@ impl TensorSource {
         self.metadata.offset_keys()
     }
 
-    /// The shape of a tensor.
-    pub fn shape(&self, name: &str) -> Option<&Vec<usize>> {
-        self.metadata.info(name).map(|info| &info.shape)
-    }
-
-    /// Whether a tensor holds floating-point numbers that can be widened to f32.
-    pub fn is_float(&self, name: &str) -> bool {
-        self.metadata.info(name).is_some_and(|info| elem_bytes(info.dtype).is_some())
+    /// Type and shape of a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.metadata.info(name)
     }
 
     /// Copies values of one tensor from `offset` on, widened to f32.
@@ -85,60 +97,62 @@ impl TensorSource {
                 .with("tensor", name)
                 .because(why)
         };
-        let info = self.metadata.info(name).ok_or_else(|| wrong("it is not there".into()))?;
+        let info = self.info(name).ok_or_else(|| wrong("it is not there".into()))?;
         let elem_bytes = elem_bytes(info.dtype).ok_or_else(|| {
-            wrong(format!("its type is {:?}, not a floating-point one that is known", info.dtype))
+            wrong(format!("its type is {}, not a floating-point one that is known", info.dtype))
         })?;
         let mut bytes = vec![0u8; out.len() * elem_bytes];
         let at = self.data_start + info.data_offsets.0 as u64 + offset * elem_bytes as u64;
         self.file.read_exact_at(&mut bytes, at).map_err(|error| wrong(error.to_string()))?;
-        for (out, value) in out.iter_mut().zip(bytes.chunks_exact(elem_bytes)) {
-            *out = match (info.dtype, value) {
-                (Dtype::F32, [a, b, c, d]) => f32::from_le_bytes([*a, *b, *c, *d]),
-                (Dtype::BF16, [a, b]) => bf16::from_le_bytes([*a, *b]).to_f32(),
-                (Dtype::F16, [a, b]) => f16::from_le_bytes([*a, *b]).to_f32(),
-                // The upper byte of an f16.
-                (Dtype::F8_E5M2, [a]) => f16::from_le_bytes([0, *a]).to_f32(),
-                (Dtype::F8_E4M3, [a]) => f8_e4m3(*a),
-                (_, wide) => f64::from_le_bytes(wide.try_into().unwrap_or_default()) as f32,
-            };
-        }
+        widen(info.dtype, &bytes, out);
         Ok(())
     }
 }
 
-/// Bytes of an element of a type that can be widened to f32.
-fn elem_bytes(dtype: Dtype) -> Option<usize> {
-    match dtype {
-        Dtype::F64 => Some(8),
-        Dtype::F32 => Some(4),
-        Dtype::BF16 | Dtype::F16 => Some(2),
-        Dtype::F8_E5M2 | Dtype::F8_E4M3 => Some(1),
-        _ => None,
-    }
+/// Whether a file is there, and not merely a pointer of git-lfs that stands for it.
+pub(super) fn is_fetched(path: &Path) -> bool {
+    let mut first = [0; 64];
+    let file = path.is_file().then(|| File::open(path).ok()).flatten();
+    file.is_some_and(|file| {
+        let read = file.read_at(&mut first, 0).unwrap_or(0);
+        !is_lfs_pointer(&first[..read])
+    })
 }
 
-/// FP8 E4M3 (arXiv 2209.05433): four bits of exponent, bias 7, no infinities.
-fn f8_e4m3(bits: u8) -> f32 {
-    let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 3 & 0xf), f32::from(bits & 7) / 8.0);
-    match (exponent, bits & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => sign * fraction * 2f32.powi(-6),
-        _ => sign * (1.0 + fraction) * 2f32.powi(exponent - 7),
-    }
+fn no_source(path: &Path, why: String) -> Error {
+    Error::usage("this is no whole safetensors file").with("path", path.display()).because(why)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A file that does not begin with the length of a header.
+fn headless(path: &Path, first: &[u8], file_bytes: u64, header_bytes: u64) -> Error {
+    // No text and no other format begins with a length that a header may have.
+    let is_length = (2..=HEADER_BYTES_MAX).contains(&header_bytes);
+    if let Some(other) = recognise(first).filter(|_| !is_length) {
+        return no_source(path, other.what).hint(other.hint);
+    }
+    if is_length || first.len() < 8 {
+        let why = format!("it ends after {file_bytes} bytes, before its header does");
+        return no_source(path, why).hint("it is cut short: fetch it again");
+    }
+    no_source(path, format!("its header would have {header_bytes} bytes"))
+}
 
-    #[test]
-    fn small_floats_widen_exactly() {
-        assert_eq!(f8_e4m3(0x7e), 448.0);
-        assert_eq!(f8_e4m3(0x01), 2f32.powi(-9));
-        assert_eq!(f8_e4m3(0xb8), -1.0);
-        assert!(f8_e4m3(0x7f).is_nan());
-        assert_eq!(f16::from_le_bytes([0, 0x7b]).to_f32(), 57344.0);
+/// A header that is not what it should be; a type that is not known is named with its tensor.
+fn bad_header(path: &Path, first: &[u8], header: &[u8], why: &str) -> Error {
+    let tensors: BTreeMap<String, Value> = serde_json::from_slice(header).unwrap_or_default();
+    let unknown = tensors.iter().find_map(|(name, tensor)| {
+        let dtype = tensor.get("dtype")?;
+        serde_json::from_value::<Dtype>(dtype.clone()).is_err().then_some((name, dtype))
+    });
+    match unknown {
+        Some((name, dtype)) => Error::usage("a tensor has a type that is not known")
+            .with("path", path.display())
+            .with("tensor", name)
+            .with("type", dtype)
+            .hint("convert the model to f32, bf16 or f16 with the tools of its framework"),
+        None => match recognise(first).filter(|_| !header.starts_with(b"{")) {
+            Some(other) => no_source(path, other.what).hint(other.hint),
+            None => no_source(path, format!("its header: {}", printable(why))),
+        },
     }
 }
