@@ -119,7 +119,8 @@ fn tensors_whose_meaning_is_not_known_are_refused_by_name() {
     let drives = Drives::new(1);
     let norm = || ("norm.weight", f32s(0, &[256]));
     let ints = |dtype, shape: &[usize], bytes: usize| tensor(dtype, shape, vec![1; bytes]);
-    let cases: [(&[(&str, Tensor)], &[&str]); 7] = [
+    type Case<'a> = (&'a [(&'a str, Tensor)], &'a [&'a str]);
+    let cases: [Case<'_>; 7] = [
         (
             &[("l.w", ints("F4", &[64, 64], 2048)), ("l.w_scale", ints("F8_E8M0", &[64, 2], 128))],
             &["tensor l.w,", "type F4", "four bits", "such tensors 2"],

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::super::manifest::{Manifest, with_ending};
+use super::super::Checkpoints;
+use super::super::manifest::{Manifest, hexadecimal, with_ending};
 use super::super::reader::CheckpointReader;
 use super::{
     ATTEMPTS, ExportSummary, PIECE_ELEMS, STATE_TENSORS, UPDATE_COUNTS, USER_BLOB, cannot_create,
@@ -31,7 +32,9 @@ pub fn export_safetensors(
     directory: &Path,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
-    let count = Manifest::read(checkpoint)?.inventories();
+    let manifest = Manifest::read(checkpoint)?;
+    let count = manifest.inventories();
+    let user_blob = Checkpoints::user_blobs(checkpoint)?.into_iter().next().unwrap_or_default();
     let mut all = ExportSummary {
         paths: Vec::new(),
         parameters: 0,
@@ -39,12 +42,15 @@ pub fn export_safetensors(
         attempts: 0,
         notes: Vec::new(),
     };
+    if manifest.user_blobs_differ {
+        tracing::warn!("the user state differs between ranks: the files get that of rank 0");
+    }
     for number in 0..count {
         // Names may be the same in several inventories, so each gets a directory.
         let own = directory.join(format!("inventory-{number:05}"));
         let directory = if count == 1 { directory } else { own.as_path() };
         let reader = CheckpointReader::open_inventory(checkpoint, number)?;
-        let mut written = export_inventory(reader, directory, on_progress)?;
+        let mut written = export_inventory(reader, directory, &user_blob, on_progress)?;
         all.paths.append(&mut written.paths);
         all.parameters += written.parameters;
         all.elems += written.elems;
@@ -56,6 +62,7 @@ pub fn export_safetensors(
 fn export_inventory(
     mut reader: CheckpointReader,
     directory: &Path,
+    user_blob: &[u8],
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ExportSummary> {
     let manifest = reader.manifest().clone();
@@ -66,7 +73,7 @@ fn export_inventory(
     if let Some(there) = paths.iter().find(|path| path.exists()) {
         return Err(cannot_create(there).because("it exists"));
     }
-    let header = header_of(&manifest, &inventory)?;
+    let header = header_of(&manifest, &inventory, user_blob)?;
     let mut files = Vec::new();
     for path in &paths {
         files.push(TensorFile::create(path, &header)?);
@@ -96,7 +103,7 @@ fn export_inventory(
 
 /// The header of each file: tensors end to end in inventory order, so that the data is the flat
 /// space itself.
-fn header_of(manifest: &Manifest, inventory: &Inventory) -> Result<Vec<u8>> {
+fn header_of(manifest: &Manifest, inventory: &Inventory, user_blob: &[u8]) -> Result<Vec<u8>> {
     let mut at = 0;
     let tensors = inventory.parameters().iter().enumerate().map(|(index, parameter)| {
         let start = at;
@@ -113,7 +120,7 @@ fn header_of(manifest: &Manifest, inventory: &Inventory) -> Result<Vec<u8>> {
         (ATTEMPTS.to_owned(), manifest.attempts.to_string()),
         (UPDATE_COUNTS.to_owned(), counts.join(" ")),
         (STATE_TENSORS.to_owned(), state.join(" ")),
-        (USER_BLOB.to_owned(), manifest.user_blob.clone()),
+        (USER_BLOB.to_owned(), hexadecimal(user_blob)),
     ]);
     let failed = |why: String| Error::internal("no safetensors header").because(why);
     let metadata =

@@ -135,7 +135,9 @@ impl Import {
             groups: vec![Hyperparameters::default()],
             loss_scale: 1.0,
             loss_scaler: None,
-            user_blob: self.history.user_blob.clone(),
+            saved_by: None,
+            user_blobs_differ: false,
+            user_blob: Some(self.history.user_blob.clone()),
             shards: vec![ShardEntry { file, flat_start: 0, elems, bytes, pieces: Vec::new() }],
             others: Vec::new(),
         }
@@ -149,7 +151,7 @@ impl Import {
         on_progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let file = File::create(path).map_err(|error| cannot_create(path).because(error))?;
-        let mut index = ShardIndex { generation: generation.to_owned(), chunks: Vec::new() };
+        let mut index = ShardIndex { generation: generation.to_owned(), ..ShardIndex::default() };
         let total = self.model.inventory().total_elems();
         let (mut flat, mut offset) = (0, 0);
         while flat < total {
