@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use latency::Latency;
-pub use patience::Patience;
+pub use patience::{CLOSING, Patience, join_within};
 pub use spans::{NO_CHUNK, Span, SpanKind, Tracer};
 
 macro_rules! timers {

@@ -8,6 +8,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use optswap::{Error, Launch, agree, run_main};
 use support::{Drives, Run, TINY, alone, one_at_a_time, process_of, ranks, signal, train_lm};
 
 /// What nobody waits longer for, by far.
@@ -101,4 +102,32 @@ fn a_drive_that_asks_again_for_ever_is_no_progress() {
         run.expect(74, &["no I/O completed for 1 s (io_timeout)", errno, "shard-00000/state"]);
         assert!(drives.are_empty(), "a job that never began leaves nothing");
     }
+}
+
+#[test]
+fn a_rank_that_hangs_on_its_way_out_does_not_keep_a_failed_job() {
+    let _turn = one_at_a_time();
+    let mut command = ranks(2, &std::env::current_exe().unwrap());
+    command.args(["--exact", "a_rank_of_the_job_that_does_not_leave", "--ignored", "--nocapture"]);
+    let start = Instant::now();
+    let run = Run::of(&command.output().unwrap());
+    assert!(start.elapsed() < BOUND, "{:?}: {run:?}", start.elapsed());
+    run.expect(64, &["error: rank 0 of 2", "what was wrong", "have not left within 1 s"]);
+    let [reason, after] =
+        ["what was wrong", "have not left"].map(|words| run.stderr.find(words).unwrap());
+    assert!(reason < after, "the reason comes first: {run:?}");
+}
+
+#[test]
+#[ignore = "a rank of a_rank_that_hangs_on_its_way_out_does_not_keep_a_failed_job"]
+fn a_rank_of_the_job_that_does_not_leave() {
+    let launch = Launch { peer_timeout: Duration::from_secs(1), ..Launch::default() };
+    let code = run_main(&launch, |comm| {
+        let failed = agree(&*comm, Err::<(), _>(Error::usage("what was wrong")));
+        if comm.rank().0 == 1 {
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        failed
+    });
+    panic!("MPI_Finalize has returned: {code:?}");
 }

@@ -1,15 +1,17 @@
-//! Ranks killed at random moments of random steps, and started again with the same command, until
-//! the job ends: with the state of a job that nobody disturbed. In every third job the second drive
-//! is slow, now and then, so that chunks move to the first one and back.
+//! Ranks that are killed, or stopped and continued, drives that fail or are full for a moment, and
+//! a rank with a stale configuration, at random moments of random steps; and the same command
+//! again, until the job ends: with the state of a job that nobody disturbed. In every third job the
+//! second drive is slow, now and then, so that chunks move to the first one and back.
 //!
-//! `OPTSWAP_KILLS` says how many kills (default 15), `OPTSWAP_SEED` which; `launch/soak` asks for
-//! 200.
+//! `OPTSWAP_KILLS` says how many disturbances (default 15), `OPTSWAP_SEED` which; `launch/soak`
+//! asks for 200.
 
 #![allow(clippy::unwrap_used, reason = "a test may end where it fails")]
 #![cfg(feature = "mpi")]
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -52,13 +54,58 @@ fn slow_drive(ranks: usize) -> String {
     format!("[drives]\nweights = [1.0, 1.0]\nstripe_unit = \"16KiB\"\n{faults}")
 }
 
+/// What happens to one life of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    KillAll,
+    KillOne,
+    /// All ranks are stopped for a while, or one, and go on.
+    StopAll,
+    StopOne,
+    /// An operation of a rank meets a drive that is cut off, or full.
+    CutDrive,
+    FillDrive,
+    /// The last rank starts with a stale configuration.
+    StaleConfiguration,
+}
+
+impl Event {
+    fn draw(dice: &mut Dice, ranks: usize) -> Self {
+        match dice.below(10) {
+            0..=2 => Self::KillAll,
+            3 | 4 => Self::KillOne,
+            5 => Self::StopAll,
+            6 => Self::StopOne,
+            7 => Self::CutDrive,
+            8 => Self::FillDrive,
+            _ if ranks > 1 => Self::StaleConfiguration,
+            _ => Self::KillAll,
+        }
+    }
+
+    /// What such a life ends with, if it does not reach the job's end.
+    fn codes(self) -> &'static [i32] {
+        match self {
+            // What the launcher makes of a killed rank, and what the other ranks may see first.
+            Self::KillAll | Self::KillOne => &[],
+            Self::StopAll | Self::StopOne => &[0],
+            Self::CutDrive | Self::FillDrive => &[0, 74],
+            Self::StaleConfiguration => &[64],
+        }
+    }
+}
+
 impl Job<'_> {
-    fn command(&self, durability: &str) -> Command {
+    fn config(&self, name: &str, durability: &str, more: &str) -> String {
         let mut config = "[swap]\nchunk_elements = 4096\n".to_owned();
         if self.has_slow_drive && durability != "scratch" {
             config += &slow_drive(self.ranks);
         }
-        let config = self.drives.write("small.toml", &config);
+        self.drives.write(name, &(config + more))
+    }
+
+    fn command(&self, durability: &str, more: &str) -> Command {
+        let config = self.config("small.toml", durability, more);
         let steps = self.steps.to_string();
         let mut command = ranks(self.ranks, &train_lm());
         command.args(["--drives", &self.drives.list(2), "--config", &config, "--steps", &steps]);
@@ -67,30 +114,73 @@ impl Job<'_> {
         command
     }
 
-    /// Starts the job and kills one rank or all after a while; gives what it said, and whether it
-    /// was killed before its end.
-    fn disturbed(&self, dice: &mut Dice) -> (Run, bool) {
-        let mut child = self.command(self.durability).spawn().unwrap();
+    /// The same command, but for another rate on the last rank.
+    fn command_with_stale_file(&self) -> Command {
+        self.config("stale.toml", self.durability, "[optimizer]\nlr = 0.25\n");
+        let plain = self.command(self.durability, "");
+        let arguments: Vec<String> =
+            plain.get_args().map(|it| it.to_string_lossy().into_owned()).collect();
+        let at = arguments.iter().position(|it| it.ends_with("train_lm")).unwrap();
+        let mut command = Command::new(plain.get_program());
+        command.args(&arguments[..at]).args(["sh", "-c"]);
+        command.arg(format!(
+            "[ \"$OMPI_COMM_WORLD_RANK\" != {} ] || set -- $(printf '%s\\n' \"$@\" | \
+             sed s/small.toml/stale.toml/); exec \"$@\"",
+            self.ranks - 1
+        ));
+        command.arg("sh").args(&arguments[at..]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts the job and disturbs it; gives what it said, and whether it was killed before its
+    /// end.
+    fn disturbed(&self, event: Event, dice: &mut Dice) -> (Run, bool) {
+        let fault = |kind: &str, dice: &mut Dice| {
+            let (rank, op) = (dice.below(self.ranks as u64), dice.below(2000));
+            format!("[[faults]]\nrank = {rank}\nop = {op}\nkind = \"{kind}\"\n")
+        };
+        let mut command = match event {
+            Event::CutDrive => self.command(self.durability, &fault("eio", dice)),
+            Event::FillDrive => self.command(self.durability, &fault("enospc", dice)),
+            Event::StaleConfiguration => self.command_with_stale_file(),
+            _ => self.command(self.durability, ""),
+        };
+        let mut child = command.spawn().unwrap();
         let tag = self.drives.path().display().to_string();
         let begin = Instant::now();
         while rank_pids(&tag).len() < self.ranks && begin.elapsed() < Duration::from_secs(20) {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
         // From the middle of the start to the middle of the steps.
         std::thread::sleep(Duration::from_millis(dice.below(600)));
         let pids = rank_pids(&tag);
-        let all = dice.below(2) == 0;
         let only = dice.below(pids.len().max(1) as u64) as usize;
+        let pause = Duration::from_millis(100 + dice.below(900));
+        let all = [Event::KillAll, Event::StopAll].contains(&event);
         let is_chosen = |at: usize| all || at == only;
         let chosen = pids.iter().enumerate().filter(|(at, _)| is_chosen(*at));
         let chosen: Vec<String> = chosen.map(|(_, pid)| pid.to_string()).collect();
         let is_running = child.try_wait().unwrap().is_none() && !chosen.is_empty();
-        if is_running {
-            // One that has just ended by itself is no failure of the test.
-            let _ = Command::new("kill").arg("-9").args(&chosen).stderr(Stdio::null()).status();
+        let kills = [Event::KillAll, Event::KillOne].contains(&event);
+        let stops = [Event::StopAll, Event::StopOne].contains(&event);
+        if is_running && kills {
+            send("-9", &chosen);
+        } else if is_running && stops {
+            send("-STOP", &chosen);
+            std::thread::sleep(pause);
+            send("-CONT", &chosen);
         }
-        (Run::of(&child.wait_with_output().unwrap()), is_running)
+        (Run::of(&child.wait_with_output().unwrap()), is_running && kills)
     }
+}
+
+/// One that has just ended by itself is no failure of the test.
+fn send(signal: &str, pids: &[String]) {
+    let _ = Command::new("kill").arg(signal).args(pids).stderr(Stdio::null()).status();
 }
 
 fn digest(run: &Run) -> String {
@@ -103,8 +193,9 @@ fn whatever_is_killed_whenever_no_step_is_lost() {
     let (kills_wanted, seed) = (setting("OPTSWAP_KILLS", 15), setting("OPTSWAP_SEED", 1));
     println!("OPTSWAP_KILLS={kills_wanted} OPTSWAP_SEED={seed}");
     let mut dice = Dice(seed);
-    let (mut kills, mut resumes, mut moves, mut jobs) = (0, 0, 0, 0u64);
-    while kills < kills_wanted {
+    let (mut events, mut resumes, mut moves, mut jobs) = (BTreeMap::new(), 0, 0, 0u64);
+    let mut count = 0;
+    while count < kills_wanted {
         let drives = Drives::new(2);
         let ranks = 1 + (jobs % 4) as usize;
         let durability = if (jobs / 4 + jobs).is_multiple_of(2) { "step" } else { "3" };
@@ -112,7 +203,7 @@ fn whatever_is_killed_whenever_no_step_is_lost() {
         let steps = [300, 200, 150, 100][ranks - 1] / if has_slow_drive { 4 } else { 1 };
         let job = Job { drives: &drives, ranks, durability, steps, has_slow_drive };
         jobs += 1;
-        let undisturbed = Run::of(&job.command("scratch").output().unwrap());
+        let undisturbed = Run::of(&job.command("scratch", "").output().unwrap());
         let expected = digest(&undisturbed);
         let mut reached = 0;
         let has_left_all;
@@ -121,8 +212,12 @@ fn whatever_is_killed_whenever_no_step_is_lost() {
         loop {
             in_vain += 1;
             assert!(in_vain < 100, "{ranks} ranks do not get on: step {reached}");
-            let (run, was_killed) = job.disturbed(&mut dice);
-            let said = format!("{ranks} ranks, durability {durability}, seed {seed}\n{run:?}");
+            let event = Event::draw(&mut dice, ranks);
+            let (run, was_killed) = job.disturbed(event, &mut dice);
+            let said =
+                format!("{event:?}: {ranks} ranks, durability {durability}, seed {seed}\n{run:?}");
+            count += 1;
+            *events.entry(event).or_insert(0) += 1;
             assert!(!run.stderr.contains("corrupt"), "a torn chunk: {said}");
             if let Some((_, rest)) = run.stderr.split_once("going on after step ") {
                 let step: u64 = rest.split(' ').next().unwrap().parse().unwrap();
@@ -138,14 +233,17 @@ fn whatever_is_killed_whenever_no_step_is_lost() {
                 has_left_all = run.code == 0;
                 break;
             }
-            assert!(was_killed, "it ended by itself: {said}");
-            kills += 1;
+            let is_expected = was_killed || event.codes().contains(&run.code);
+            assert!(is_expected, "it ended by itself: {said}");
+            if event == Event::StaleConfiguration {
+                run.expect(64, &["ranks have different configurations", "optimizer.lr"]);
+            }
         }
         assert!(drives.are_empty() || !has_left_all, "nothing is left after a clean end");
-        println!("{ranks} ranks, durability {durability}: {kills} kills so far");
+        println!("{ranks} ranks, durability {durability}: {count} disturbances so far");
     }
     println!(
-        "{kills} kills, {resumes} resumes, {moves} moves, {jobs} jobs: every digest that of its \
-         undisturbed run"
+        "{count} disturbances {events:?}, {resumes} resumes, {moves} moves, {jobs} jobs: every \
+         digest that of its undisturbed run"
     );
 }

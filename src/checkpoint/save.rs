@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
 use crate::step::ChunkSink;
 use crate::storage::{check_file_size, overwrite_in_place};
+use crate::timers::{CLOSING, join_within};
 use crate::units::ChunkIndex;
 
 /// After so many bytes, they are flushed.
@@ -167,7 +168,15 @@ impl ShardWriter {
 impl Drop for ShardWriter {
     fn drop(&mut self) {
         // A writer that is dropped unfinished has failed already, so an error here adds nothing.
-        let _ = self.join();
+        // Its file system may hang, and the error that ends the job is still to be said.
+        if let Some(thread) = self.thread.take() {
+            drop(thread.filled);
+            if join_within(thread.handle, CLOSING).is_none() {
+                let path = self.path.display();
+                tracing::warn!("a checkpoint is not written, and left behind: {path}");
+                return;
+            }
+        }
         if !self.is_finished {
             let _ = std::fs::remove_file(&self.path);
             let _ = std::fs::remove_file(ShardIndex::path(&self.path));

@@ -12,7 +12,7 @@ use super::buffer::Buffer;
 use super::engine::{Direction, Engine, EngineOp, OpDone, Wait};
 use super::stall::{Seen, StallWatch};
 use crate::error::{Error, ErrorKind, Result};
-use crate::timers::Tracer;
+use crate::timers::{CLOSING, Tracer};
 
 /// The longest operation. Longer ones gain nothing, since the kernel cuts them, and short ones
 /// share a drive more evenly among directions and among ranks.
@@ -27,9 +27,6 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// An operation that the system refuses for the moment is repeated at once, and then ever later.
 const RETRY_AFTER: Duration = Duration::from_millis(1);
 const RETRY_AFTER_MAX: Duration = Duration::from_millis(128);
-
-/// At the end, drives that complete nothing for so long are not waited for.
-const CLOSING: Duration = Duration::from_secs(5);
 
 /// Some bytes of a transfer: where they are in the buffer and in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

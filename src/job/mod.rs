@@ -89,7 +89,7 @@ pub fn run_main(
     let file = launch.log_dir.as_deref().map(|dir| logging::open_file(dir, comm.rank()));
     let file = match agree(&*comm, file.transpose()) {
         Ok(file) => file,
-        Err(error) => return end(&tag, &*comm, &error),
+        Err(error) => return end(&tag, &*comm, launch.peer_timeout, &error),
     };
     let (file, lost) = match file.transpose() {
         Ok(file) => (file, None),
@@ -113,22 +113,42 @@ pub fn run_main(
     let result = checked.and_then(|()| body(Arc::clone(&comm)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => end(&tag, &*comm, &error),
+        Err(error) => end(&tag, &*comm, launch.peer_timeout, &error),
     }
 }
 
 /// Prints why the job ends, and returns the exit code.
-fn end(tag: &str, comm: &dyn Communicator, error: &Error) -> ExitCode {
+fn end(tag: &str, comm: &dyn Communicator, peer_timeout: Duration, error: &Error) -> ExitCode {
     if !error.is_agreed() {
         complain(format_args!("{tag} error: {error}"));
         if comm.size() > 1 {
             abort(error.exit_code());
         }
-    } else if comm.rank().0 == 0 {
-        let what = if error.kind().is_stop() { "" } else { "error: " };
-        complain(format_args!("{what}{error}"));
+    } else {
+        if comm.rank().0 == 0 {
+            let what = if error.kind().is_stop() { "" } else { "error: " };
+            complain(format_args!("{what}{error}"));
+        }
+        if comm.size() > 1 {
+            leave_within(peer_timeout, error.exit_code());
+        }
     }
     ExitCode::from(error.exit_code())
+}
+
+/// Ends all ranks after this time, unless this one has left before: MPI_Finalize waits for the
+/// others without a limit, and one that hangs on its way out must not keep a job that has failed.
+fn leave_within(time: Duration, exit_code: u8) {
+    let watch = move || {
+        std::thread::sleep(time);
+        complain(format_args!(
+            "error: ranks have not left within {} s (peer_timeout); the job ends",
+            time.as_secs_f64()
+        ));
+        abort(exit_code);
+    };
+    // Without it the job ends all the same, if all ranks leave.
+    let _ = std::thread::Builder::new().name("optswap-leave".to_owned()).spawn(watch);
 }
 
 /// What the MPI library that is built in says of itself, if one is.

@@ -21,6 +21,8 @@ pub struct StopRequest {
 
 static REQUEST: OnceLock<Mutex<Option<StopRequest>>> = OnceLock::new();
 static WANTS_TABLE: AtomicBool = AtomicBool::new(false);
+/// Somebody has looked for a request, and so will act on one.
+static IS_HEEDED: AtomicBool = AtomicBool::new(false);
 
 impl StopRequest {
     /// The signal's name.
@@ -32,6 +34,7 @@ impl StopRequest {
 /// The first request to stop, if there was one. Always `None` where [`super::run_main`] has not
 /// installed handlers.
 pub fn stop_request() -> Option<StopRequest> {
+    IS_HEEDED.store(true, Ordering::Relaxed);
     *REQUEST.get()?.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -64,7 +67,11 @@ pub(super) fn listen(at_once: impl Fn(i32) + Send + 'static) -> std::io::Result<
                 at_once(signal);
             }
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-            tracing::info!("{name}: the job stops after this step");
+            if IS_HEEDED.load(Ordering::Relaxed) {
+                tracing::info!("{name}: the job stops after this step");
+            } else {
+                tracing::info!("{name}: noted, but this program has not asked for signals so far");
+            }
             let mut request = request.lock().unwrap_or_else(PoisonError::into_inner);
             request.get_or_insert(StopRequest { signal, since: Instant::now() });
         }

@@ -22,7 +22,8 @@ use crate::config::Config;
 use crate::coord::{Communicator, agree};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::DriveTotals;
-use crate::timers::Tracer;
+use crate::telemetry::LOSSES_TARGET;
+use crate::timers::{CLOSING, Tracer, join_within};
 use crate::wire;
 
 /// The Prometheus file is replaced at most this often.
@@ -258,8 +259,14 @@ impl Outlet {
         }
         let _ = sender.send(Message::Prometheus(last));
         drop(sender);
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+        if let Some(writer) = self.writer.take()
+            && join_within(writer, CLOSING).is_none()
+        {
+            tracing::warn!(
+                target: LOSSES_TARGET,
+                "the last metrics are not written after {} s: they are left behind",
+                CLOSING.as_secs()
+            );
         }
     }
 }

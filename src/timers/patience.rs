@@ -2,6 +2,7 @@
 //! job (`scontrol suspend`, SIGSTOP, a frozen control group), and a debugger may hold a rank: what
 //! did not complete meanwhile is not late.
 
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Looks in the time of a limit. Whoever waits looks so often, and a gap that is [`GAP`] times as
@@ -9,6 +10,11 @@ use std::time::{Duration, Instant};
 const LOOKS: u32 = 16;
 const GAP: u32 = 4;
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(1);
+const JOIN_LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// At the end of a job, what does not end for so long is left behind: a drive or a file system that
+/// hangs must not keep the reason from being said.
+pub const CLOSING: Duration = Duration::from_secs(5);
 
 /// How long something may make no progress. The caller says what time it is, so that tests need not
 /// wait.
@@ -48,6 +54,19 @@ impl Patience {
     }
 }
 
+/// Waits for a thread to end, but not beyond the limit; then it is left to itself, and the result
+/// is `None`. For ends that must not hang with a file system that does.
+pub fn join_within<T>(thread: JoinHandle<T>, limit: Duration) -> Option<std::thread::Result<T>> {
+    let mut patience = Patience::new(limit, Instant::now());
+    while !thread.is_finished() {
+        if patience.look(Instant::now()) {
+            return None;
+        }
+        std::thread::sleep(JOIN_LOOK_EVERY);
+    }
+    Some(thread.join())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +100,16 @@ mod tests {
         assert!((1..=59).all(|second| !patience.look(at(second))));
         assert!(!patience.look(at(10_059)), "the gap itself is not judged, however long");
         assert!(patience.look(at(10_060)), "but what was waited before counts");
+    }
+
+    #[test]
+    fn a_thread_that_does_not_end_is_left_to_itself() {
+        let (keep, wait) = std::sync::mpsc::channel::<()>();
+        let hangs = std::thread::spawn(move || wait.recv());
+        assert!(join_within(hangs, Duration::from_millis(20)).is_none());
+        drop(keep);
+        let ends = std::thread::spawn(|| 7);
+        assert_eq!(join_within(ends, LIMIT).unwrap().unwrap(), 7);
     }
 
     #[test]

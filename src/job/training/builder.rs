@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::super::signals::stop_request;
 use super::Training;
 use super::origin::Origin;
 use super::start::open_furthest;
@@ -73,6 +74,8 @@ impl<'a> TrainingBuilder<'a> {
         let comm = Checked::over(comm);
         let _call = Call::enter(&*comm, "Training::start", String::new);
         agree_on_config(&*comm, config)?;
+        // From now on a signal is heeded, however long the start takes.
+        stop_request();
         let inventory = agree(&*comm, Inventory::new(parameters))?;
         let mut checkpoints = Checkpoints::open(config, Arc::clone(&comm))?;
         if let (Some(checkpoints), Some(progress)) = (&mut checkpoints, progress) {
