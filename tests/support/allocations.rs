@@ -1,6 +1,5 @@
 //! An allocator that counts the bytes that are held: by the process, and by each thread, which
-//! holds
-//! what it has allocated and not freed.
+//! holds what it has allocated and not freed.
 //!
 //! A test includes this file by its path, since it makes the allocator that of the whole program.
 
