@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::coord::{Checked, Communicator, Topology, agree, gather_all};
+use crate::coord::{Communicator, Topology, agree, gather_all};
 use crate::error::{Error, Result};
 use crate::telemetry::LOSSES_TARGET;
 use crate::units::Rank;
@@ -238,7 +238,7 @@ impl World {
         let mpi = crate::coord::mpi::World::start()?;
         let mpi_comm = Arc::new(mpi.communicator(peer_timeout));
         launcher.check_world_size(mpi_comm.size())?;
-        let comm = Checked::over(Arc::clone(&mpi_comm) as Arc<dyn Communicator>);
+        let comm = crate::coord::Checked::over(Arc::clone(&mpi_comm) as Arc<dyn Communicator>);
         Ok(Self { comm, mpi_comm, mpi })
     }
 
