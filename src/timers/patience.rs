@@ -40,7 +40,8 @@ impl Patience {
 
     /// Until when to wait before the next [`Self::look`].
     pub fn next_look(&self) -> Instant {
-        self.looked + self.look_every
+        let left = self.limit.saturating_sub(self.waited);
+        self.looked + self.look_every.min(left.max(Duration::from_millis(1)))
     }
 
     /// Counts the time since the last look, and says whether the limit is over. After a gap it
