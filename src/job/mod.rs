@@ -201,9 +201,10 @@ pub fn fail_before_start(error: &Error) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-/// Prints one line to stderr. Nobody may be reading any more; that is no reason to panic.
+/// Prints one line to stderr, in one piece, so that nothing of the launcher's comes between. Nobody
+/// may be reading any more; that is no reason to panic.
 fn complain(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 fn install_panic_hook(tag: String) {
