@@ -10,8 +10,8 @@ use std::sync::Arc;
 use optswap::config::{Durability, MissingGradient};
 use optswap::internals::storage::{FoundShard, RecordFiles, ShardDirectory};
 use optswap::{
-    Communicator, Config, Error, Gradients, NO_PARAMETERS, NoParameters, ParamIndex, Result,
-    StepOptions, SwappedOptimizer,
+    Communicator, Config, Error, Gradients, NO_PARAMETERS, NoParameters, ParamIndex, Piece, Result,
+    Sharding, StepOptions, SwappedOptimizer,
 };
 use support::Drives;
 use support::world::{
@@ -115,14 +115,21 @@ fn another_rate_or_loss_scale_is_an_error_of_the_step_and_harms_nothing() {
 
 #[test]
 fn a_gradient_that_only_some_owners_have_is_named() {
-    for is_sliced in [false, true] {
+    for kind in ["contiguous", "slices", "own"] {
         let drives = Drives::new(1);
         let results = on_ranks(3, |comm| {
             let rank = comm.rank().0;
             let config = config_for(&drives);
-            let sharding = match is_sliced {
-                true => optswap::Sharding::slices(),
-                false => optswap::Sharding::default(),
+            let third = |(param, elems): (usize, u64)| {
+                let (share, start) = (elems.div_ceil(3), elems.div_ceil(3) * u64::from(rank));
+                Piece::new(ParamIndex(param as u32), start, share.min(elems - start))
+            };
+            let elems = SIZES.map(|elems| elems as u64).into_iter().enumerate();
+            let sharding = match kind {
+                "slices" => Sharding::slices(),
+                // The last parameter first, so that these are no slices.
+                "own" => Sharding::own(elems.rev().map(third).collect()),
+                _ => Sharding::default(),
             };
             let options = optswap::CreateOptions::sharded(sharding);
             let inventory = support::world::inventory(&SIZES);

@@ -11,7 +11,7 @@ use super::directories::{
 use super::manifest::Manifest;
 use super::reader::CheckpointReader;
 use super::save::{ShardWriter, WriterSink};
-use super::shares::{flat_pieces, gather_entries, manifest_of, with_others};
+use super::shares::{complete_manifest, flat_pieces, manifest_of};
 use super::{Progress, blobs, copy};
 use crate::config::Config;
 use crate::coord::{Call, Checked, Communicator, Group, Pulse, agree, draw_id, gather_all};
@@ -219,7 +219,7 @@ impl Checkpoints {
     ) -> Result<Saved> {
         let _call = Call::enter(&*self.comm, "end of a save", String::new);
         let under_way = self.under_way.take();
-        let UnderWay { directory, writer, mut manifest } =
+        let UnderWay { directory, writer, manifest } =
             under_way.ok_or_else(|| Error::usage("no checkpoint is under way"))?;
         if optimizer.snapshot_left().is_some() {
             optimizer.finish_snapshot(params)?;
@@ -227,24 +227,19 @@ impl Checkpoints {
         let entry =
             agree(&*self.comm, writer.lock().unwrap_or_else(PoisonError::into_inner).finish())?;
         let group = optimizer.shard_group();
-        let mut shards = gather_entries(&**group.communicator(), entry)?;
-        if shards.iter().all(|shard| shard.pieces.is_empty()) {
-            shards.sort_by_key(|shard| (shard.flat_start, shard.elems));
-        }
-        manifest.shards = shards;
-        let manifest = with_others(manifest, group, &*self.comm)?;
-        let others = manifest.others.iter().flat_map(|other| &other.shards);
-        let bytes = manifest.shards.iter().chain(others).map(|shard| shard.bytes).sum();
+        let mut bytes = [entry.bytes];
+        self.comm.all_reduce_sum(&mut bytes)?;
+        let attempts = manifest.attempts;
+        let manifest = complete_manifest(manifest, entry, group, &*self.comm)?;
         // Once the manifest is written the data belongs to the checkpoint, and must stay even if
         // this rank fails.
         writer.lock().unwrap_or_else(PoisonError::into_inner).keep(true);
-        let is_first = self.comm.rank().0 == 0;
-        let written = if is_first { manifest.write(&directory) } else { Ok(()) };
+        let written = manifest.as_ref().map_or(Ok(()), |manifest| manifest.write(&directory));
         agree(&*self.comm, written).inspect_err(|error| {
             writer.lock().unwrap_or_else(PoisonError::into_inner).keep(!error.is_agreed());
         })?;
         let pulse = self.pulse();
-        if let Some(claim) = &mut self.claim {
+        if let Some((claim, manifest)) = self.claim.as_mut().zip(manifest) {
             claim.note(&manifest.generation);
             remove_other_generations(&directory, &manifest, &pulse);
             if claim.is_locked() {
@@ -254,7 +249,7 @@ impl Checkpoints {
             remove_old(&self.directory, &directory, self.keep_last, &pulse);
         }
         self.comm.barrier()?;
-        Ok(Saved { directory, attempts: manifest.attempts, bytes })
+        Ok(Saved { directory, attempts, bytes: bytes[0] })
     }
 
     /// Collective: saves the state as it is now, under the name `step-N` if none is given, with the

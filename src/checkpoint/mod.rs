@@ -38,6 +38,7 @@ pub use safetensors::{
     ExportSummary, ModelFiles, ModelSize, export_safetensors, import_safetensors, model_size,
 };
 pub use scrub::{Finding, ScrubReport, VerifyReport, scrub, verify_checkpoint, verify_drives};
+pub use shares::{complete_manifest, join_update_counts};
 pub use stored_shard::StoredShard;
 
 /// A function to be called while a checkpoint is saved or loaded: with the bytes of this rank that

@@ -3,7 +3,7 @@
 
 use super::manifest::{Manifest, OtherInventory};
 use super::places::ShardEntry;
-use crate::coord::{Communicator, Group, agree, gather_all};
+use crate::coord::{Communicator, Group, agree, gather_to_first};
 use crate::error::{Error, Result};
 use crate::partition::Cut;
 use crate::plan::Plan;
@@ -21,8 +21,7 @@ pub(super) fn manifest_of(
     let pieces = optimizer.partition().pieces().iter();
     let counts = pieces.map(|piece| (piece.param, optimizer.update_count(piece.param)));
     let sharing = &**optimizer.shard_group().communicator();
-    let counts = gather_all(sharing, &counts.collect::<Vec<_>>())?;
-    let counts = join_update_counts(inventory, counts.concat());
+    let counts = join_update_counts(sharing, inventory, &counts.collect::<Vec<_>>())?;
     Ok(Manifest {
         job: job.to_owned(),
         generation,
@@ -39,24 +38,6 @@ pub(super) fn manifest_of(
         shards: Vec::new(),
         others: Vec::new(),
     })
-}
-
-/// The update count of every parameter, from what the ranks that hold a part of it have counted.
-///
-/// # Errors
-/// Internal, naming the parameter, if ranks have counted differently.
-fn join_update_counts(inventory: &Inventory, counted: Vec<(ParamIndex, u64)>) -> Result<Vec<u64>> {
-    let mut counts = vec![None; inventory.parameters().len()];
-    for (param, count) in counted {
-        let known = *counts[param.index()].get_or_insert(count);
-        if known != count {
-            return Err(Error::internal("ranks disagree about the updates of a parameter")
-                .with("parameter", &inventory.parameter(param).name)
-                .with("updates", format!("{known} and {count}"))
-                .hint("hand its gradient over on all ranks that hold a part, or on none"));
-        }
-    }
-    Ok(counts.into_iter().map(Option::unwrap_or_default).collect())
 }
 
 /// A state tensor as a manifest names it.
@@ -87,30 +68,28 @@ fn received((file, flat_start, elems, bytes, pieces): Sent) -> ShardEntry {
     ShardEntry { file, flat_start, elems, bytes, pieces }
 }
 
-/// Collective: the entries of all ranks.
-pub(super) fn gather_entries(
-    comm: &dyn Communicator,
-    entry: ShardEntry,
-) -> Result<Vec<ShardEntry>> {
-    Ok(gather_all(comm, &sent(entry))?.into_iter().map(received).collect())
-}
-
 type SentInventory = (u32, Vec<Parameter>, Vec<u64>, Vec<Sent>);
 
-/// Collective: turns a manifest of this rank's own inventory into one of all inventories.
-pub(super) fn with_others(
+/// Collective: the manifest with the entries of all ranks and all inventories, on rank 0, which
+/// writes it. Each rank brings its own shard's entry and the manifest of its own inventory.
+///
+/// # Errors
+/// Peer, not agreed, if another rank does not come in time.
+pub fn complete_manifest(
     mut manifest: Manifest,
+    entry: ShardEntry,
     group: &Group,
     world: &dyn Communicator,
-) -> Result<Manifest> {
-    if group.count() == 1 {
-        return Ok(manifest);
-    }
-    let mine = (group.communicator().rank().0 == 0).then(|| {
-        let shards: Vec<Sent> = manifest.shards.iter().cloned().map(sent).collect();
+) -> Result<Option<Manifest>> {
+    let of_group = gather_to_first(&**group.communicator(), &sent(entry))?;
+    let mine = of_group.map(|mut shards: Vec<Sent>| {
+        if shards.iter().all(|(.., pieces)| pieces.is_empty()) {
+            shards.sort_by_key(|(_, flat_start, elems, ..)| (*flat_start, *elems));
+        }
         (group.number(), manifest.parameters.clone(), manifest.update_counts.clone(), shards)
     });
-    let all: Vec<Option<SentInventory>> = gather_all(world, &mine)?;
+    let all: Option<Vec<Option<SentInventory>>> = gather_to_first(world, &mine)?;
+    let Some(all) = all else { return Ok(None) };
     let mut all: Vec<SentInventory> = all.into_iter().flatten().collect();
     all.sort_by_key(|(number, ..)| *number);
     let mut inventories = all.into_iter().map(|(_, parameters, update_counts, shards)| {
@@ -123,5 +102,39 @@ pub(super) fn with_others(
         manifest.shards = first.shards;
     }
     manifest.others = inventories.collect();
-    Ok(manifest)
+    Ok(Some(manifest))
+}
+
+/// Collective within a group: the update count of every parameter, from what the ranks that hold a
+/// part of it have counted. Costs 16 bytes for each parameter, however many ranks there are. The
+/// outer result is of communication.
+///
+/// # Errors
+/// Internal, naming the parameter, if this rank has counted otherwise than all do on average: if
+/// ranks disagree, at least one of them has.
+pub fn join_update_counts(
+    comm: &dyn Communicator,
+    inventory: &Inventory,
+    counted: &[(ParamIndex, u64)],
+) -> Result<Result<Vec<u64>>> {
+    let params = inventory.parameters().len();
+    // How many have counted, and the sum of what they have.
+    let mut sums = vec![0; 2 * params];
+    for (param, count) in counted {
+        sums[param.index()] += 1;
+        sums[params + param.index()] = count.wrapping_add(sums[params + param.index()]);
+    }
+    comm.all_reduce_sum(&mut sums)?;
+    let (holders, sums) = sums.split_at(params);
+    for (param, count) in counted {
+        let (holders, sum) = (holders[param.index()], sums[param.index()]);
+        if count.wrapping_mul(holders) != sum {
+            return Ok(Err(Error::internal("ranks disagree about the updates of a parameter")
+                .with("parameter", &inventory.parameter(*param).name)
+                .with("updates", format!("{count} here, {sum} on {holders} together"))
+                .hint("hand its gradient over on all ranks that hold a part, or on none")));
+        }
+    }
+    let mean = |(holders, sum): (&u64, &u64)| sum.checked_div(*holders).unwrap_or(0);
+    Ok(Ok(holders.iter().zip(sums).map(mean).collect()))
 }

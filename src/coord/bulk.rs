@@ -21,41 +21,38 @@ fn elems_of(ranges: &[Range<usize>]) -> usize {
     ranges.iter().map(ExactSizeIterator::len).sum()
 }
 
+/// The ranges of elements that one rank owns, in the order of its shard.
+pub type OwnedRanges<'a> = Box<dyn Iterator<Item = Range<usize>> + 'a>;
+
 /// What moves in each round of one rank's ranges: walks through them, so many elements at a time.
 struct Walk<'a> {
-    ranges: &'a [Range<usize>],
-    /// Elements of the first of `ranges` that have moved.
-    done: usize,
+    ranges: OwnedRanges<'a>,
+    /// What has not moved yet of the range under way.
+    rest: Range<usize>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(ranges: &'a [Range<usize>]) -> Self {
-        Self { ranges, done: 0 }
+    fn all(owned: Vec<OwnedRanges<'a>>) -> Vec<Self> {
+        owned.into_iter().map(|ranges| Self { ranges, rest: 0..0 }).collect()
     }
 
     /// The next elements, as few ranges; none at the end.
     fn next_round(&mut self, mut elems: usize) -> Vec<Range<usize>> {
         let mut parts = Vec::new();
-        while let [first, rest @ ..] = self.ranges {
-            let left = first.len() - self.done;
-            let take = left.min(elems);
+        while elems > 0 {
+            let take = self.rest.len().min(elems);
             if take > 0 {
-                parts.push(first.start + self.done..first.start + self.done + take);
+                parts.push(self.rest.start..self.rest.start + take);
+                self.rest.start += take;
                 elems -= take;
-                self.done += take;
-            }
-            if self.done < first.len() {
+            } else if let Some(next) = self.ranges.next() {
+                self.rest = next;
+            } else {
                 break;
             }
-            (self.ranges, self.done) = (rest, 0);
         }
         parts
     }
-}
-
-/// Number of rounds for the rank that has most.
-fn rounds(owned: &[Vec<Range<usize>>], round_elems: usize) -> usize {
-    owned.iter().map(|ranges| elems_of(ranges).div_ceil(round_elems)).max().unwrap_or(0)
 }
 
 /// Collective: adds `full` over all ranks and leaves rank r the elements `owned[r]` of the sum, end
@@ -67,15 +64,15 @@ fn rounds(owned: &[Vec<Range<usize>>], round_elems: usize) -> usize {
 pub fn reduce_scatter_ranges(
     comm: &dyn Communicator,
     full: &[f32],
-    owned: &[Vec<Range<usize>>],
+    owned: Vec<OwnedRanges<'_>>,
     mine: &mut [f32],
 ) -> Result<()> {
     let (rank, size) = (comm.rank().index(), comm.size());
     let round_elems = elems_per_round::<f32>(size);
-    let mut walks: Vec<Walk<'_>> = owned.iter().map(|ranges| Walk::new(ranges)).collect();
+    let mut walks = Walk::all(owned);
     let (mut send, mut recv): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
     let mut offset = 0;
-    for _ in 0..rounds(owned, round_elems) {
+    loop {
         send.clear();
         let mut send_counts = Vec::with_capacity(size);
         for walk in &mut walks {
@@ -84,6 +81,9 @@ pub fn reduce_scatter_ranges(
                 send.extend_from_slice(&full[part]);
             }
             send_counts.push((send.len() - before) * size_of::<f32>());
+        }
+        if send.is_empty() {
+            return Ok(());
         }
         let wanted = send_counts[rank] / size_of::<f32>();
         recv.resize(wanted * size, 0.0);
@@ -102,7 +102,6 @@ pub fn reduce_scatter_ranges(
             sum.iter_mut().zip(theirs).for_each(|(sum, value)| *sum += value);
         }
     }
-    Ok(())
 }
 
 /// Collective: every rank gives the elements `owned[rank]`, end to end, as `mine`; every rank gets
@@ -113,20 +112,24 @@ pub fn reduce_scatter_ranges(
 pub fn all_gather_ranges<T: Pod>(
     comm: &dyn Communicator,
     mine: &[T],
-    owned: &[Vec<Range<usize>>],
+    owned: Vec<OwnedRanges<'_>>,
     full: &mut [T],
 ) -> Result<()> {
     let rank = comm.rank().index();
     let round_elems = elems_per_round::<T>(comm.size());
-    let mut walks: Vec<Walk<'_>> = owned.iter().map(|ranges| Walk::new(ranges)).collect();
+    let mut walks = Walk::all(owned);
     let mut recv: Vec<T> = Vec::new();
     let mut offset = 0;
-    for _ in 0..rounds(owned, round_elems) {
+    loop {
         let parts: Vec<Vec<Range<usize>>> =
             walks.iter_mut().map(|walk| walk.next_round(round_elems)).collect();
-        let counts: Vec<usize> = parts.iter().map(|part| elems_of(part) * size_of::<T>()).collect();
-        recv.resize(parts.iter().map(|part| elems_of(part)).sum(), T::zeroed());
-        let give = &mine[offset..offset + elems_of(&parts[rank])];
+        let elems: Vec<usize> = parts.iter().map(|part| elems_of(part)).collect();
+        let counts: Vec<usize> = elems.iter().map(|elems| elems * size_of::<T>()).collect();
+        if elems.iter().all(|elems| *elems == 0) {
+            return Ok(());
+        }
+        recv.resize(elems.iter().sum(), T::zeroed());
+        let give = &mine[offset..offset + elems[rank]];
         offset += give.len();
         let all = bytemuck::cast_slice_mut(&mut recv);
         comm.all_gather_bytes(bytemuck::cast_slice(give), &counts, all)?;
@@ -137,7 +140,6 @@ pub fn all_gather_ranges<T: Pod>(
             rest = after;
         }
     }
-    Ok(())
 }
 
 /// Collective: the mean of a value over all ranks of `comm`, such as a loss. Values are added in

@@ -75,6 +75,8 @@ struct Round {
     /// Counts finished rounds.
     number: u64,
     deposits: Vec<Option<Arc<Vec<u8>>>>,
+    /// How many of them are there.
+    arrived: usize,
     /// What all deposited in the last finished round. It is not replaced before every rank has
     /// come back with its next deposit, and so has read it.
     result: Arc<Deposits>,
@@ -128,8 +130,10 @@ impl ThreadCommunicator {
         let mut patience = Patience::new(self.timeout, Instant::now());
         let mut round = self.table.round.lock().unwrap_or_else(PoisonError::into_inner);
         let number = round.number;
-        round.deposits[self.rank.index()] = Some(Arc::new(mine));
-        if round.deposits.iter().all(Option::is_some) {
+        let before = round.deposits[self.rank.index()].replace(Arc::new(mine));
+        round.arrived += usize::from(before.is_none());
+        if round.arrived == self.size {
+            round.arrived = 0;
             round.result = Arc::new(round.deposits.iter_mut().filter_map(Option::take).collect());
             round.number += 1;
             self.table.changed.notify_all();
@@ -190,13 +194,12 @@ impl Communicator for ThreadCommunicator {
     }
 
     fn all_gather_bytes(&self, mine: &[u8], _counts: &[usize], all: &mut [u8]) -> Result<()> {
-        all.copy_from_slice(&self.exchange(mine.to_vec())?.iter().fold(
-            Vec::new(),
-            |mut joined, theirs| {
-                joined.extend_from_slice(theirs);
-                joined
-            },
-        ));
+        let mut rest = all;
+        for theirs in self.exchange(mine.to_vec())?.iter() {
+            let (place, after) = rest.split_at_mut(theirs.len());
+            place.copy_from_slice(theirs);
+            rest = after;
+        }
         Ok(())
     }
 
@@ -207,18 +210,19 @@ impl Communicator for ThreadCommunicator {
         recv: &mut [u8],
         recv_counts: &[usize],
     ) -> Result<()> {
-        // Each rank's deposit begins with its counts, so that the others find their part.
+        // Each rank's deposit begins with where each part starts, so that the others find theirs.
         let mut deposit: Vec<u8> = Vec::with_capacity(send.len() + 8 * self.size);
+        let mut start = 0usize;
         for count in send_counts {
-            deposit.extend_from_slice(&count.to_ne_bytes());
+            deposit.extend_from_slice(&start.to_ne_bytes());
+            start += count;
         }
         deposit.extend_from_slice(send);
         let all = self.exchange(deposit)?;
         let mut at = 0;
         for (theirs, len) in all.iter().zip(recv_counts) {
-            let (counts, data) = theirs.split_at(8 * self.size);
-            let counts = counts.as_chunks::<8>().0.iter().map(|bytes| usize::from_ne_bytes(*bytes));
-            let start: usize = counts.take(self.rank.index()).sum();
+            let (starts, data) = theirs.split_at(8 * self.size);
+            let start = usize::from_ne_bytes(starts.as_chunks::<8>().0[self.rank.index()]);
             recv[at..at + len].copy_from_slice(&data[start..start + len]);
             at += len;
         }

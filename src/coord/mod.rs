@@ -27,9 +27,12 @@ use crate::units::Rank;
 
 pub use agree::agree;
 pub use alike::{ALIKE_WORDS, Alike, agree_on_values, differing_values, rank_words};
-pub use bulk::{all_gather_ranges, mean_over_ranks, reduce_scatter_ranges};
+pub use bulk::{OwnedRanges, all_gather_ranges, mean_over_ranks, reduce_scatter_ranges};
 pub use checked::{Call, Calls, Checked};
-pub use gather::{draw_id, gather_all};
+pub use gather::{
+    OfRanks, draw_id, gather_alike, gather_all, gather_to_first, scatter_from_first, send_to_first,
+    share,
+};
 pub use group::Group;
 pub use local::{Solo, ThreadCommunicator};
 pub use presence::{Activity, Collective, Phase, Presence, Pulse, Waits};

@@ -145,13 +145,13 @@ impl LateRank {
 
 /// A message that names the ranks that are late, and those of which nothing is known. Ranks that
 /// wait themselves are named only if all late ones do.
-pub(super) fn describe(
+pub(super) fn describe<'a>(
     late: &[LateRank],
     unknown: &[u32],
-    hosts: &[String],
+    host_of: impl Fn(Rank) -> Option<&'a str>,
     silence_ms: u64,
 ) -> String {
-    let host = |rank: u32| hosts.get(rank as usize).map_or("an unknown host", String::as_str);
+    let host = |rank: u32| host_of(Rank(rank)).unwrap_or("an unknown host");
     let (held_up, to_blame): (Vec<LateRank>, Vec<LateRank>) =
         late.iter().partition(|late| late.is_waiting(silence_ms));
     let named = if to_blame.is_empty() { held_up } else { to_blame };
@@ -218,14 +218,14 @@ mod tests {
 
     #[test]
     fn late_ranks_are_named_with_what_they_do() {
-        let hosts: Vec<String> = ["a", "a", "a", "a", "b", "b", "c"].map(String::from).to_vec();
+        let host = |rank: Rank| ["a", "a", "a", "a", "b", "b", "c"].get(rank.index()).copied();
         let hanging = record(7, 2, Phase::Norm, 6_000);
         let slow = Record { completed_ops: 12, ..record(6, 0, Phase::SwapAndUpdate, 9_950) };
         let stuck = record(6, 0, Phase::BetweenSteps, 7_000);
         let waiting = Record { alive_ms: 9_999, ..record(6, 1, Phase::Norm, 6_000) };
         let view = view(&[hanging, slow, stuck, waiting]);
         assert_eq!(
-            describe(&view.late, &[4, 5, 6], &hosts, LIMITS.silence_ms()),
+            describe(&view.late, &[4, 5, 6], host, LIMITS.silence_ms()),
             "rank 0 on a, in step: norm, in MPI_Iallreduce, no sign of life for 4 s; \
              rank 1 on a, in step: swapping and updating, making progress, \
              12 I/O operations so far; \
@@ -233,7 +233,7 @@ mod tests {
              no word from ranks 4-5 on b; no word from rank 6 on c"
         );
         assert_eq!(
-            describe(&view.late[3..], &[], &hosts, LIMITS.silence_ms()),
+            describe(&view.late[3..], &[], host, LIMITS.silence_ms()),
             "rank 3 on a, in step: norm, in MPI_Ibarrier, waiting as well"
         );
         let described = |index: usize, ago_ms| {

@@ -1,14 +1,15 @@
 //! Which ranks share a node.
 
-use super::{Communicator, gather_all};
+use super::{Communicator, OfRanks, gather_alike};
 use crate::error::Result;
 use crate::units::Rank;
 
 /// Where every rank runs: its host's name, and its node. Ranks share a node if the communicator
 /// says so, or, if it does not know, if their hosts have the same name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Topology {
-    hosts: Vec<String>,
+    /// Every rank's host and [`Communicator::node`].
+    places: OfRanks<(String, Option<u32>)>,
     /// The ranks of every node, in rank order; nodes in the order of their first ranks.
     nodes: Vec<Vec<Rank>>,
     rank: Rank,
@@ -20,12 +21,11 @@ impl Topology {
     /// # Errors
     /// Those of the communicator: peer if a rank does not answer in time.
     pub fn discover(comm: &dyn Communicator) -> Result<Self> {
-        let places = gather_all(comm, &(comm.host().to_owned(), comm.node()))?;
+        let places = gather_alike(comm, &(comm.host().to_owned(), comm.node()))?;
         Ok(Self::new(places, comm.rank()))
     }
 
-    /// From every rank's host and [`Communicator::node`].
-    fn new(places: Vec<(String, Option<u32>)>, rank: Rank) -> Self {
+    fn new(places: OfRanks<(String, Option<u32>)>, rank: Rank) -> Self {
         let mut order = std::collections::HashMap::new();
         let mut nodes: Vec<Vec<Rank>> = Vec::new();
         for (rank, (host, node)) in places.iter().enumerate() {
@@ -37,12 +37,17 @@ impl Topology {
             }
             nodes[node_index].push(Rank::from_index(rank));
         }
-        Self { hosts: places.into_iter().map(|(host, _)| host).collect(), nodes, rank }
+        Self { places, nodes, rank }
     }
 
-    /// The host of every rank.
-    pub fn hosts(&self) -> &[String] {
-        &self.hosts
+    /// The host of a rank, if there is such a rank.
+    pub fn host(&self, rank: Rank) -> Option<&str> {
+        self.places.of(rank).map(|(host, _)| host.as_str())
+    }
+
+    /// The number of ranks.
+    pub fn size(&self) -> usize {
+        self.places.iter().len()
     }
 
     /// The ranks of every node, in rank order; nodes in the order of their first ranks.
@@ -58,7 +63,7 @@ impl Topology {
 
     /// In words, where the names of hosts do not agree with the nodes; `None` if they agree.
     pub fn misnamed(&self) -> Option<String> {
-        let host = |rank: &Rank| self.hosts[rank.index()].as_str();
+        let host = |rank: &Rank| self.host(*rank).unwrap_or_default();
         for ranks in &self.nodes {
             if let Some(other) = ranks.iter().find(|rank| host(rank) != host(&ranks[0])) {
                 return Some(format!(
@@ -91,7 +96,7 @@ mod tests {
 
     fn topology(places: &[(&str, Option<u32>)], rank: u32) -> Topology {
         let places = places.iter().map(|(host, node)| ((*host).to_owned(), *node));
-        Topology::new(places.collect(), Rank(rank))
+        Topology::new(OfRanks::of_each(places.collect()), Rank(rank))
     }
 
     fn local(topology: &Topology) -> Vec<u32> {

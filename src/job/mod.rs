@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::coord::{Communicator, Topology, agree, gather_all};
+use crate::coord::{Communicator, Topology, agree, gather_to_first};
 use crate::error::{Error, Result};
 use crate::telemetry::LOSSES_TARGET;
 use crate::units::Rank;
@@ -166,8 +166,8 @@ fn cross_check(launcher: &Launcher, comm: &dyn Communicator) -> Result<()> {
     let place = locals.iter().position(|rank| *rank == comm.rank()).unwrap_or(0);
     let world = (comm.rank().index(), comm.size());
     let words = launcher.disagreement(world, (place, locals.len()));
-    let all: Vec<String> = gather_all(comm, &words)?.into_iter().flatten().collect();
-    if comm.rank().0 == 0 {
+    if let Some(all) = gather_to_first(comm, &words)? {
+        let all: Vec<String> = all.into_iter().flatten().collect();
         let more = match all.len() {
             0 | 1 => String::new(),
             count => format!(" (and so for {} more ranks)", count - 1),

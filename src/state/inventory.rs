@@ -128,6 +128,11 @@ impl Inventory {
     /// A digest of names and shapes in inventory order, as 32 hexadecimal digits: equal for the
     /// same model.
     pub fn digest(&self) -> String {
+        format!("{:032x}", self.fingerprint())
+    }
+
+    /// The number that [`Self::digest`] writes.
+    pub fn fingerprint(&self) -> u128 {
         let mut hash = Xxh3::new();
         for Parameter { name, shape, .. } in &self.parameters {
             hash.update(&(name.len() as u64).to_le_bytes());
@@ -135,7 +140,7 @@ impl Inventory {
             hash.update(&(shape.len() as u64).to_le_bytes());
             shape.iter().for_each(|dim| hash.update(&(*dim as u64).to_le_bytes()));
         }
-        format!("{:032x}", hash.digest128())
+        hash.digest128()
     }
 
     /// Number of elements of one parameter.

@@ -5,14 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::coord::{Communicator, Group, agree, gather_all};
 use crate::error::{Error, Result};
-use crate::partition::Piece;
+use crate::partition::{Piece, slice_of};
 use crate::state::Inventory;
 use crate::units::{ParamIndex, mix64};
 
 /// This rank's parameters that other ranks own parts of too.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct CoOwned {
     group: u32,
     /// By parameter: what this rank adds to the sum if it gives the gradient. It adds up to zero
@@ -42,22 +44,41 @@ impl CoOwned {
         Self::of_owners(group.number(), owners)
     }
 
-    /// Where ranks have brought pieces of their own: those of every rank that shares the inventory,
-    /// and this rank's place among them.
-    pub fn of_pieces(pieces: &[Vec<Piece>], me: usize, group: u32) -> Self {
+    /// With slices of every parameter, which follow from its size.
+    pub fn of_slices(inventory: &Inventory, group: &Group) -> Self {
+        let comm = group.communicator();
+        let (me, ranks) = (comm.rank().index(), comm.size());
+        let params = (0..inventory.parameters().len()).map(ParamIndex::from_index);
+        let mine = params.filter_map(|param| {
+            let elems = inventory.elems(param);
+            let mine = slice_of(elems, me, ranks);
+            // All slices but the last one are as long as the first.
+            let owners = || elems.div_ceil(slice_of(elems, 0, ranks).end);
+            (!mine.is_empty()).then(|| (param, me == 0, owners()))
+        });
+        Self::of_owners(group.number(), mine)
+    }
+
+    /// Where ranks have brought pieces of their own, from those of every rank that shares the
+    /// inventory: what each of them has.
+    pub fn of_pieces(pieces: &[Vec<Piece>], group: u32) -> Vec<Self> {
+        let params_of = |pieces: &Vec<Piece>| -> BTreeSet<ParamIndex> {
+            pieces.iter().map(|piece| piece.param).collect()
+        };
         let mut owners: BTreeMap<ParamIndex, (usize, u64)> = BTreeMap::new();
         for (rank, of_rank) in pieces.iter().enumerate() {
-            let params: BTreeSet<ParamIndex> = of_rank.iter().map(|piece| piece.param).collect();
-            for param in params {
+            for param in params_of(of_rank) {
                 owners.entry(param).or_insert((rank, 0)).1 += 1;
             }
         }
-        let mine: BTreeSet<ParamIndex> = pieces[me].iter().map(|piece| piece.param).collect();
-        let mine = mine.into_iter().map(|param| {
-            let (first, owners) = owners[&param];
-            (param, first == me, owners)
-        });
-        Self::of_owners(group, mine)
+        let of_rank = |(rank, pieces): (usize, &Vec<Piece>)| {
+            let mine = params_of(pieces).into_iter().map(|param| {
+                let (first, owners) = owners[&param];
+                (param, first == rank, owners)
+            });
+            Self::of_owners(group, mine)
+        };
+        pieces.iter().enumerate().map(of_rank).collect()
     }
 
     fn of_owners(group: u32, owners: impl Iterator<Item = (ParamIndex, bool, u64)>) -> Self {

@@ -1,15 +1,12 @@
 //! Gradients from the ranks that computed them to the ranks that own them, and parameters back, for
 //! any cut of the parameters.
 
-use std::ops::Range;
-
 use bytemuck::Pod;
 
 use super::optimizer::SwappedOptimizer;
-use super::owners::Owners;
-use crate::coord::{Call, all_gather_ranges, gather_all, reduce_scatter_ranges};
+use super::owners::{Owners, each_of};
+use crate::coord::{Call, OwnedRanges, all_gather_ranges, reduce_scatter_ranges};
 use crate::error::{Error, Result};
-use crate::partition::Cut;
 use crate::units::ParamIndex;
 
 impl SwappedOptimizer {
@@ -27,8 +24,8 @@ impl SwappedOptimizer {
         let _call = self.enter("reduce_gradients");
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
-        let owners = self.owners()?;
-        reduce_scatter_ranges(&*comm, full, owners.ranges(), shard)
+        self.learn_owners()?;
+        reduce_scatter_ranges(&*comm, full, self.owned_ranges()?, shard)
     }
 
     /// Collective among the ranks that share this rank's inventory: adds the gradients of one
@@ -46,19 +43,25 @@ impl SwappedOptimizer {
         full: &[f32],
         shard: &mut [f32],
     ) -> Result<bool> {
-        let whole = self.flat_range_of(param, full.len())?;
+        self.check_param(param, full.len())?;
         self.check_shard(shard.len())?;
         let _call = self.enter_for("reduce_gradient", param);
         let comm = self.group.communicator().clone();
-        let rank = comm.rank().index();
-        let (owned, in_shards) = self.owners()?.within(&whole);
-        let mut mine = vec![0.0; owned[rank].iter().map(ExactSizeIterator::len).sum()];
-        reduce_scatter_ranges(&*comm, full, &owned, &mut mine)?;
+        self.learn_owners()?;
+        let plan = &self.shard.plan;
+        let owned = self.known_owners()?.of_param(plan.inventory(), param);
+        let own = &owned[comm.rank().index()];
+        let mut mine = vec![0.0; own.iter().map(ExactSizeIterator::len).sum()];
+        let ranges = owned.iter().map(|ranges| each_of(ranges)).collect();
+        reduce_scatter_ranges(&*comm, full, ranges, &mut mine)?;
         let mut rest = mine.as_slice();
-        for range in &in_shards[rank] {
-            let (part, after) = rest.split_at(range.len());
-            shard[range.clone()].copy_from_slice(part);
-            rest = after;
+        for range in own {
+            let in_param = range.start as u64..range.end as u64;
+            plan.partition().locate(param, in_param, |_, run| {
+                let (part, after) = rest.split_at(run.elems as usize);
+                shard[run.in_shard()].copy_from_slice(part);
+                rest = after;
+            });
         }
         Ok(!mine.is_empty())
     }
@@ -74,23 +77,21 @@ impl SwappedOptimizer {
         let _call = self.enter("gather_parameters");
         self.check_lengths(full.len(), shard.len())?;
         let comm = self.group.communicator().clone();
-        let owners = self.owners()?;
-        all_gather_ranges(&*comm, shard, owners.ranges(), full)
+        self.learn_owners()?;
+        all_gather_ranges(&*comm, shard, self.owned_ranges()?, full)
     }
 
-    /// Which rank owns what. Collective at the first call, where ranks have brought pieces of their
-    /// own: they exchange these.
-    fn owners(&mut self) -> Result<&Owners> {
+    /// Learns which rank owns what, at the first call. Collective then, where ranks have brought
+    /// pieces of their own.
+    fn learn_owners(&mut self) -> Result<()> {
         if self.owners.is_none() {
-            let plan = &self.shard.plan;
-            let owners = match &plan.allotment().cut {
-                Cut::Contiguous { .. } => Owners::of_ranges(plan),
-                Cut::Own(pieces) => {
-                    Owners::of_pieces(plan, &gather_all(&**self.group.communicator(), pieces)?)
-                }
-            };
-            self.owners = Some(owners);
+            let comm = self.group.communicator();
+            self.owners = Some(Owners::discover(&self.shard.plan, &**comm)?);
         }
+        Ok(())
+    }
+
+    fn known_owners(&self) -> Result<&Owners> {
         self.owners.as_ref().ok_or_else(|| Error::internal("nobody knows who owns what"))
     }
 
@@ -99,6 +100,10 @@ impl SwappedOptimizer {
         Call::enter(&**self.group.communicator(), call, || {
             format!("parameter {}", inventory.parameter(param).name)
         })
+    }
+
+    fn owned_ranges(&self) -> Result<Vec<OwnedRanges<'_>>> {
+        Ok(self.known_owners()?.ranges(self.shard.plan.inventory()))
     }
 
     fn check_lengths(&self, full: usize, shard: usize) -> Result<()> {
@@ -121,18 +126,18 @@ impl SwappedOptimizer {
         Ok(())
     }
 
-    fn flat_range_of(&self, param: ParamIndex, len: usize) -> Result<Range<usize>> {
+    fn check_param(&self, param: ParamIndex, len: usize) -> Result<()> {
         let inventory = self.shard.plan.inventory();
         let Some(parameter) = inventory.parameters().get(param.index()) else {
             return Err(Error::usage("there is no such parameter").with("parameter", param));
         };
-        let (start, elems) = (inventory.flat_start(param), inventory.elems(param));
+        let elems = inventory.elems(param);
         if len as u64 != elems {
             return Err(Error::usage("a slice has another length than its parameter")
                 .with("parameter", &parameter.name)
                 .with("slice", len)
                 .with("elements", elems));
         }
-        Ok(start as usize..(start + elems) as usize)
+        Ok(())
     }
 }

@@ -42,14 +42,17 @@ pub use custom::{
     UpdateRun,
 };
 pub use drives::MemoryRegion;
-pub use durable::Resumed;
+pub use durable::{Chosen, Resumed, choose_record};
 pub(crate) use durable::{ChunkSink, check_steps, place_as_recorded};
 pub(crate) use initialize::encode_chunk;
 pub use optimizer::SwappedOptimizer;
 pub(crate) use outcome::check_user_blob;
 pub use outcome::{StepOptions, StepOutcome, StepResult, Stop};
 pub use parameters::{NO_PARAMETERS, NoParameters, ParameterSink};
-pub use start::{CreateOptions, Existing, Sharding, Shards};
+pub use start::{
+    Choice, CreateOptions, Dealt, Existing, Expected, Prepared, Sharding, Shards, Sight, choose,
+    prepare,
+};
 pub(crate) use start::{agree_on_config, as_it_lies};
 pub use view::StateView;
 pub(crate) use view::{Decoder, upper_halves};

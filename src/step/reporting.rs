@@ -1,20 +1,25 @@
 //! What an optimizer reports about its steps: records on request, and the files of `[report]`.
 
 use super::optimizer::SwappedOptimizer;
-use crate::coord::gather_all;
+use crate::coord::{gather_all, gather_to_first, share};
 use crate::error::Result;
 use crate::telemetry::{RankRecord, world_report};
+use crate::units::Rank;
 
 impl SwappedOptimizer {
     /// Collective: what every rank has recorded since its optimizer was created, or since the last
-    /// [`Self::reset_records`]; one record for each rank, in rank order.
+    /// [`Self::reset_records`]; one record for each rank, in rank order. Every rank gets all of
+    /// them, some kilobytes for each rank; [`Self::world_report`] is for many ranks.
     ///
     /// # Errors
     /// Peer, not agreed, if another rank does not come in time.
     pub fn gather_records(&self) -> Result<Vec<RankRecord>> {
         let _call = self.enter("gather_records");
-        let elems = self.partition().elems();
-        gather_all(&*self.comm, &self.watch.recorder.record(&*self.comm, elems))
+        gather_all(&*self.comm, &self.record())
+    }
+
+    fn record(&self) -> RankRecord {
+        self.watch.recorder.record(&*self.comm, self.partition().elems())
     }
 
     /// Sets timers and counters back to zero, so that warm-up can be left out. The files of
@@ -34,7 +39,9 @@ impl SwappedOptimizer {
     pub fn world_report(&self) -> Result<String> {
         let _call = self.enter("world_report");
         let endurance = self.shard.plan.config().report.drive_endurance;
-        Ok(world_report(&self.gather_records()?, endurance))
+        let records = gather_to_first(&*self.comm, &self.record())?;
+        let text = records.map(|records| world_report(&records, endurance));
+        share(&*self.comm, Rank(0), text.as_ref())
     }
 
     /// Collective: writes the reports that `[report]` asks for at the end of a job: the trace,
@@ -52,7 +59,7 @@ impl SwappedOptimizer {
         if self.progress.unusable.is_none() {
             self.flush()?;
         }
-        let records = self.gather_records()?;
+        let records = gather_to_first(&*self.comm, &self.record())?.unwrap_or_default();
         match &mut self.watch.outlet {
             Some(outlet) => {
                 outlet.finish(&*self.comm, self.watch.recorder.spans(), command, records)

@@ -1,6 +1,7 @@
 //! Finding durable shards on drives, in whatever order the drives are named now.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::directory::ShardDirectory;
@@ -24,17 +25,36 @@ impl FoundShard {
     /// Unavailable if a directory cannot be read or another version of optswap wrote a file; I/O if
     /// a file cannot be read; state lost if a shard has a record but no layout.
     pub fn all_on(drives: &[PathBuf], job: Option<&str>) -> Result<Vec<Self>> {
+        Self::each_on(drives, job, |_| Ok(()))
+    }
+
+    /// As [`Self::all_on`], with a look at each layout before the next one is read. Where there are
+    /// many, `look` may shorten what is not needed of them.
+    ///
+    /// # Errors
+    /// Those of [`Self::all_on`], and that of `look`.
+    pub fn each_on(
+        drives: &[PathBuf],
+        job: Option<&str>,
+        mut look: impl FnMut(&mut ShardLayout) -> Result<()>,
+    ) -> Result<Vec<Self>> {
         let mut found: BTreeMap<(String, u32, String), Self> = BTreeMap::new();
         for drive in drives {
             for directory in ShardDirectory::all_on(drive, job)? {
-                let Some(layout) = directory.layout()? else {
+                let Some(mut layout) = directory.layout()? else {
                     refuse_lost_layout(&directory)?;
                     continue;
                 };
                 let key = (layout.job.clone(), layout.shard, layout.job_id.clone());
                 let number = layout.drive as usize;
-                let directories = vec![None; layout.drives.len()];
-                let shard = found.entry(key).or_insert(Self { layout, directories });
+                let shard = match found.entry(key) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(place) => {
+                        look(&mut layout)?;
+                        let directories = vec![None; layout.drives.len()];
+                        place.insert(Self { layout, directories })
+                    }
+                };
                 if let Some(place) = shard.directories.get_mut(number) {
                     *place = Some(directory);
                 }
@@ -44,6 +64,22 @@ impl FoundShard {
         let creation = |shard: &Self| (shard.layout.job.clone(), shard.layout.job_id.clone());
         found.sort_by_key(|shard| (creation(shard), shard.layout.shard));
         Ok(found)
+    }
+
+    /// The same shard with its whole layout, which is read again.
+    ///
+    /// # Errors
+    /// I/O if it cannot be read, or is not there any more.
+    pub fn with_layout(self) -> Result<Self> {
+        let mut directories = self.directories.iter().flatten();
+        let layout = directories.next().map_or(Ok(None), ShardDirectory::layout)?;
+        let layout = layout.filter(|it| it.job_id == self.layout.job_id);
+        let layout = layout.ok_or_else(|| {
+            Error::new(ErrorKind::Io, "the layout of a shard has gone while it was looked at")
+                .with("job", &self.layout.job)
+                .with("shard", self.layout.shard)
+        })?;
+        Ok(Self { layout, ..self })
     }
 
     /// The directories on all drives of the shard.

@@ -64,6 +64,11 @@ pub struct ShardLayout {
 }
 
 impl ShardLayout {
+    /// Leaves out what is long: the parameters and the caller's pieces.
+    pub fn shorten(&mut self) {
+        (self.parameters, self.cut) = (Vec::new(), Cut::Own(Vec::new()));
+    }
+
     /// The shard among those of its job, for tools that read it. Which elements count in the norm
     /// is not known, and so left empty.
     pub fn allotment(&self) -> Allotment {

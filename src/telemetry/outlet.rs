@@ -19,7 +19,7 @@ use super::series::{DriveSample, StepSample};
 use super::trace::{RankSpans, TraceWriter};
 use super::world::world_report;
 use crate::config::Config;
-use crate::coord::{Communicator, agree};
+use crate::coord::{Communicator, agree, send_to_first};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::DriveTotals;
 use crate::telemetry::LOSSES_TARGET;
@@ -376,9 +376,7 @@ fn end_trace(writer: TraceWriter<BufWriter<File>>, path: &Path) -> io::Result<()
     Ok(())
 }
 
-/// Collective: sends the spans of rank `from` to rank 0. All ranks receive the bytes: an
-/// all-to-all, in which most ranks would send nothing, would save that, but not every MPI survives
-/// one in which a rank has nothing at all.
+/// Collective: sends the spans of rank `from` to rank 0.
 fn send_to_rank_0(
     comm: &dyn Communicator,
     from: usize,
@@ -390,7 +388,6 @@ fn send_to_rank_0(
     comm.all_reduce_sum(&mut length)?;
     let mut counts = vec![0; comm.size()];
     counts[from] = length[0] as usize;
-    let mut received = vec![0; counts[from]];
-    comm.all_gather_bytes(&bytes, &counts, &mut received)?;
-    if rank == 0 { wire::decode(&received).map(Some) } else { Ok(None) }
+    let received = send_to_first(comm, &bytes, &counts)?;
+    received.map(|received| wire::decode(&received)).transpose()
 }

@@ -140,8 +140,8 @@ impl Inspector {
         self.mail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hosts(&self) -> &[String] {
-        self.presence.topology().hosts()
+    fn host(&self, rank: Rank) -> Option<&str> {
+        self.presence.topology().host(rank)
     }
 
     /// Warns, or sends a notice to the rank that warns.
@@ -156,7 +156,7 @@ impl Inspector {
             if wait.is_unanswered {
                 // The hub is late or out of reach. Every node without the hub warns then, since
                 // none knows of the others.
-                let host = &self.hosts()[HUB.index()];
+                let host = self.host(HUB).unwrap_or_default();
                 let silent = format!("{HUB} on {host} has not answered, so it may be late; ");
                 self.warn(wait, view, &silent, now_ms);
             }
@@ -243,7 +243,7 @@ impl Inspector {
         let mut late = view.late.clone();
         let mut unknown = Vec::new();
         if self.rank == HUB {
-            let others = (0..self.hosts().len()).map(Rank::from_index);
+            let others = (0..self.presence.topology().size()).map(Rank::from_index);
             for rank in others.filter(|rank| !self.presence.sees(*rank)) {
                 match wait.reported.get(&rank.0) {
                     Some(Reported::Waiting) => {}
@@ -254,7 +254,8 @@ impl Inspector {
                 }
             }
         }
-        let said = describe(&late, &unknown, self.hosts(), self.limits.silence_ms());
+        let silence_ms = self.limits.silence_ms();
+        let said = describe(&late, &unknown, |rank| self.host(rank), silence_ms);
         (!said.is_empty()).then_some(said)
     }
 

@@ -137,7 +137,8 @@ pub struct Resumed {
 }
 
 /// A record to go on from.
-pub(in crate::step) struct Chosen {
+pub struct Chosen {
+    /// The record.
     pub record: Record,
     place: usize,
     incarnation: u64,
@@ -150,7 +151,7 @@ pub(in crate::step) struct Chosen {
 ///
 /// # Errors
 /// I/O, agreed, if a record that had been agreed is gone.
-pub(in crate::step) fn choose_record(
+pub fn choose_record(
     comm: &dyn Communicator,
     job_id: &str,
     records: Result<[Option<Record>; 2]>,

@@ -5,8 +5,8 @@ mod recover;
 mod saving;
 mod snapshot;
 
-pub use commit::Resumed;
-pub(super) use commit::{Durable, choose_record};
+pub(super) use commit::Durable;
+pub use commit::{Chosen, Resumed, choose_record};
 pub(crate) use commit::{check_steps, place_as_recorded};
 pub use snapshot::ChunkSink;
 pub(super) use snapshot::Snapshot;

@@ -10,8 +10,9 @@ mod sharding;
 mod weights;
 
 pub(crate) use open::agree_on_config;
-pub use open::{CreateOptions, Existing};
+pub use open::{CreateOptions, Existing, Prepared, prepare};
 pub(super) use open::{Opened, open_files};
 pub(super) use resources::{open_records, open_threads};
 pub(crate) use resume::as_it_lies;
-pub use sharding::{Sharding, Shards};
+pub use resume::{Choice, Sight, choose};
+pub use sharding::{Dealt, Expected, Sharding, Shards};

@@ -8,7 +8,7 @@ use super::placement_log;
 use super::preflight::{check_node_memory, check_open_files, check_size, check_space, neighbours};
 use super::resources::{create_files, draw_job_id, reclaim};
 use super::resume;
-use super::sharding::{Sharding, deal, warn_of_drift};
+use super::sharding::{Dealt, Sharding, deal, warn_of_drift};
 use super::weights::starting_weights;
 use crate::config::Config;
 use crate::coord::{Communicator, Group, Topology, agree, agree_on_values};
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::partition::Cut;
 use crate::plan::{Plan, ShardSize};
 use crate::state::{Inventory, Parameter};
-use crate::storage::{ShardFiles, try_drives};
+use crate::storage::{Drive, ShardFiles, try_drives};
 
 /// What happens to committed steps of the job that lie on the drives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,8 +56,52 @@ pub(in crate::step) struct Opened {
     pub comes_back: bool,
 }
 
-/// Collective: deals parameters to ranks, resolves the plan, looks at drives, space and memory, and
-/// then opens the files of a job that goes on, or creates those of a new one.
+/// What the ranks have found out about each other and their drives, before anything is created.
+pub struct Prepared {
+    /// This rank's plan.
+    pub plan: Plan,
+    /// What all ranks bring.
+    pub dealt: Dealt,
+    /// This rank's drives.
+    pub drives: Vec<Drive>,
+}
+
+/// Collective: deals parameters to ranks, resolves the plan, and looks at drives. Creates nothing.
+///
+/// # Errors
+/// Those of [`SwappedOptimizer::create`](crate::SwappedOptimizer::create).
+pub fn prepare(
+    config: &Config,
+    inventory: Inventory,
+    comm: &Arc<dyn Communicator>,
+    topology: &Topology,
+    sharding: &Sharding,
+) -> Result<Prepared> {
+    agree_on_config(&**comm, config)?;
+    let config = &agree(&**comm, config.with_drives_found())?;
+    let inventory = agree(&**comm, with_groups(config, inventory))?;
+    let dealt = deal(&inventory, sharding, comm)?;
+    warn_of_drift(config, &inventory, &dealt.group);
+    let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
+    let allotment = dealt.allot(&by_rank, comm.rank());
+    // What closed formulas can judge comes before the tables, which a model that is far too large
+    // would fill memory with.
+    agree(&**comm, ShardSize::resolve(config, &inventory, &allotment))?;
+    let drives = &config.drives;
+    agree(&**comm, check_open_files(drives.paths.len()))?;
+    let tried = try_drives(&drives.paths, &drives.allow_filesystems, &config.job);
+    let drives = agree(&**comm, tried)?;
+    placement_log::announce(config, &**comm, topology)?;
+    let weights = starting_weights(config, &drives, &**comm, topology)?;
+    let weighed = weighed(config, &weights);
+    let size = ShardSize::resolve(&weighed, &inventory, &allotment);
+    check_size(&weighed, &agree(&**comm, size)?, &drives, &**comm, topology)?;
+    let plan = agree(&**comm, Plan::resolve(&weighed, inventory, &allotment))?;
+    Ok(Prepared { plan, dealt, drives })
+}
+
+/// Collective: prepares, looks at space and memory, and then opens the files of a job that goes on,
+/// or creates those of a new one.
 ///
 /// # Errors
 /// Those of [`SwappedOptimizer::create`](crate::SwappedOptimizer::create).
@@ -68,28 +112,11 @@ pub(in crate::step) fn open_files(
     topology: &Topology,
     options: &CreateOptions,
 ) -> Result<Opened> {
-    agree_on_config(&**comm, config)?;
-    let config = &agree(&**comm, config.with_drives_found())?;
-    let inventory = agree(&**comm, with_groups(config, inventory))?;
-    let dealt = deal(&inventory, &options.sharding, comm)?;
-    warn_of_drift(config, &inventory, &dealt.group);
-    let by_rank: Vec<u32> = (0..comm.size() as u32).collect();
-    let allotment = dealt.allot(&by_rank, comm.rank());
-    // What closed formulas can judge comes before the tables, which a model that is far too large
-    // would fill memory with.
-    agree(&**comm, ShardSize::resolve(config, &inventory, &allotment))?;
-    let drives = &config.drives;
-    agree(&**comm, check_open_files(drives.paths.len()))?;
-    let tried = try_drives(&drives.paths, &drives.allow_filesystems, &config.job);
-    let tried = agree(&**comm, tried)?;
-    placement_log::announce(config, &**comm, topology)?;
-    let weights = starting_weights(config, &tried, &**comm, topology)?;
-    let weighed = weighed(config, &weights);
-    let size = ShardSize::resolve(&weighed, &inventory, &allotment);
-    check_size(&weighed, &agree(&**comm, size)?, &tried, &**comm, topology)?;
-    let plan = agree(&**comm, Plan::resolve(&weighed, inventory, &allotment))?;
+    let Prepared { plan, dealt, drives } =
+        prepare(config, inventory, comm, topology, &options.sharding)?;
+    let config = &plan.config().clone();
     let found = match options.existing {
-        Existing::GoOn => resume::reopen(config, plan.inventory(), &dealt, &tried, &**comm)?,
+        Existing::GoOn => resume::reopen(config, plan.inventory(), &dealt, &drives, &**comm)?,
         Existing::Overwrite => None,
     };
     let comes_back = found.is_some();
@@ -101,11 +128,11 @@ pub(in crate::step) fn open_files(
         None => {
             check_node_memory(&plan, &**comm, topology)?;
             let job_id = draw_job_id(config, &**comm)?;
-            let directories = check_space(&plan, &tried, &**comm, topology)?;
+            let directories = check_space(&plan, &drives, &**comm, topology)?;
             // All ranks remove old files before any rank allocates, since ranks of a node share the
             // drives.
             agree(&**comm, reclaim(config, comm.size() as u32, &directories))?;
-            let created = create_files(&plan, &**comm, directories, &tried, &job_id);
+            let created = create_files(&plan, &**comm, directories, &drives, &job_id);
             let files = agree(&**comm, created)?;
             (plan, files, job_id)
         }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, MachineFacts, allotted_cpus, compress_names, cpu_list, number_ranges};
-use crate::coord::{Communicator, Topology, gather_all};
+use crate::coord::{Communicator, Topology, gather_to_first};
 use crate::error::Result;
 use crate::storage::Device;
 use crate::telemetry::TextTable;
@@ -79,11 +79,11 @@ pub(super) fn announce(
     comm: &dyn Communicator,
     topology: &Topology,
 ) -> Result<()> {
-    let seats = gather_all(comm, &Seat::look(config, comm))?;
-    if comm.rank().0 != 0 {
-        tracing::info!("this rank: {}", seats[comm.rank().index()]);
+    let seat = Seat::look(config, comm);
+    let Some(seats) = gather_to_first(comm, &seat)? else {
+        tracing::info!("this rank: {seat}");
         return Ok(());
-    }
+    };
     let numbers = |ranks: &Vec<Rank>| ranks.iter().map(|rank| rank.index()).collect();
     let hosts: Vec<Vec<usize>> = topology.nodes().iter().map(numbers).collect();
     tracing::info!(

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::{Config, memory_limit, open_files};
-use crate::coord::{Communicator, Topology, agree, gather_all};
+use crate::coord::{Communicator, Topology, agree, gather_alike, gather_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Plan, ShardSize};
 use crate::storage::{Drive, ShardDirectory, check_file_size};
@@ -36,8 +36,8 @@ pub(super) fn check_size(
     topology: &Topology,
 ) -> Result<()> {
     let mine = per_device(drives, &size.drive_bytes());
-    let all: Vec<DriveBytes> = gather_all(comm, &mine)?;
-    let needed = totals(topology.local_ranks().map(|rank| &all[rank.index()]));
+    let all = gather_alike(comm, &mine)?;
+    let needed = totals(topology.local_ranks().filter_map(|rank| all.of(rank)));
     // A job that goes on has its files already, under whatever number.
     let allocated = |drive: &Drive| {
         let shards = ShardDirectory::all_on(&drive.root, Some(&config.job))?;
@@ -139,8 +139,8 @@ pub(super) fn check_space(
         }
     }
     let mine = (per_device(drives, &plan.drive_bytes()), per_device(drives, &reclaimable));
-    let all: Vec<(DriveBytes, DriveBytes)> = gather_all(comm, &mine)?;
-    let local: Vec<_> = topology.local_ranks().map(|rank| &all[rank.index()]).collect();
+    let all = gather_alike(comm, &mine)?;
+    let local: Vec<_> = topology.local_ranks().filter_map(|rank| all.of(rank)).collect();
     agree(comm, compare_space(drives, &local))?;
     Ok(directories)
 }
@@ -186,7 +186,7 @@ pub(super) fn neighbours(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Collective: checks that the buffers of all ranks of a node fit its memory.
+/// Collective: checks that the buffers and tables of all ranks of a node fit its memory.
 ///
 /// # Errors
 /// Usage, agreed.
@@ -195,7 +195,7 @@ pub(super) fn check_node_memory(
     comm: &dyn Communicator,
     topology: &Topology,
 ) -> Result<()> {
-    let all: Vec<u64> = gather_all(comm, &plan.memory_bytes())?;
+    let all: Vec<u64> = gather_all(comm, &(plan.memory_bytes() + plan.table_bytes()))?;
     let needed = topology.local_ranks().map(|rank| all[rank.index()]).sum();
     agree(comm, check_memory(needed))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::durable::Durable;
 use crate::config::{Config, FaultConfig};
-use crate::coord::{Communicator, draw_id, gather_all};
+use crate::coord::{Communicator, draw_id, gather_alike};
 use crate::error::{Error, Result};
 use crate::io::{Buffer, DriveMeters, EngineSpec, allocate_sized};
 use crate::plan::Plan;
@@ -27,7 +27,7 @@ pub(super) fn draw_job_id(config: &Config, comm: &dyn Communicator) -> Result<St
         u64::from_str_radix(number, 16).unwrap_or(0)
     };
     let newest = seen.iter().map(number_of).max().unwrap_or(0);
-    let newest = gather_all(comm, &newest)?.into_iter().max().unwrap_or(0);
+    let newest = gather_alike(comm, &newest)?.values().iter().copied().max().unwrap_or(0);
     Ok(format!("{:010x}-{}", newest.saturating_add(1), draw_id(comm)?))
 }
 

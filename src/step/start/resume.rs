@@ -1,43 +1,52 @@
 //! Finding a durable job on the drives of its nodes, and which rank goes on with which shard.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::super::durable::choose_record;
 use super::resources::{progress_of, state_files};
 use super::sharding::{Dealt, Expected};
 use crate::config::{Config, Durability};
-use crate::coord::{Communicator, agree, gather_all};
+use crate::coord::{Communicator, OfRanks, agree, gather_alike, share};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
 use crate::state::Inventory;
 use crate::storage::commit::Stamp;
 use crate::storage::{Drive, FoundShard, Owner, ShardDirectory, ShardFiles, ShardLayout};
-use crate::units::{Bytes, Elems};
+use crate::units::{Bytes, Elems, Rank};
 
-/// What a rank sees of one shard.
+/// What a rank sees of one shard. Ranks that name the same drives see the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Sight {
-    job_id: String,
-    shard: u32,
-    shards: u32,
+pub struct Sight {
+    /// The creation of the job that it is of.
+    pub job_id: String,
+    /// Its number.
+    pub shard: u32,
+    /// How many shards the job had.
+    pub shards: u32,
     /// What the shard is of: group, inventory and cut.
-    of: Expected,
-    /// For the shard of this rank's own number: its first difference from what the rank brings now,
-    /// if there is one.
-    difference: Option<(String, String)>,
+    pub of: Expected,
     /// The newest commit of this shard and the steps attempted up to it.
-    newest: Option<(Stamp, u64)>,
+    pub newest: Option<(Stamp, u64)>,
     /// Why this rank cannot go on with the shard, if it cannot.
-    incomplete: Option<String>,
+    pub incomplete: Option<String>,
     /// The drive with the shard's records is missing, so it is not known what is committed.
-    is_headless: bool,
+    pub is_headless: bool,
+}
+
+/// What all ranks go on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The creation of the job.
+    pub job_id: String,
+    /// The shard of every rank.
+    pub shards: Vec<u32>,
 }
 
 /// A job that lies on the drives.
 struct Found {
-    job_id: String,
-    /// The shard of every rank.
-    shards: Vec<u32>,
+    choice: Choice,
     /// The shard of this rank.
     shard: FoundShard,
 }
@@ -59,8 +68,8 @@ pub(super) fn reopen(
     let opened = agree(comm, open(config, inventory, dealt, drives, comm, &found))?;
     let (plan, files) = opened;
     let records = files.records(false, 0).and_then(|records| records.read());
-    match choose_record(comm, &found.job_id, records)? {
-        Some(_) => Ok(Some((plan, files, found.job_id))),
+    match choose_record(comm, &found.choice.job_id, records)? {
+        Some(_) => Ok(Some((plan, files, found.choice.job_id))),
         None => {
             tracing::info!("the job was created before, but has committed no step: it starts anew");
             Ok(None)
@@ -74,53 +83,97 @@ fn find(
     dealt: &Dealt,
     comm: &dyn Communicator,
 ) -> Result<Option<Found>> {
-    let seen = agree(comm, FoundShard::all_on(&config.drives.paths, Some(&config.job)))?;
-    let mut sights = agree(comm, seen.iter().map(sight_of).collect::<Result<Vec<_>>>())?;
-    for (sight, shard) in sights.iter_mut().zip(&seen) {
-        if sight.shard == comm.rank().0 {
-            sight.difference = difference(&shard.layout, inventory, dealt);
+    let (mut seen, sights) = agree(comm, look(config, comm.rank()))?;
+    let own = |job_id: &str| {
+        let mut own = seen.iter().filter(|it| it.layout.job_id == job_id);
+        let own = own.find(|it| it.layout.shard == comm.rank().0);
+        own.and_then(|shard| difference(&shard.layout, inventory, dealt))
+    };
+    let Some(choice) = choose(config, &dealt.expected, comm, &sights, own)? else {
+        return Ok(None);
+    };
+    let mine = choice.shards[comm.rank().index()];
+    let is_mine =
+        |shard: &FoundShard| shard.layout.shard == mine && shard.layout.job_id == *choice.job_id;
+    let shard = seen.iter().position(is_mine).map(|at| seen.swap_remove(at));
+    let shard = shard.ok_or_else(|| Error::internal("a rank has a shard that it does not see"));
+    let shard = agree(comm, shard.and_then(FoundShard::with_layout))?;
+    Ok(Some(Found { choice, shard }))
+}
+
+/// The shards of the job that this rank sees. There may be one of every rank, and their layouts are
+/// long, so only that of this rank's own number is kept.
+fn look(config: &Config, rank: Rank) -> Result<(Vec<FoundShard>, Vec<Sight>)> {
+    let mut of = BTreeMap::new();
+    let seen = FoundShard::each_on(&config.drives.paths, Some(&config.job), |layout| {
+        let parameters = layout.parameters.clone();
+        let expected = Expected {
+            group: layout.group,
+            inventory: Inventory::new(parameters)?.fingerprint(),
+            cut: layout.cut.fingerprint(),
+        };
+        of.insert((layout.job_id.clone(), layout.shard), expected);
+        if layout.shard != rank.0 {
+            layout.shorten();
         }
-    }
-    let all: Vec<Vec<Sight>> = gather_all(comm, &sights)?;
-    let newest = all
-        .iter()
-        .flatten()
-        .filter_map(|sight| sight.newest.map(|(stamp, attempts)| (&sight.job_id, stamp, attempts)));
+        Ok(())
+    })?;
+    let sight = |shard: &FoundShard| {
+        let layout = &shard.layout;
+        let of = of.get(&(layout.job_id.clone(), layout.shard)).cloned();
+        let newest = shard.newest_record()?.map(|record| (record.stamp, record.attempts));
+        Ok(Sight {
+            job_id: layout.job_id.clone(),
+            shard: layout.shard,
+            shards: layout.shards,
+            of: of.ok_or_else(|| Error::internal("a shard was not looked at"))?,
+            newest,
+            incomplete: shard.complete().err().map(|error| error.to_string()),
+            is_headless: matches!(shard.directories.first(), Some(None)),
+        })
+    };
+    let sights = seen.iter().map(sight).collect::<Result<Vec<Sight>>>()?;
+    Ok((seen, sights))
+}
+
+/// Collective: the job to go on from, and the shard of every rank, from what each rank sees and
+/// brings; `None` if there is none, or nothing would be lost with it. `difference` says in which
+/// way a creation's shard of this rank's own number is not what the rank brings.
+///
+/// # Errors
+/// Those of [`SwappedOptimizer::create`](crate::SwappedOptimizer::create).
+pub fn choose(
+    config: &Config,
+    expected: &OfRanks<Expected>,
+    comm: &dyn Communicator,
+    sights: &Vec<Sight>,
+    difference: impl Fn(&str) -> Option<(String, String)>,
+) -> Result<Option<Choice>> {
+    let all: OfRanks<Vec<Sight>> = gather_alike(comm, sights)?;
+    let newest =
+        all.values().iter().flatten().filter_map(|sight| {
+            sight.newest.map(|(stamp, attempts)| (&sight.job_id, stamp, attempts))
+        });
     // Ids begin with the number of the creation. The newest job counts, since a node that was away
     // may still have an older one.
     let Some((job_id, stamp, attempts)) = newest.max() else {
-        return agree(comm, refuse_headless(&all)).map(|()| None);
+        return agree(comm, refuse_headless(all.values())).map(|()| None);
     };
-    let decided = decide(&all, job_id, config, &dealt.expected).map_err(|error| {
+    let decided = match decide(&all, job_id, config, expected) {
+        Err(Refusal::OtherShard(shard)) => {
+            // All ranks refuse it; the one with that number knows more.
+            let rank = Rank(shard % comm.size() as u32);
+            Err(other_shards(shard, share(comm, rank, Some(&difference(job_id)))?))
+        }
+        Err(Refusal::Error(error)) => Err(error),
+        Ok(shards) => Ok(shards),
+    };
+    let decided = decided.map_err(|error| {
         let on_drives = format!("epoch {}, step {attempts}", stamp.epoch);
         error.with("job", &config.job).with("committed on the drives", on_drives)
     });
-    let Some(shards) = agree(comm, decided)? else { return Ok(None) };
-    let mine = shards[comm.rank().index()];
-    let is_mine = |shard: &FoundShard| shard.layout.shard == mine && shard.layout.job_id == *job_id;
-    let shard = seen.into_iter().find(is_mine);
-    let shard = shard.ok_or_else(|| Error::internal("a rank has a shard that it does not see"));
-    let shard = agree(comm, shard)?;
-    Ok(Some(Found { job_id: job_id.clone(), shards, shard }))
-}
-
-fn sight_of(shard: &FoundShard) -> Result<Sight> {
-    let layout = &shard.layout;
-    let newest = shard.newest_record()?.map(|record| (record.stamp, record.attempts));
-    Ok(Sight {
-        job_id: layout.job_id.clone(),
-        shard: layout.shard,
-        shards: layout.shards,
-        of: Expected {
-            group: layout.group,
-            inventory: Inventory::new(layout.parameters.clone())?.digest(),
-            cut: layout.cut.fingerprint(),
-        },
-        difference: None,
-        newest,
-        incomplete: shard.complete().err().map(|error| error.to_string()),
-        is_headless: matches!(shard.directories.first(), Some(None)),
-    })
+    let shards = agree(comm, decided)?;
+    Ok(shards.map(|shards| Choice { job_id: job_id.clone(), shards }))
 }
 
 /// The first difference between a shard on the drives and what its rank brings now.
@@ -133,7 +186,7 @@ fn difference(
         Inventory::new(layout.parameters.clone()),
         layout.group == dealt.group.number() && layout.groups == dealt.group.count(),
     ) {
-        let is_same = theirs.digest() == inventory.digest();
+        let is_same = theirs.fingerprint() == inventory.fingerprint();
         return is_same.then(|| layout.cut.difference(&dealt.cut, inventory)).flatten();
     }
     let then = format!("inventory {} of {}", layout.group, layout.groups);
@@ -143,8 +196,8 @@ fn difference(
 
 /// An error if parts of a job are here without the drive that holds its records: that job must not
 /// be overwritten as if it were new.
-fn refuse_headless(all: &[Vec<Sight>]) -> Result<()> {
-    let headless = all.iter().flatten().find(|sight| sight.is_headless);
+fn refuse_headless(views: &[Vec<Sight>]) -> Result<()> {
+    let headless = views.iter().flatten().find(|sight| sight.is_headless);
     headless.map_or(Ok(()), |sight| {
         let message = "a shard is here without the drive that holds its records";
         Err(Error::new(ErrorKind::StateUnavailable, message)
@@ -156,18 +209,31 @@ fn refuse_headless(all: &[Vec<Sight>]) -> Result<()> {
     })
 }
 
+/// Why a job cannot be gone on with.
+enum Refusal {
+    /// This shard is not what a rank brings now.
+    OtherShard(u32),
+    Error(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
 /// The number of the shard that each rank goes on with, from what all ranks see. `None` if the job
 /// may start anew because nothing would be lost.
 fn decide(
-    all: &[Vec<Sight>],
+    all: &OfRanks<Vec<Sight>>,
     job_id: &str,
     config: &Config,
-    expected: &[Expected],
-) -> Result<Option<Vec<u32>>> {
-    let all_sights = all.iter().flatten();
-    let job: Vec<&Sight> = all_sights.filter(|sight| sight.job_id == job_id).collect();
+    expected: &OfRanks<Expected>,
+) -> Result<Option<Vec<u32>>, Refusal> {
+    let is_of_job = |sight: &&Sight| sight.job_id == job_id;
+    let job: Vec<&Sight> = all.values().iter().flatten().filter(is_of_job).collect();
     // Shards of any creation of the job count here, since starting anew overwrites them all.
-    let mut sights = all.iter().flatten();
+    let mut sights = all.values().iter().flatten();
     let has_trained = sights.any(|sight| sight.newest.is_some_and(|(_, steps)| steps > 0));
     if job.is_empty() {
         return Ok(None);
@@ -180,17 +246,23 @@ fn decide(
             .hint(
                 "go on with --durability step, give this job another name with --job, or remove \
                  what is there with optswap clean --remove",
-            ));
+            )
+            .into());
     }
     if let Err(other) = check_expected(&job, expected) {
         return if has_trained { Err(other) } else { Ok(None) };
     }
-    let sees = |rank: usize, shard: usize| {
-        let mut sights = all[rank].iter().filter(|sight| sight.job_id == job_id);
-        let is_here = sights.any(|it| it.shard as usize == shard && it.incomplete.is_none());
-        is_here && expected[rank] == expected[shard]
+    // For each view, the shards that are whole in it.
+    let whole = |view: &Vec<Sight>| -> BTreeSet<u32> {
+        let whole = view.iter().filter(is_of_job).filter(|sight| sight.incomplete.is_none());
+        whole.map(|sight| sight.shard).collect()
     };
-    match assign(expected.len(), sees) {
+    let views: Vec<BTreeSet<u32>> = all.values().iter().map(whole).collect();
+    let [view_of, kind_of]: [Vec<usize>; 2] = [all.places().collect(), expected.places().collect()];
+    let sees = |rank: usize, shard: usize| {
+        kind_of[rank] == kind_of[shard] && views[view_of[rank]].contains(&(shard as u32))
+    };
+    match assign(view_of.len(), sees) {
         Ok(shards) => Ok(Some(shards)),
         Err(_) if !has_trained => Ok(None),
         Err(shard) => {
@@ -200,18 +272,20 @@ fn decide(
             Err(Error::new(ErrorKind::StateUnavailable, "a shard of the job is missing")
                 .with("shard", shard)
                 .because(why)
-                .hint("bring its node and drives back, or go on from a checkpoint"))
+                .hint("bring its node and drives back, or go on from a checkpoint")
+                .into())
         }
     }
 }
 
 /// Checks that the shards of a job, as all ranks see them, are what the ranks bring now.
-fn check_expected(job: &[&Sight], expected: &[Expected]) -> Result<()> {
-    let ranks = expected.len();
+fn check_expected(job: &[&Sight], expected: &OfRanks<Expected>) -> Result<(), Refusal> {
+    let ranks = expected.iter().len();
     for sight in job {
-        if !expected.iter().any(|it| it.inventory == sight.of.inventory) {
+        if !expected.values().iter().any(|it| it.inventory == sight.of.inventory) {
             return Err(Error::usage("the steps on the drives are of another model")
-                .hint("give this job another name with --job"));
+                .hint("give this job another name with --job")
+                .into());
         }
     }
     if let Some(any) = job.first()
@@ -223,16 +297,11 @@ fn check_expected(job: &[&Sight], expected: &[Expected]) -> Result<()> {
         )
         .with("ranks then", any.shards)
         .with("ranks now", ranks)
-        .hint(format!("start {} ranks, or go on from a checkpoint", any.shards)));
+        .hint(format!("start {} ranks, or go on from a checkpoint", any.shards))
+        .into());
     }
-    for sight in job {
-        if expected.get(sight.shard as usize) != Some(&sight.of) {
-            let mut of_shard = job.iter().filter(|it| it.shard == sight.shard);
-            let difference = of_shard.find_map(|it| it.difference.clone());
-            return Err(other_shards(sight.shard, difference));
-        }
-    }
-    Ok(())
+    let is_other = |sight: &&&Sight| expected.of(Rank(sight.shard)) != Some(&sight.of);
+    job.iter().find(is_other).map_or(Ok(()), |sight| Err(Refusal::OtherShard(sight.shard)))
 }
 
 fn other_shards(shard: u32, difference: Option<(String, String)>) -> Error {
@@ -271,8 +340,9 @@ fn assign(ranks: usize, sees: impl Fn(usize, usize) -> bool) -> Result<Vec<u32>,
         }
         false
     }
-    let mut owner: Vec<Option<usize>> = vec![None; ranks];
-    for shard in 0..ranks {
+    let own = |rank: usize| sees(rank, rank).then_some(rank);
+    let mut owner: Vec<Option<usize>> = (0..ranks).map(own).collect();
+    for shard in (0..ranks).filter(|shard| !sees(*shard, *shard)) {
         if !place(shard, ranks, &sees, &mut owner, &mut vec![false; ranks]) {
             return Err(shard);
         }
@@ -306,7 +376,7 @@ fn open(
                  another name",
             ));
     }
-    let allotment = dealt.allot(&found.shards, comm.rank());
+    let allotment = dealt.allot(&found.choice.shards, comm.rank());
     let plan = Plan::resolve(&config, inventory.clone(), &allotment)?;
     let files = reopen_files(&plan, comm, directories, drives)?;
     Ok((plan, files))

@@ -9,9 +9,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::co_owned::CoOwned;
 use crate::config::Config;
-use crate::coord::{Communicator, Group, agree, gather_all};
+use crate::coord::{
+    Communicator, Group, OfRanks, agree, gather_alike, gather_to_first, scatter_from_first,
+};
 use crate::error::{Error, Result};
-use crate::partition::{Allotment, Cut, Piece, check_cover, check_pieces};
+use crate::partition::{Allotment, Cut, Piece, check_cover, check_pieces, slice_of};
 use crate::state::{Codec, Inventory, Parameter, Rounding};
 use crate::units::{ParamIndex, Rank};
 use crate::wire;
@@ -64,22 +66,26 @@ impl Sharding {
 
 /// What the ranks have found out about each other.
 #[derive(Clone)]
-pub(super) struct Dealt {
+pub struct Dealt {
+    /// The ranks that share this rank's inventory.
     pub group: Group,
+    /// This rank's part of the inventory.
     pub cut: Cut,
+    /// Elements of it that count in the norm as another rank's.
     pub uncounted: Vec<Piece>,
     /// Where ranks bring pieces of their own: the parameters that other ranks have parts of too.
-    pub co_owned: CoOwned,
+    pub(in crate::step) co_owned: CoOwned,
     /// What every rank of the world brings, to be compared with what lies on the drives.
-    pub expected: Vec<Expected>,
+    pub expected: OfRanks<Expected>,
 }
 
 /// The group, inventory and cut of one rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Expected {
+pub struct Expected {
+    /// The number of its group.
     pub group: u32,
-    /// Digest of its inventory.
-    pub inventory: String,
+    /// Fingerprint of its inventory.
+    pub inventory: u128,
     /// [`Cut::fingerprint`]
     pub cut: u64,
 }
@@ -88,13 +94,14 @@ impl Dealt {
     /// The allotment of a rank, where rank r takes the shard with number `shards[r]`.
     pub fn allot(&self, shards: &[u32], rank: Rank) -> Allotment {
         let ranks = self.group.ranks();
-        let part_of = |shard: u32| ranks.iter().position(|rank| rank.0 == shard).unwrap_or(0);
-        let parts: Vec<u32> =
-            ranks.iter().map(|rank| part_of(shards[rank.index()]) as u32).collect();
+        let mut part_of = vec![0; shards.len()];
+        ranks.iter().enumerate().for_each(|(part, rank)| part_of[rank.index()] = part as u32);
+        let part_of = |shard: u32| part_of.get(shard as usize).copied().unwrap_or(0);
+        let parts: Vec<u32> = ranks.iter().map(|rank| part_of(shards[rank.index()])).collect();
         let shard = shards[rank.index()];
         let (cut, parts) = match &self.cut {
             Cut::Contiguous { parts: count, .. } => {
-                (Cut::Contiguous { part: part_of(shard) as u32, parts: *count }, parts)
+                (Cut::Contiguous { part: part_of(shard), parts: *count }, parts)
             }
             own @ Cut::Own(_) => (own.clone(), Vec::new()),
         };
@@ -122,25 +129,30 @@ pub(super) fn deal(
     comm: &Arc<dyn Communicator>,
 ) -> Result<Dealt> {
     let group = Group::discover(comm, sharding.shared.clone())?;
-    agree(&**comm, compare_inventories(inventory, &sharding.shards, &group)?)?;
-    let (cut, mut uncounted, co_owned) = match &sharding.shards {
-        Shards::Contiguous => {
-            (agree(&**comm, Ok(contiguous(&group)))?, Vec::new(), CoOwned::default())
+    let compared = compare_inventories(inventory, &sharding.shards, &group)?;
+    let have_own = agree(&**comm, compared)?;
+    let dealt = match &sharding.shards {
+        Shards::Contiguous => Ok((contiguous(&group), Vec::new(), CoOwned::default())),
+        // Slices of one inventory fit each other.
+        Shards::Slices if !have_own => {
+            let co_owned = CoOwned::of_slices(inventory, &group);
+            Ok((Cut::Own(slices(inventory, &group)), Vec::new(), co_owned))
         }
-        Shards::Slices => agree(&**comm, own_cut(inventory, &slices(inventory, &group), &group)?)?,
-        Shards::Own(pieces) => agree(&**comm, own_cut(inventory, pieces, &group)?)?,
+        Shards::Slices => own_cut(inventory, &slices(inventory, &group), &group)?,
+        Shards::Own(pieces) => own_cut(inventory, pieces, &group)?,
     };
+    let (cut, mut uncounted, co_owned) = agree(&**comm, dealt)?;
     let elsewhere = agree(&**comm, copies_elsewhere(inventory, &group, &**comm)?)?;
     uncounted.extend(elsewhere);
-    let mine =
-        Expected { group: group.number(), inventory: inventory.digest(), cut: cut.fingerprint() };
-    let expected = gather_all(&**comm, &mine)?;
+    let (number, inventory) = (group.number(), inventory.fingerprint());
+    let mine = Expected { group: number, inventory, cut: cut.fingerprint() };
+    let expected = gather_alike(&**comm, &mine)?;
     Ok(Dealt { group, cut, uncounted, co_owned, expected })
 }
 
 /// Collective within the group: the cut of these pieces, those of its elements that count in the
-/// norm as another rank's, and the parameters that other ranks have parts of. The outer result is
-/// of communication.
+/// norm as another rank's, and the parameters that other ranks have parts of. The first rank
+/// compares the pieces of all. The outer result is of communication.
 fn own_cut(
     inventory: &Inventory,
     pieces: &[Piece],
@@ -148,27 +160,38 @@ fn own_cut(
 ) -> Result<Result<(Cut, Vec<Piece>, CoOwned)>> {
     let pieces = check_pieces(inventory, pieces);
     let comm = &**group.communicator();
-    let all = gather_all(comm, &pieces.as_ref().ok().cloned())?;
-    let all: Option<Vec<Vec<Piece>>> = all.into_iter().collect();
-    Ok(pieces.and_then(|pieces| {
-        // Without all, another rank's pieces are wrong, and its error is the one that all get.
-        let Some(all) = &all else { return Ok((Cut::Own(pieces), Vec::new(), CoOwned::default())) };
-        let me = comm.rank().index();
-        let copies = check_cover(inventory, group.ranks(), all)?.swap_remove(me);
-        Ok((Cut::Own(pieces), copies, CoOwned::of_pieces(all, me, group.number())))
+    let all = gather_to_first(comm, &pieces.as_ref().ok().cloned())?;
+    let compared = all.map(|all: Vec<Option<Vec<Piece>>>| {
+        let ranks = all.len();
+        match all.into_iter().collect::<Option<Vec<Vec<Piece>>>>() {
+            Some(all) => {
+                let co_owned = CoOwned::of_pieces(&all, group.number());
+                let copies = check_cover(inventory, group.ranks(), &all)?;
+                Ok(copies.into_iter().zip(co_owned).collect::<Vec<_>>())
+            }
+            // Another rank's pieces are wrong, and its error is the one that all ranks get.
+            None => Ok(vec![Default::default(); ranks]),
+        }
+    });
+    let (found, wrong) = match compared {
+        Some(Ok(found)) => (Some(found), None),
+        Some(Err(error)) => (Some(vec![Default::default(); comm.size()]), Some(error)),
+        None => (None, None),
+    };
+    let (copies, co_owned) = scatter_from_first(comm, found.as_deref())?;
+    Ok(pieces.and_then(|pieces| match wrong {
+        Some(error) => Err(error),
+        None => Ok((Cut::Own(pieces), copies, co_owned)),
     }))
 }
 
 /// This rank's slice of every parameter.
 fn slices(inventory: &Inventory, group: &Group) -> Vec<Piece> {
     let comm = group.communicator();
-    let (rank, ranks) = (u64::from(comm.rank().0), comm.size() as u64);
     let params = (0..inventory.parameters().len()).map(ParamIndex::from_index);
     let slice = |param| {
-        let elems = inventory.elems(param);
-        let share = elems.div_ceil(ranks);
-        let (start, end) = (elems.min(share * rank), elems.min(share * (rank + 1)));
-        Piece::new(param, start, end - start)
+        let slice = slice_of(inventory.elems(param), comm.rank().index(), comm.size());
+        Piece::new(param, slice.start, slice.end - slice.start)
     };
     params.map(slice).filter(|piece| piece.elems > 0).collect()
 }
@@ -193,47 +216,62 @@ pub(super) fn warn_of_drift(config: &Config, inventory: &Inventory, group: &Grou
     }
 }
 
+/// Kinds of shards, as ranks tell each other.
+const CONTIGUOUS: u8 = 0;
+const SLICES: u8 = 1;
+const OWN: u8 = 2;
+
 /// Collective within the group: whether all have the same inventory, and the same kind of shards.
-/// The outer result is of communication.
+/// Returns whether any rank brings pieces of its own, so that they must be compared. The outer
+/// result is of communication.
 fn compare_inventories(
     inventory: &Inventory,
     shards: &Shards,
     group: &Group,
-) -> Result<Result<()>> {
+) -> Result<Result<bool>> {
     let comm = &**group.communicator();
-    let is_own = !matches!(shards, Shards::Contiguous);
-    let mine = (xxh3_64(&wire::encode(&inventory.parameters().to_vec())?), is_own);
-    let all: Vec<(u64, bool)> = gather_all(comm, &mine)?;
-    if all.iter().any(|(digest, _)| *digest != all[0].0) {
-        let inventories: Vec<Vec<Parameter>> = gather_all(comm, &inventory.parameters().to_vec())?;
+    let kind = match shards {
+        Shards::Contiguous => CONTIGUOUS,
+        Shards::Slices => SLICES,
+        Shards::Own(_) => OWN,
+    };
+    let mine = (xxh3_64(&wire::encode(&inventory.parameters().to_vec())?), kind);
+    let all: OfRanks<(u64, u8)> = gather_alike(comm, &mine)?;
+    if all.values().iter().any(|(digest, _)| *digest != all.values()[0].0) {
+        let inventories = gather_alike(comm, &inventory.parameters().to_vec())?;
         return Ok(Err(first_difference(&inventories, group.ranks())));
     }
-    let owners = ranks_where(group.ranks(), |index| all[index].1);
-    if all.iter().all(|(_, is_own)| *is_own == all[0].1) {
-        return Ok(Ok(()));
+    let brings = |kind: u8| all.values().iter().any(|(_, theirs)| *theirs == kind);
+    if brings(CONTIGUOUS) && all.values().len() > 1 {
+        let owners = ranks_where(group.ranks(), &all, |(_, kind)| *kind != CONTIGUOUS);
+        let message = "only some of the ranks that share an inventory bring pieces";
+        return Ok(Err(Error::usage(message)
+            .with("ranks that do", owners)
+            .hint("a rank without elements brings an empty list of pieces")));
     }
-    Ok(Err(Error::usage("only some of the ranks that share an inventory bring pieces")
-        .with("ranks that do", owners)
-        .hint("a rank without elements brings an empty list of pieces")))
+    Ok(Ok(brings(OWN)))
 }
 
 /// Which parameter is the first that differs between ranks, and who has what there.
-fn first_difference(inventories: &[Vec<Parameter>], ranks: &[Rank]) -> Error {
-    let longest = inventories.iter().map(Vec::len).max().unwrap_or(0);
-    let differs = |at: &usize| inventories.iter().any(|it| it.get(*at) != inventories[0].get(*at));
+fn first_difference(inventories: &OfRanks<Vec<Parameter>>, ranks: &[Rank]) -> Error {
+    let (kinds, one) = (inventories.values(), &inventories.values()[0]);
+    let longest = kinds.iter().map(Vec::len).max().unwrap_or(0);
+    let differs = |at: &usize| kinds.iter().any(|it| it.get(*at) != one.get(*at));
     let first = (0..longest).find(differs).unwrap_or(0);
-    let mut seen: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for (index, inventory) in inventories.iter().enumerate() {
-        let what = inventory.get(first).map_or("no such parameter".to_owned(), describe);
-        seen.entry(what).or_default().push(index);
+    let describe_in = |inventory: &Vec<Parameter>| {
+        inventory.get(first).map_or("no such parameter".to_owned(), describe)
+    };
+    let mut seen: Vec<String> = Vec::new();
+    for what in kinds.iter().map(describe_in) {
+        if !seen.contains(&what) {
+            seen.push(what);
+        }
     }
-    let mut seen: Vec<(Vec<usize>, String)> = seen.into_iter().map(|(a, b)| (b, a)).collect();
-    seen.sort();
     let error = Error::usage("ranks that should share an inventory have different ones")
         .with("first difference", format!("parameter {first}"));
-    let error = seen.into_iter().fold(error, |error, (indices, what)| {
-        let who = ranks_where(ranks, |index| indices.contains(&index));
-        error.with(if indices.len() == 1 { "rank" } else { "ranks" }, format!("{who}: {what}"))
+    let error = seen.into_iter().fold(error, |error, what| {
+        let who = ranks_where(ranks, inventories, |theirs| describe_in(theirs) == what);
+        error.with(if who.contains(',') { "ranks" } else { "rank" }, format!("{who}: {what}"))
     });
     error.hint("build it alike on all of them, or name those who share one: Sharding::among")
 }
@@ -249,9 +287,10 @@ fn describe(parameter: &Parameter) -> String {
     text
 }
 
-fn ranks_where(ranks: &[Rank], holds: impl Fn(usize) -> bool) -> String {
-    let chosen = ranks.iter().enumerate().filter(|(index, _)| holds(*index));
-    chosen.map(|(_, rank)| rank.0.to_string()).collect::<Vec<_>>().join(", ")
+/// The ranks of a group with such a value, as ranks of the world.
+fn ranks_where<T>(ranks: &[Rank], all: &OfRanks<T>, holds: impl Fn(&T) -> bool) -> String {
+    let chosen = ranks.iter().zip(all.iter()).filter(|(_, value)| holds(value));
+    chosen.map(|(rank, _)| rank.0.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Collective: the parameters of this inventory that count in the norm as those of another, whole.
@@ -266,18 +305,25 @@ fn copies_elsewhere(
     }
     let leads = group.communicator().rank().0 == 0;
     let replicated = inventory.parameters().iter().filter(|it| it.replicated && leads);
-    let mine: Vec<(u32, String, Vec<usize>)> =
-        replicated.map(|it| (group.number(), it.name.clone(), it.shape.clone())).collect();
-    let all: Vec<Vec<(u32, String, Vec<usize>)>> = gather_all(comm, &mine)?;
-    let mut first: BTreeMap<String, (u32, Vec<usize>)> = BTreeMap::new();
-    for (number, name, shape) in all.into_iter().flatten() {
-        let known = first.entry(name).or_insert((number, shape.clone()));
-        if number < known.0 {
-            *known = (number, shape);
+    let mine: Vec<(String, Vec<usize>)> =
+        replicated.map(|it| (it.name.clone(), it.shape.clone())).collect();
+    // Many inventories have the same copies, so their names are sent once.
+    let all: OfRanks<Vec<(String, Vec<usize>)>> = gather_alike(comm, &mine)?;
+    let mut numbers = vec![u32::MAX; all.values().len()];
+    for (number, place) in group.of_ranks().into_iter().zip(all.places()) {
+        numbers[place] = numbers[place].min(number);
+    }
+    let mut first: BTreeMap<&str, (u32, &[usize])> = BTreeMap::new();
+    for (number, copies) in numbers.into_iter().zip(all.values()) {
+        for (name, shape) in copies {
+            let known = first.entry(name).or_insert((number, shape));
+            if number < known.0 {
+                *known = (number, shape);
+            }
         }
     }
     let copies = inventory.parameters().iter().enumerate().filter_map(|(index, parameter)| {
-        let (number, shape) = first.get(&parameter.name)?;
+        let (number, shape) = first.get(parameter.name.as_str())?;
         if *number == group.number() {
             return None;
         }

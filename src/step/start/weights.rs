@@ -1,7 +1,7 @@
 //! The drives' weights at the start of a job: as configured, as measured before, or equal.
 
 use crate::config::Config;
-use crate::coord::{Communicator, Topology, gather_all};
+use crate::coord::{Communicator, Topology, gather_alike};
 use crate::error::Result;
 use crate::storage::{Drive, DriveProfile, normalized};
 
@@ -22,9 +22,10 @@ pub(super) fn starting_weights(
     };
     // A profile may be written at this moment, so that ranks read different ones. The first rank's
     // weights count.
-    let all: Vec<(Vec<f64>, String)> = gather_all(comm, &(mine, source.to_owned()))?;
+    let mine = (mine, source.to_owned());
+    let all = gather_alike(comm, &mine)?;
     let first = topology.local_ranks().next().unwrap_or(comm.rank());
-    let (weights, source) = &all[first.index()];
+    let (weights, source) = all.of(first).unwrap_or(&mine);
     if drives.len() > 1 {
         let mut shares = Vec::with_capacity(drives.len());
         for (share, drive) in normalized(weights).into_iter().zip(drives) {
