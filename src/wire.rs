@@ -17,9 +17,6 @@ use crate::error::{Error, Result};
 /// The largest value in bytes; a larger length is damage.
 const VALUE_BYTES_MAX: usize = 1 << 30;
 
-const FEW_BYTES: usize = 64 << 10;
-const SOME_BYTES: usize = 8 << 20;
-
 const FORMAT: Configuration<LittleEndian, Fixint, Limit<VALUE_BYTES_MAX>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<VALUE_BYTES_MAX>();
 
@@ -50,16 +47,19 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 /// # Errors
 /// Internal if they are no such value, or are longer than one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    // Lengths within the value are allocated as they are read, up to the limit. So a short value
-    // has a low limit.
-    let decoded = if bytes.len() <= FEW_BYTES {
-        bincode::serde::decode_from_slice(bytes, FORMAT.with_limit::<FEW_BYTES>())
-    } else if bytes.len() <= SOME_BYTES {
-        bincode::serde::decode_from_slice(bytes, FORMAT.with_limit::<SOME_BYTES>())
-    } else {
-        bincode::serde::decode_from_slice(bytes, FORMAT)
-    };
-    match decoded {
+    // Lengths within the value are allocated as they are read, up to the limit, which is a
+    // constant. So a short value has a low limit: at most 16 times its bytes, or 64 KiB.
+    macro_rules! decode_within {
+        ($($limit:literal)*) => {
+            match bytes.len() {
+                $(0..=$limit => {
+                    bincode::serde::decode_from_slice(bytes, FORMAT.with_limit::<$limit>())
+                })*
+                _ => bincode::serde::decode_from_slice(bytes, FORMAT),
+            }
+        };
+    }
+    match decode_within!(0x1_0000 0x10_0000 0x100_0000 0x1000_0000) {
         Ok((value, used)) if used == bytes.len() => Ok(value),
         Ok(_) => Err(Error::internal("an encoded value is longer than it should be")),
         Err(error) => Err(Error::internal("an encoded value cannot be read").because(error)),

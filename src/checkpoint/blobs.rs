@@ -5,7 +5,8 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::manifest::{Manifest, ShardIndex};
+use super::index::ShardIndex;
+use super::manifest::Manifest;
 use crate::coord::Communicator;
 use crate::error::{Error, ErrorKind, Result};
 

@@ -11,15 +11,12 @@ use super::places::{Places, ShardEntry};
 use super::private::open_private;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Codec, Hyperparameters, Inventory, LossScalerState, Parameter};
-use crate::wire::{Frame, Unsealed, crc32c};
+use crate::wire::crc32c;
 
 const FORMAT: &str = "optswap checkpoint";
 /// The version that is written. Older ones are read: 1 had one inventory with the default cut, 2
 /// several or shards in pieces; both had one user blob, that of rank 0, in the manifest.
 const VERSION: u32 = 3;
-const INDEX: Frame = Frame { magic: *b"OPTSWIDX", version: 2 };
-/// That of manifests before version 3.
-const INDEX_WITHOUT_BLOB: Frame = Frame { magic: *b"OPTSWIDX", version: 1 };
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// The description of a checkpoint.
@@ -95,36 +92,6 @@ pub struct OtherInventory {
     pub shards: Vec<ShardEntry>,
 }
 
-/// The index of a data file: where each chunk is and what it must be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ShardIndex {
-    /// The generation that it belongs to.
-    pub generation: String,
-    pub chunks: Vec<ChunkEntry>,
-    /// The bytes that the shard's rank handed over.
-    pub user_blob: Vec<u8>,
-}
-
-/// An index as it was before it had the user's bytes.
-#[derive(Serialize, Deserialize)]
-struct IndexWithoutBlob {
-    generation: String,
-    chunks: Vec<ChunkEntry>,
-}
-
-/// One chunk in a data file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ChunkEntry {
-    /// First element of the flat space; of the shard, if that is in pieces.
-    pub flat_start: u64,
-    pub elems: u64,
-    pub padded_elems: u64,
-    /// Where its extent begins in the file.
-    pub offset: u64,
-    /// CRC32C of each state tensor.
-    pub checksums: Vec<u32>,
-}
-
 /// The file with format, version and checksum.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,7 +120,10 @@ impl Manifest {
     }
 
     /// Reads a manifest's text.
-    fn parse(text: &[u8]) -> Result<Self, (ErrorKind, String)> {
+    ///
+    /// # Errors
+    /// Unavailable if its format or version is not known, I/O if it is damaged; the text says why.
+    pub fn parse(text: &[u8]) -> Result<Self, (ErrorKind, String)> {
         let damaged = |why: String| (ErrorKind::Io, why);
         let signed: Signed<Box<RawValue>> =
             serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
@@ -273,42 +243,7 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl ShardIndex {
-    pub fn path(data: &Path) -> PathBuf {
-        with_ending(data, ".index")
-    }
-
-    pub fn write(&self, data: &Path) -> Result<()> {
-        write_durably(&Self::path(data), &INDEX.seal(self)?)
-    }
-
-    fn of_older_version(bytes: &[u8]) -> Option<Self> {
-        match INDEX_WITHOUT_BLOB.unseal(bytes) {
-            Unsealed::Value(IndexWithoutBlob { generation, chunks }) => {
-                Some(Self { generation, chunks, user_blob: Vec::new() })
-            }
-            _ => None,
-        }
-    }
-
-    pub fn read(data: &Path) -> Result<Self> {
-        let path = Self::path(data);
-        let damaged = || {
-            Error::new(ErrorKind::Io, "the index of a checkpoint's shard cannot be read")
-                .with("path", path.display())
-        };
-        let bytes = std::fs::read(&path).map_err(|error| damaged().because(error))?;
-        match INDEX.unseal(&bytes) {
-            Unsealed::Value(index) => Ok(index),
-            Unsealed::Damaged(why) => Err(damaged().because(why)),
-            Unsealed::OtherVersion(version) => Self::of_older_version(&bytes).ok_or_else(|| {
-                damaged().because(format!("its version is {version}, which is not known"))
-            }),
-        }
-    }
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = open_private(path, |it| it.write(true).create(true).truncate(true))?;
         file.write_all(bytes)?;
@@ -397,11 +332,6 @@ mod tests {
             assert_eq!(read, old);
             assert_eq!(read.blob_of_all().unwrap(), b"\x00blob\xff");
         }
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("shard-00000.1");
-        let index = IndexWithoutBlob { generation: "1".to_owned(), chunks: Vec::new() };
-        std::fs::write(ShardIndex::path(&data), INDEX_WITHOUT_BLOB.seal(&index).unwrap()).unwrap();
-        assert_eq!(ShardIndex::read(&data).unwrap().generation, "1");
     }
 
     #[test]

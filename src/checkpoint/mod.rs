@@ -18,6 +18,7 @@ mod claim;
 mod contents;
 mod copy;
 mod directories;
+mod index;
 mod manifest;
 mod places;
 mod private;
@@ -31,6 +32,7 @@ mod whole;
 
 pub use catalog::{Checkpoints, Saved};
 pub use contents::{JobContents, ParameterContents, TensorSummary, contents_of};
+pub use index::{ChunkEntry, ShardIndex};
 pub use manifest::{Manifest, OtherInventory, Run};
 pub use places::ShardEntry;
 pub use reader::CheckpointReader;

@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{ChunkEntry, Manifest, ShardIndex};
+use super::index::{ChunkEntry, ShardIndex};
+use super::manifest::Manifest;
 use super::places::Places;
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::Section;

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use half::bf16;
 
 use super::Progress;
-use super::manifest::{ChunkEntry, ShardIndex};
+use super::index::{ChunkEntry, ShardIndex};
 use super::places::ShardEntry;
 use super::private::open_private;
 use crate::coord::Pulse;

@@ -9,7 +9,7 @@ use half::bf16;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, ShardSize};
 use crate::state::Inventory;
 use crate::step::{Decoder, as_it_lies, corrupt, encode_chunk, place_as_recorded, upper_halves};
 use crate::storage::{FoundShard, Record, ShardDirectory, Slots};
@@ -39,18 +39,39 @@ impl StoredShard {
         config.swap.memory_budget = Bytes(1 << 62);
         let inventory = Inventory::new(layout.parameters.clone())?;
         layout.cut.check(&inventory)?;
-        let plan = Plan::resolve(&config, inventory, &layout.allotment())?;
-        let chunks = plan.partition().chunks().len();
-        if record.slots.len() != chunks || record.checksums.len() != chunks * plan.sums_per_chunk()
-        {
-            return Err(Error::new(ErrorKind::Io, "a record does not fit its layout")
+        let allotment = layout.allotment();
+        let unfit = |what: &str| {
+            Error::new(ErrorKind::Io, format!("{what} does not fit its layout"))
                 .with("job", &layout.job)
-                .with("shard", layout.shard));
+                .with("shard", layout.shard)
+        };
+        config.validate()?;
+        // Before tables of all chunks and their stripe units are built: a layout that lies could
+        // have any number of them.
+        let size = ShardSize::resolve(&config, &inventory, &allotment)?;
+        if record.slots.len() as u64 != size.chunks() {
+            return Err(unfit("a record"));
         }
-        place_as_recorded(&plan, &record)?;
         // Locked as long as they are open, so that no job starts on what is being looked at.
         let files = directories.iter().map(|directory| directory.open_dead(for_repair));
-        let files = files.collect::<Result<_>>()?;
+        let files: Vec<File> = files.collect::<Result<_>>()?;
+        for ((directory, file), bytes) in directories.iter().zip(&files).zip(size.drive_bytes()) {
+            let path = directory.state_path();
+            let there = file.metadata().map_err(|error| {
+                unfit("a state file").with("path", path.display()).because(error)
+            })?;
+            if there.len() < bytes {
+                return Err(unfit("a state file")
+                    .with("path", path.display())
+                    .with("length", there.len())
+                    .with("expected", bytes));
+            }
+        }
+        let plan = Plan::resolve(&config, inventory, &allotment)?;
+        if record.checksums.len() != record.slots.len() * plan.sums_per_chunk() {
+            return Err(unfit("a record"));
+        }
+        place_as_recorded(&plan, &record)?;
         let slots = Slots::from_committed(record.slots.clone());
         Ok(Self { plan, record, slots, directories, files })
     }

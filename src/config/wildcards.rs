@@ -1,6 +1,5 @@
 //! Wildcards in the paths of drives.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -96,22 +95,34 @@ pub(super) fn matches_at_most(pattern: &str) -> Option<u64> {
 /// How many characters a class such as `0-3` or `abx` has; `None` for an empty or a negated one.
 fn characters(class: &str) -> Option<u64> {
     let all: Vec<char> = class.chars().collect();
-    let (mut set, mut at) = (BTreeSet::new(), 0);
+    let (mut ranges, mut at) = (Vec::new(), 0);
     while at < all.len() {
         match all[at..] {
             ['!' | '^', ..] if at == 0 => return None,
             [first, '-', last, ..] => {
-                set.extend(first..=last);
+                ranges.push((number_of(first), number_of(last) + 1));
                 at += 3;
             }
             [one, ..] => {
-                set.insert(one);
+                ranges.push((number_of(one), number_of(one) + 1));
                 at += 1;
             }
             [] => break,
         }
     }
-    (!set.is_empty()).then_some(set.len() as u64)
+    ranges.sort_unstable();
+    let (mut count, mut counted_to) = (0, 0);
+    for (start, end) in ranges {
+        count += u64::from(end.saturating_sub(start.max(counted_to)));
+        counted_to = counted_to.max(end);
+    }
+    (count > 0).then_some(count)
+}
+
+/// The number of a character among all of them; no character has a surrogate's code.
+fn number_of(c: char) -> u32 {
+    let code = u32::from(c);
+    if code < 0xd800 { code } else { code - 0x800 }
 }
 
 #[cfg(test)]

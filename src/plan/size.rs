@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::partition::{Allotment, Cut, contiguous_ranges};
+use crate::partition::{Allotment, Cut, contiguous_range};
 use crate::state::{Inventory, StateTensor};
 use crate::storage::{ExtentLayout, normalized};
 use crate::units::{BLOCK_ELEMS, Bytes};
@@ -37,8 +37,8 @@ impl ShardSize {
         }
         let elems = match &allotment.cut {
             Cut::Contiguous { part, parts } => {
-                let ranges = contiguous_ranges(inventory.total_elems(), *parts as usize);
-                ranges.get(*part as usize).map_or(0, |range| range.end - range.start)
+                let range = contiguous_range(inventory.total_elems(), *part, *parts);
+                range.end - range.start
             }
             Cut::Own(pieces) => pieces.iter().map(|piece| piece.elems).sum(),
         };

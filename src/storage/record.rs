@@ -69,20 +69,16 @@ impl ShardLayout {
         (self.parameters, self.cut) = (Vec::new(), Cut::Own(Vec::new()));
     }
 
-    /// The shard among those of its job, for tools that read it. Which elements count in the norm
-    /// is not known, and so left empty.
+    /// The shard among those of its job, for tools that read it. Which elements count in the norm,
+    /// and which part each rank has, is not known, and so left empty.
     pub fn allotment(&self) -> Allotment {
-        let parts = match &self.cut {
-            Cut::Contiguous { parts, .. } => (0..*parts).collect(),
-            Cut::Own(_) => Vec::new(),
-        };
         Allotment {
             shard: self.shard,
             shards: self.shards,
             group: self.group,
             groups: self.groups,
             cut: self.cut.clone(),
-            parts,
+            parts: Vec::new(),
             uncounted: Vec::new(),
         }
     }
@@ -112,13 +108,21 @@ impl ShardLayout {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unreadable(&path, error)),
         };
-        match LAYOUT_FRAME.unseal(&bytes) {
+        Self::unsealed(&bytes, &path)
+    }
+
+    /// The layout in the bytes of a file, which messages name; `None` if they are no whole one.
+    ///
+    /// # Errors
+    /// Unavailable if another version of optswap wrote them.
+    pub fn unsealed(bytes: &[u8], path: &Path) -> Result<Option<Self>> {
+        match LAYOUT_FRAME.unseal(bytes) {
             Unsealed::Value(layout) => Ok(Some(layout)),
             Unsealed::Damaged(why) => {
                 tracing::warn!("{}: no layout, as {why}", path.display());
                 Ok(None)
             }
-            Unsealed::OtherVersion(version) => Err(other_version(&path, version, LAYOUT_FRAME)),
+            Unsealed::OtherVersion(version) => Err(other_version(path, version, LAYOUT_FRAME)),
         }
     }
 }
@@ -200,7 +204,7 @@ impl RecordFiles {
             let length = file.metadata().map_err(|error| unreadable(path, error))?.len();
             let mut bytes = vec![0; length as usize];
             file.read_exact_at(&mut bytes, 0).map_err(|error| unreadable(path, error))?;
-            unsealed(&bytes, path)
+            Record::unsealed(&bytes, path)
         };
         Ok([read(0)?, read(1)?])
     }
@@ -229,23 +233,27 @@ impl Record {
     pub(super) fn read(directory: &PrivateDirectory, place: usize) -> Result<Option<Self>> {
         let path = directory.path().join(RECORDS[place]);
         match directory.read(RECORDS[place]) {
-            Ok(bytes) => unsealed(&bytes, &path),
+            Ok(bytes) => Self::unsealed(&bytes, &path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unreadable(&path, error)),
         }
     }
-}
 
-fn unsealed(bytes: &[u8], path: &Path) -> Result<Option<Record>> {
-    match RECORD_FRAME.unseal(bytes) {
-        Unsealed::Value(record) => Ok(Some(record)),
-        Unsealed::Damaged(why) => {
-            if !bytes.is_empty() {
-                tracing::warn!("{}: no record, as {why}", path.display());
+    /// The record in the bytes of a file, which messages name; `None` if they are no whole one.
+    ///
+    /// # Errors
+    /// Unavailable if another version of optswap wrote them.
+    pub fn unsealed(bytes: &[u8], path: &Path) -> Result<Option<Self>> {
+        match RECORD_FRAME.unseal(bytes) {
+            Unsealed::Value(record) => Ok(Some(record)),
+            Unsealed::Damaged(why) => {
+                if !bytes.is_empty() {
+                    tracing::warn!("{}: no record, as {why}", path.display());
+                }
+                Ok(None)
             }
-            Ok(None)
+            Unsealed::OtherVersion(version) => Err(other_version(path, version, RECORD_FRAME)),
         }
-        Unsealed::OtherVersion(version) => Err(other_version(path, version, RECORD_FRAME)),
     }
 }
 

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::super::manifest::{ChunkEntry, MANIFEST, Manifest, ShardIndex};
+use super::super::index::{ChunkEntry, ShardIndex};
+use super::super::manifest::{MANIFEST, Manifest};
 use super::super::places::ShardEntry;
 use super::model::ModelFiles;
 use super::{

@@ -299,10 +299,14 @@ impl Reader {
         if let Some(c @ ('{' | '}' | '[' | ']' | ',' | ':')) = self.peek() {
             return self.wrong(format!("`{c}` where a value should be"));
         }
+        // What goes on behind the first of these is a text, whatever else follows.
+        let mut is_text = false;
         loop {
             let next = self.peek().filter(|c| *c != '\n');
             let ends = matches!(next, None | Some(',' | '}' | ']' | '#'));
-            if ends || self.has("//") || self.has("/*") {
+            let ends = ends || self.has("//") || self.has("/*");
+            if next.is_none() || (ends && !is_text) {
+                is_text = true;
                 let text = self.since(begin);
                 match text.trim_end_matches(is_python_space) {
                     "null" => return Ok(Value::Null),
