@@ -50,7 +50,8 @@ const PROGRAM_ROOMS: [&str; 4] = ["measure", "forecast", "report", "cli"];
 const PACKAGES: [&str; 3] = ["src", "args/src", "program/src"];
 
 /// Where Rust code is at all.
-const FOLDERS: [&str; 6] = ["src", "args", "program", "examples", "tests", "benches"];
+const FOLDERS: [&str; 8] =
+    ["src", "args", "program", "examples", "tests", "benches", "fuzz/src", "fuzz/targets"];
 
 /// Where unsafe code may be.
 const UNSAFE: [&str; 11] = [

@@ -1,0 +1,7 @@
+//! Fuzzes `shard` of `optswap_fuzz`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    optswap_fuzz::SHARD.check(bytes);
+});
