@@ -55,7 +55,9 @@ impl StoredShard {
         // Locked as long as they are open, so that no job starts on what is being looked at.
         let files = directories.iter().map(|directory| directory.open_dead(for_repair));
         let files: Vec<File> = files.collect::<Result<_>>()?;
-        for ((directory, file), bytes) in directories.iter().zip(&files).zip(size.drive_bytes()) {
+        // What is missing at the end of a file is written anew by a repair.
+        let least = size.drive_bytes().into_iter().map(|bytes| if for_repair { 0 } else { bytes });
+        for ((directory, file), bytes) in directories.iter().zip(&files).zip(least) {
             let path = directory.state_path();
             let there = file.metadata().map_err(|error| {
                 unfit("a state file").with("path", path.display()).because(error)
