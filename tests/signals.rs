@@ -59,10 +59,10 @@ fn digest(run: &Run) -> String {
 fn one_rank_that_is_asked_stops_all_and_the_job_goes_on_later() {
     let _turn = one_at_a_time();
     let undisturbed = Drives::new(1);
-    let expected = digest(&finish(&undisturbed, 2, &["--steps", "400"]));
+    let expected = digest(&finish(&undisturbed, 2, &["--steps", "900"]));
     for name in ["-TERM", "-USR1", "-INT"] {
         let drives = Drives::new(1);
-        let more = ["--steps", "400", "--durability", "1000"];
+        let more = ["--steps", "900", "--durability", "1000"];
         let child = start(&drives, 2, "", &more);
         signal(stepping(&drives, 2)[1], name);
         let run = end(child);
