@@ -214,7 +214,9 @@ impl Balance {
         [before, after]: [f64; 2],
     ) {
         let rate = rates[change.drive].unwrap_or(0.0);
-        let own_rate = rates_of(&self.measured)[change.drive].unwrap_or(0.0);
+        // A rank that was stopped for a while may not have measured anything yet.
+        let own_rate = rates_of(&self.measured).get(change.drive).copied().flatten();
+        let own_rate = own_rate.unwrap_or(0.0);
         let reported = &mut self.reported[change.drive];
         let [before, after] = [percent(before), percent(after)];
         let mbps = |rate: f64| format!("{:.0}", rate / 1e6);
