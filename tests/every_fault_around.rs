@@ -7,11 +7,12 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use optswap::internals::config::{Durability, EngineName, FaultConfig, FaultKind};
 use optswap::{Checkpoints, Communicator, Config, NO_PARAMETERS, Result};
+use support::tensors;
 use support::world::{Job, STEPS, all, job_config_for, on_ranks_in_case, undisturbed_digests};
 use support::{Drives, Run, copy_tree, one_at_a_time, optswap};
 
@@ -234,26 +235,15 @@ fn a_lost_operation_is_one_error_or_left_behind() {
     assert!(counts[1] > 0, "{counts:?}");
 }
 
-/// A model's file of some blocks, as safetensors has it.
-fn model_file(folder: &Path) -> String {
-    let elems = 5 * 4096usize;
-    let header =
-        format!(r#"{{"w":{{"dtype":"F32","shape":[{elems}],"data_offsets":[0,{}]}}}}"#, 4 * elems);
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend((0..elems).flat_map(|elem| (elem as f32).to_le_bytes()));
-    let path = folder.join("m.safetensors");
-    std::fs::write(&path, bytes).unwrap();
-    path.display().to_string()
-}
-
 #[test]
 fn a_model_is_put_onto_drives_whole_or_not_at_all() {
     let (mut done, mut told) = (0, 0);
     for op in 0..12 {
         for kind in ["eio", "enospc", "eagain", "short", "torn", "stall"] {
             let drives = Drives::new(1);
-            let model = model_file(drives.path());
+            let model = drives.path().join("m.safetensors");
+            let model = tensors::write(&model, &[("w", tensors::f32s(1, &[5 * 4096]))]);
+            let model = model.display().to_string();
             let faults = format!("[[faults]]\nrank = 0\nop = {op}\nkind = \"{kind}\"\n");
             let text =
                 format!("[timeouts]\nio_timeout = 0.2\n[swap]\nchunk_elements = 4096\n{faults}");

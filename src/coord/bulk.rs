@@ -6,6 +6,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::Communicator;
+use super::gather::gather_words;
 use crate::error::Result;
 
 /// Bytes that one rank sends to one other in a round, and to all others together, at most.
@@ -148,6 +149,7 @@ pub fn all_gather_ranges<T: Pod>(
 /// # Errors
 /// Peer, not agreed, if another rank does not come in time.
 pub fn mean_over_ranks(comm: &dyn Communicator, value: f64) -> Result<f64> {
-    let sum: f64 = super::gather_all(comm, &value)?.into_iter().sum();
+    let values = gather_words(comm, value.to_bits())?;
+    let sum: f64 = values.into_iter().map(f64::from_bits).sum();
     Ok(sum / comm.size() as f64)
 }

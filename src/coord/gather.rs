@@ -224,9 +224,14 @@ fn le_u64(bytes: &[u8]) -> u64 {
 
 /// Collective: how many bytes each rank has.
 fn lengths(comm: &dyn Communicator, mine: usize) -> Result<Vec<usize>> {
+    Ok(gather_words(comm, mine as u64)?.into_iter().map(|len| len as usize).collect())
+}
+
+/// Collective: gives every rank the words of all ranks, in rank order, in one all-gather.
+pub(super) fn gather_words(comm: &dyn Communicator, mine: u64) -> Result<Vec<u64>> {
     let mut all = vec![0; 8 * comm.size()];
-    comm.all_gather_bytes(&(mine as u64).to_le_bytes(), &vec![8; comm.size()], &mut all)?;
-    Ok(all.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes) as usize).collect())
+    comm.all_gather_bytes(&mine.to_le_bytes(), &vec![8; comm.size()], &mut all)?;
+    Ok(all.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect())
 }
 
 fn decode_each<T: DeserializeOwned>(all: &[u8], counts: &[usize]) -> Result<Vec<T>> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::coord::Activity;
 use crate::error::{Error, Result};
-use crate::units::Bytes;
+use crate::units::{Bytes, ParamIndex};
 
 impl StepOptions<'_> {
     /// The most bytes of its own that a rank may have committed with a step or saved with a
@@ -117,4 +117,6 @@ pub(super) struct Begun {
     pub start: Instant,
     pub activity: Activity,
     pub outcome: StepOutcome,
+    /// The parameters with a gradient; none if the step is not taken.
+    pub updated: Vec<ParamIndex>,
 }

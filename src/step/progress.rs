@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::outcome::{StepOptions, StepOutcome, StepResult};
+use super::outcome::{StepOptions, StepOutcome, StepResult, check_user_blob};
 use crate::config::Config;
 use crate::coord::Alike;
 use crate::error::{Error, Result};
@@ -66,6 +66,7 @@ impl Progress {
     /// # Errors
     /// Usage, naming the group or the loss scale.
     pub fn check_step(&self, options: StepOptions<'_>) -> Result<()> {
+        check_user_blob(options.user_blob)?;
         for (group, hyper) in self.groups.iter().enumerate() {
             if let Some(problem) = hyper.problem() {
                 return Err(Error::usage("hyper-parameters of a group are out of range")

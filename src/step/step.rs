@@ -7,7 +7,7 @@ use half::bf16;
 use super::chunk_io::ChunkIo;
 use super::decision::{Brought, WorldNorm, decide, reduce};
 use super::optimizer::SwappedOptimizer;
-use super::outcome::{Begun, StepOptions, StepOutcome, StepResult, check_user_blob};
+use super::outcome::{Begun, StepOptions, StepOutcome, StepResult};
 use super::parameters::ParameterSink;
 use super::update::Updates;
 use super::watch::waits_of;
@@ -136,7 +136,7 @@ impl SwappedOptimizer {
             Ok(StepGradients::Stored(_)) if is_bound => SweepKind::UpdateInOrder,
             _ => SweepKind::Update,
         };
-        let (begun, gradients) = self.decide_step(kind, begun, accepted, options)?;
+        let (mut begun, gradients) = self.decide_step(kind, begun, accepted, options)?;
         let outcome = begun.outcome;
         if outcome.result == StepResult::OutOfTime {
             return Ok(outcome);
@@ -157,8 +157,7 @@ impl SwappedOptimizer {
             let updates = Updates { plan, pool, groups, update_counts, grad_scale, rounder };
             run_updates(&updates, &gradients, io, sweep, params)
         });
-        let updated =
-            if outcome.is_taken() { gradients.params(&self.shard.plan) } else { Vec::new() };
+        let updated = std::mem::take(&mut begun.updated);
         self.end_step(begun, result, &updated)
     }
 
@@ -176,10 +175,8 @@ impl SwappedOptimizer {
         // for the next one.
         let ending = self.ending();
         let shard = &mut self.shard;
-        let ready = accepted.and_then(|it| {
-            check_user_blob(options.user_blob)?;
-            Ok((it, shard.swapper.sweep(kind, ending, &shard.slots)?))
-        });
+        let ready =
+            accepted.and_then(|it| Ok((it, shard.swapper.sweep(kind, ending, &shard.slots)?)));
 
         let timers = &mut self.watch.recorder.timers;
         let norm = timers.time(Timer::SwapOutGradient, || match &ready {
@@ -216,14 +213,15 @@ impl SwappedOptimizer {
             let outcome = decide(world, self.progress.attempts, clip_norm, loss_scale);
             let epoch = self.epoch();
             let outcome = StepOutcome { result: StepResult::OutOfTime, epoch, ..outcome };
-            return Ok((Begun { start, activity, outcome }, gradients));
+            return Ok((Begun { start, activity, outcome, updated: Vec::new() }, gradients));
         }
         sweep.keep();
         self.progress.attempts += 1;
         self.progress.loss_scale = loss_scale;
         options.user_blob.clone_into(&mut self.progress.user_blob);
         let outcome = decide(world, self.progress.attempts, clip_norm, loss_scale);
-        Ok((Begun { start, activity, outcome }, gradients))
+        let updated = if outcome.is_taken() { params } else { Vec::new() };
+        Ok((Begun { start, activity, outcome, updated }, gradients))
     }
 
     /// Collective, where ranks bring to a step what does not go together: the error that says what.
@@ -260,7 +258,7 @@ impl SwappedOptimizer {
         result: Result<()>,
         updated: &[ParamIndex],
     ) -> Result<StepOutcome> {
-        let Begun { start, activity, mut outcome } = begun;
+        let Begun { start, activity, mut outcome, .. } = begun;
         self.progress.follow_outcome(&outcome);
         activity.turn_to(Phase::Commit);
         outcome.epoch = self.settle(result, updated, outcome.stop)?;

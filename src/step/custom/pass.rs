@@ -28,14 +28,9 @@ pub(in crate::step) struct Pass {
 
 impl Pass {
     /// An update before its first sub-group.
-    pub fn new(
-        before: BeforeStep,
-        begun: Begun,
-        updated: Vec<ParamIndex>,
-        has_gradient: Vec<bool>,
-    ) -> Self {
+    pub fn new(before: BeforeStep, mut begun: Begun, has_gradient: Vec<bool>) -> Self {
         Self {
-            updated: if begun.outcome.is_taken() { updated } else { Vec::new() },
+            updated: std::mem::take(&mut begun.updated),
             has_gradient,
             stored: None,
             before,

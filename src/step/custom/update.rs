@@ -43,7 +43,7 @@ impl SwappedOptimizer {
         };
         let chunks = self.partition().chunks().iter();
         let has_gradient = chunks.map(|chunk| laid_out.within(chunk.in_shard()).next().is_some());
-        let pass = Pass::new(before, begun, laid_out.params(), has_gradient.collect());
+        let pass = Pass::new(before, begun, has_gradient.collect());
         self.gradients.hold().refuse_pieces();
         Ok((self.start_pass(pass), Some(laid_out)))
     }
@@ -73,7 +73,7 @@ impl SwappedOptimizer {
         let (plan, store) = (&self.shard.plan, held.store());
         let chunks = (0..plan.partition().chunks().len()).map(ChunkIndex::from_index);
         let has_gradient = chunks.map(|chunk| store.has_gradient(plan, chunk)).collect();
-        let mut pass = Pass::new(before, begun, store.params(plan), has_gradient);
+        let mut pass = Pass::new(before, begun, has_gradient);
         pass.stored = Some(held.lend());
         Ok(self.start_pass(pass))
     }
